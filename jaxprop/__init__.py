@@ -1,0 +1,27 @@
+"""jaxprop opens the backward pass of JAX.
+
+Give it a pure function as it stands: beside the gradient it returns everything in between, and it lets you
+change the rules by which gradients flow.
+"""
+
+from . import rules as rules
+from ._api import backprop as backprop
+from ._api import derivative as derivative
+from ._api import grad as grad
+from ._api import trace as trace
+from ._api import value_and_grad as value_and_grad
+from ._graph import Graph as Graph
+from ._graph import Node as Node
+from ._graph import Value as Value
+from ._local import Local as Local
+from ._local import LocalGradient as LocalGradient
+from ._rules import Recorder as Recorder
+from ._source import Source as Source
+from ._summary import Summary as Summary
+from ._summary import summarize as summarize
+from ._summary import summary as summary
+from ._tape import Entry as Entry
+from ._tape import Shares as Shares
+from ._tape import Tape as Tape
+
+__version__ = "0.1.0"

@@ -1,0 +1,291 @@
+"""The sweep: the graph is run forward once, and JAX walks it back. The file to read first.
+
+Backpropagation has two halves. On the way out every node is run, and what its local gradient needs is kept; on
+the way back each node turns the cotangents of its outputs into those of its operands, and where a value is read
+by several nodes their shares add. The second half is JAX's (`jax.vjp`), exactly as under `jax.grad`. What is
+done here is to run the first half node by node, and to put two things into it where someone asks:
+
+- a tap, where a recorder is to write down values and cotangents (`_channel`);
+- a rule, where cotangents are to cross a node in another way than by the chain rule: the node becomes a
+  function whose derivative is the rule.
+
+Where nobody asks nothing is put in, and calls (`jit`) nobody looks into are run as one piece.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from . import _channel, _jaxpr
+from ._control import Carriers, Opened, Written, open_node
+from ._graph import Call, Graph, Node, Value
+from ._local import Local, evaluate, fill_zeros, moved_operands, partial_function, scatter, take
+from ._rules import Recorder, Rule, check_in_cts
+from ._types import PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is to be done where, in one sweep.
+
+    Attributes:
+        graph: the program.
+        recorder: what is written down at the watched nodes.
+        watched: indices of the nodes the recorder looks at.
+        rules: rules by index of the node.
+        kept: ids of values that are kept as they are.
+        guarded: whether a `while` says so when a cotangent reaches it.
+    """
+
+    graph: Graph
+    recorder: Recorder = Recorder()
+    watched: frozenset[int] = frozenset()
+    rules: Mapping[int, Rule] = field(default_factory=dict)
+    kept: frozenset[int] = frozenset()
+    guarded: bool = False
+
+    @functools.cached_property
+    def touched(self) -> frozenset[int]:
+        """Indices of the nodes that cannot be left to JAX: something is asked of them, or inside them."""
+        found: set[int] = set()
+        for node in reversed(list(self.graph.walk())):
+            inside = any(i in found for graph in node.graphs for i in graph.indices)
+            if inside or self._asks(node):
+                found.add(node.index)
+        return frozenset(found)
+
+    def _asks(self, node: Node) -> bool:
+        return (
+            node.index in self.watched
+            or node.index in self.rules
+            or any(value.id in self.kept for value in node.outputs)
+            or (self.guarded and node.eqn is not None and _jaxpr.is_while(node.eqn))
+        )
+
+    @functools.cached_property
+    def structs(self) -> Mapping[int, PyTree]:
+        """Types of what the recorder writes on the way back, by index of the node."""
+        if self.recorder.backward is None:
+            return {}
+        one_of_type = functools.cache(functools.partial(_struct_of_record, self.recorder.backward))
+        found = {}
+        for node in self.graph.walk():
+            if node.index not in self.watched or not node.active:
+                continue
+            if self.recorder.per_value:
+                found[node.index] = tuple(
+                    one_of_type(_jaxpr.struct_of(value.aval)) if value.active else None
+                    for value in node.outputs
+                )
+            else:
+                found[node.index] = _struct_of_node_record(self.recorder.backward, node)
+        return found
+
+    def carriers(self) -> Carriers:
+        return {
+            index: _channel.carriers(structs, self.graph.places[index].steps)
+            for index, structs in self.structs.items()
+        }
+
+
+def _struct_of_record(write: Callable[..., PyTree], struct: jax.ShapeDtypeStruct) -> PyTree:
+    return jax.eval_shape(write, struct)
+
+
+def _struct_of_node_record(write: Callable[..., PyTree], node: Node) -> PyTree:
+    operands = [_jaxpr.struct_of(value.aval) for value in node.operands or node.outputs]
+    outputs = [_jaxpr.struct_of(value.aval) for value in node.outputs]
+    cts = tuple(
+        struct if value.active else None
+        for struct, value in zip(outputs, node.outputs, strict=True)
+    )
+    return jax.eval_shape(
+        lambda o, r, c: write(Local(node, tuple(o), tuple(r)), c), operands, outputs, cts
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """One run of a plan.
+
+    Attributes:
+        plan: what is to be done where.
+        reached: (index, output) of the watched nodes a cotangent came to, filled on the way back. It depends
+            on the program alone, not on numbers.
+    """
+
+    plan: Plan
+    reached: set[tuple[int, int]] = field(default_factory=set)
+
+    def run(
+        self, graph: Graph, operands: Sequence[Any], carriers: Carriers
+    ) -> tuple[list[Any], Written]:
+        """Run a graph: read the operands of each node, write its outputs. The loop of the forward pass."""
+        env: dict[int, Any] = {}
+        written = Written.nothing()
+
+        def read(value: Value) -> Any:
+            return value.literal if value.literal is not None else env[value.id]
+
+        def write(values: Sequence[Value], results: Sequence[Any]) -> None:
+            for value, result in zip(values, results, strict=True):
+                env[value.id] = result
+                if value.id in self.plan.kept:
+                    written.values[value.id] = jax.lax.stop_gradient(result)
+
+        for head, operand in zip(graph.heads, operands, strict=True):
+            results, notes = self.step(head, [operand], carriers)
+            written.take(notes)
+            write(head.outputs, results)
+
+        stack = [iter(graph.items)]
+        while stack:
+            item = next(stack[-1], None)
+            if item is None:
+                stack.pop()
+            elif isinstance(item, Call) and self.looks_into(item):
+                stack.append(iter(item.items))
+            elif isinstance(item, Call):
+                results = _jaxpr.as_function(item.eqn)(*map(read, item.operands))
+                write(item.outputs, results)
+            else:
+                results, notes = self.step(item, list(map(read, item.operands)), carriers)
+                written.take(notes)
+                write(item.outputs, results)
+        return [read(value) for value in graph.outputs], written
+
+    def looks_into(self, call: Call) -> bool:
+        return any(node.index in self.plan.touched for node in call.nodes)
+
+    def step(
+        self, node: Node, operands: list[Any], carriers: Carriers
+    ) -> tuple[list[Any], Written]:
+        """Run one node, with what is asked of it."""
+        if node.index not in self.plan.touched:
+            return evaluate(node, operands), Written.nothing()
+        run = self.function_of(node)
+        rule = self.plan.rules.get(node.index)
+        if rule is not None and node.active:
+            outputs, written = self.ruled(node, rule, run, operands, carriers)
+        else:
+            outputs, written = run(operands, carriers)
+        if self.plan.guarded and node.eqn is not None and _jaxpr.is_while(node.eqn):
+            outputs = _guard_while(node, outputs)
+        if node.index in self.plan.watched:
+            self.note_forward(node, operands, outputs, written)
+            outputs = self.watch(node, operands, outputs, carriers)
+        return outputs, written
+
+    def function_of(self, node: Node) -> Opened:
+        inside = any(i in self.plan.touched for graph in node.graphs for i in graph.indices)
+        if node.opened and inside:
+            return open_node(node, self.run)
+        return lambda operands, carriers: (evaluate(node, operands), Written.nothing())
+
+    # --- the two seams ---------------------------------------------------------------------------
+
+    def ruled(
+        self, node: Node, rule: Rule, run: Opened, operands: list[Any], carriers: Carriers
+    ) -> tuple[list[Any], Written]:
+        """Run a node whose cotangents cross by a rule."""
+        moved = moved_operands(node) if node.operands else (0,)
+        inside = {i: c for g in node.graphs for i, c in carriers.items() if i in g.indices}
+
+        @jax.custom_vjp
+        def call(operands: list[Any], inside: Carriers) -> Any:
+            return run(operands, inside)
+
+        def fwd(operands: list[Any], inside: Carriers) -> Any:
+            operands, inside = _channel.values((operands, inside))
+
+            def of(points: list[Any], inside: Carriers) -> Any:
+                outs: list[Any] = []
+
+                def plain(*full: Any) -> list[Any]:
+                    results, written = run(list(full), inside)
+                    outs.append(written)
+                    return results
+
+                return partial_function(plain, operands, moved)(*points), outs[0]
+
+            outputs, pull, written = jax.vjp(of, take(operands, moved), inside, has_aux=True)
+            return (outputs, written), (operands, outputs, pull)
+
+        def bwd(kept: Any, cts: Any) -> Any:
+            operands, outputs, pull = kept
+            out_cts = tuple(map(_channel.present_ct, cts[0]))
+            inner: list[Any] = []
+
+            def pullback(out_cts: Any) -> Any:
+                point_cts, inside_cts = pull(fill_zeros(out_cts, node))
+                inner[:] = [inside_cts]
+                return scatter(point_cts, moved, len(operands))
+
+            local = Local(node, tuple(operands), tuple(outputs), pullback)
+            in_cts = check_in_cts(rule(local, out_cts), local)
+            return list(in_cts), (inner[0] if inner else None)
+
+        call.defvjp(fwd, bwd, symbolic_zeros=True)
+        return call(operands, inside)
+
+    def note_forward(
+        self, node: Node, operands: list[Any], outputs: list[Any], written: Written
+    ) -> None:
+        """Let the recorder write on the way out."""
+        note = self.plan.recorder.forward
+        if note is None:
+            return
+        values = [jax.lax.stop_gradient(x) for x in outputs]
+        if self.plan.recorder.per_value:
+            written.records[node.index] = tuple(map(note, values))
+        else:
+            held = tuple(jax.lax.stop_gradient(x) for x in operands)
+            written.records[node.index] = note(Local(node, held, tuple(values)))
+
+    def watch(
+        self, node: Node, operands: list[Any], outputs: list[Any], carriers: Carriers
+    ) -> list[Any]:
+        """Let the recorder write on the way back."""
+        note = self.plan.recorder.backward
+        if note is None or node.index not in carriers:
+            return outputs
+        carrier = carriers[node.index]
+        if self.plan.recorder.per_value:
+            return [
+                _channel.tap(x, mine, self._noting(node, position, note)) if value.active else x
+                for position, (x, value, mine) in enumerate(
+                    zip(outputs, node.outputs, carrier, strict=True)
+                )
+            ]
+
+        def write(outputs: list[Any], operands: list[Any], cts: tuple[Any, ...]) -> PyTree:
+            self.reached.update((node.index, i) for i, ct in enumerate(cts) if ct is not None)
+            return note(Local(node, tuple(operands), tuple(outputs)), cts)
+
+        return _channel.tap_all(outputs, operands, carrier, write)
+
+    def _noting(self, node: Node, position: int, note: Callable[[Any], PyTree]) -> Any:
+        def write(ct: Any) -> PyTree:
+            self.reached.add((node.index, position))
+            return note(ct)
+
+        return write
+
+
+def _guard_while(node: Node, outputs: list[Any]) -> list[Any]:
+    """Say which `while` it is, where a cotangent reaches one."""
+
+    def refuse(ct: Any) -> Any:
+        raise ValueError(
+            f"a cotangent reaches the while loop {node.where}, and a loop whose number of steps is not known "
+            "beforehand cannot be walked back: its steps are not kept. Use `jax.lax.scan`, or `fori_loop` with "
+            "bounds that are plain Python integers; or cut it off with `jax.lax.stop_gradient`."
+        )
+
+    return [
+        _channel.tap(x, (), refuse) if value.active else x
+        for x, value in zip(outputs, node.outputs, strict=True)
+    ]

@@ -1,0 +1,342 @@
+"""Everything that touches JAX's own program representation.
+
+This is the only file that imports `jax.core` or `jax.extend`, and the only one that knows what differs
+between JAX versions. The rest of the package sees equations as functions, variables as hashable objects,
+and nested programs as `Program`s.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer, eval_jaxpr
+from jax.extend.core import Literal, Var
+
+
+# --- programs and equations --------------------------------------------------------------------
+
+
+class Program(NamedTuple):
+    """A jaxpr with the arrays it closes over."""
+
+    jaxpr: Any
+    consts: Sequence[Any]
+
+    @property
+    def argument_names(self) -> tuple[str, ...] | None:
+        """Names of the arguments in the source, where JAX kept them."""
+        info = getattr(self.jaxpr, "debug_info", None)
+        names = getattr(info, "arg_names", None)
+        if names is None or len(names) != len(self.jaxpr.invars):
+            return None
+        return tuple(name or "" for name in names)
+
+    @property
+    def function_name(self) -> str | None:
+        """The name of the traced function, where JAX kept it."""
+        info = getattr(self.jaxpr, "debug_info", None)
+        return str(info.func_src_info).split(" at ")[0] if info is not None else None
+
+
+def as_program(jaxpr: Any) -> Program:
+    """The parts of a jaxpr, closed or not."""
+    # `Jaxpr` and `ClosedJaxpr` are one class since 0.11; both spell their parts the same way.
+    return Program(getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ())))
+
+
+def is_program(param: Any) -> bool:
+    return hasattr(param, "eqns") or hasattr(getattr(param, "jaxpr", None), "eqns")
+
+
+def is_equation(x: Any) -> bool:
+    return hasattr(x, "primitive") and hasattr(x, "invars")
+
+
+def trace(fun: Callable[..., Any], *args: Any) -> Program:
+    """Trace `fun` to a program. Arguments may be arrays, scalars or `ShapeDtypeStruct`s."""
+    return as_program(jax.make_jaxpr(fun)(*args))
+
+
+def is_literal(atom: Any) -> bool:
+    return isinstance(atom, Literal)
+
+
+def is_tracer(x: Any) -> bool:
+    return isinstance(x, Tracer)
+
+
+def is_dropped(var: Any) -> bool:
+    return type(var).__name__ == "DropVar"
+
+
+def is_ref(aval: Any) -> bool:
+    """Whether a variable is a mutable reference (`jax.new_ref`)."""
+    return hasattr(aval, "inner_aval")
+
+
+def as_function(eqn: Any) -> Callable[..., list[Any]]:
+    """Return one equation as a function of its operands, one output in the list for each of its own.
+
+    The context of the equation (mesh, compute type, ...) is entered and custom derivative rules are kept,
+    since JAX itself evaluates it: as a program that holds nothing else.
+    """
+    # Fresh variables, so that the two operands of `x * x` are two positions.
+    invars = [Var(atom.aval) for atom in eqn.invars]
+    outvars = [Var(var.aval) for var in eqn.outvars]
+    single = eqn.replace(invars=invars, outvars=outvars)
+    template = _EMPTY().jaxpr
+    jaxpr = template.replace(
+        eqns=[single],
+        constvars=[],
+        invars=invars,
+        outvars=outvars,
+        effects=eqn.effects,
+        debug_info=template.debug_info._replace(
+            arg_names=("",) * len(invars), result_paths=("",) * len(outvars)
+        ),
+    )
+    return lambda *operands: eval_jaxpr(jaxpr, (), *operands)
+
+
+@functools.cache
+def _EMPTY() -> Any:
+    return jax.make_jaxpr(lambda: ())()
+
+
+# --- nested programs ---------------------------------------------------------------------------
+
+#: Calls that mean no more than their body.
+_INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
+_REMAT = frozenset({"checkpoint", "remat", "remat2"})
+
+
+def inlined_program(eqn: Any) -> Program | None:
+    """The body of an equation that is no more than a call (`jit`), else None."""
+    if eqn.primitive.name not in _INLINED:
+        return None
+    body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    return None if body is None else as_program(body)
+
+
+class Scan(NamedTuple):
+    """The parts of a `scan` equation. Its operands are consts, carry, xs, in this order."""
+
+    body: Program
+    num_consts: int
+    num_carry: int
+    length: int
+    reverse: bool
+    unroll: int
+
+
+class Cond(NamedTuple):
+    """The parts of a `cond` or `switch` equation. Its first operand is the index of the branch."""
+
+    branches: tuple[Program, ...]
+
+
+class Remat(NamedTuple):
+    """The parts of a `jax.checkpoint` equation."""
+
+    body: Program
+    policy: Any
+    prevent_cse: Any
+
+
+def opened_form(eqn: Any) -> Scan | Cond | Remat | None:
+    """The parts of an equation whose body is opened, else None."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "scan":
+        num_consts, num_carry = _scan_groups(params)
+        return Scan(
+            body=as_program(params["jaxpr"]),
+            num_consts=num_consts,
+            num_carry=num_carry,
+            length=params["length"],
+            reverse=params["reverse"],
+            unroll=params["unroll"],
+        )
+    if name == "cond":
+        return Cond(tuple(as_program(branch) for branch in params["branches"]))
+    if name in _REMAT:
+        return Remat(as_program(params["jaxpr"]), params["policy"], params["prevent_cse"])
+    return None
+
+
+def _scan_groups(params: dict[str, Any]) -> tuple[int, int]:
+    if "num_consts" in params:  # JAX 0.10
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def nested_programs(eqn: Any) -> tuple[Program, ...]:
+    """All programs among the parameters of an equation, in a fixed order."""
+    found = []
+    for _, param in sorted(eqn.params.items()):
+        for item in param if isinstance(param, tuple | list) else (param,):
+            if is_program(item):
+                found.append(as_program(item))
+    return tuple(found)
+
+
+def is_while(eqn: Any) -> bool:
+    return eqn.primitive.name == "while"
+
+
+def checkpoint_name(eqn: Any) -> str | None:
+    """The name given by `jax.ad_checkpoint.checkpoint_name`, else None."""
+    return eqn.params.get("name") if eqn.primitive.name == "name" else None
+
+
+def display_primitive(eqn: Any) -> str:
+    """The name of the primitive; for custom rules that of the function they belong to."""
+    name = eqn.primitive.name
+    if name in _REMAT:
+        return "checkpoint"
+    if name.startswith("custom_jvp_call") or name.startswith("custom_vjp_call"):
+        programs = nested_programs(eqn)
+        return (programs and programs[0].function_name) or name
+    return name
+
+
+#: The dtype of the cotangents of integers, booleans and keys: of what has none.
+float0 = jax.dtypes.float0
+
+# --- types -------------------------------------------------------------------------------------
+
+
+def aval_of(x: Any) -> Any:
+    """The type of a number or an array."""
+    return jax.typeof(x)
+
+
+def same_number(a: Any, b: Any, dtype: Any) -> bool:
+    """Whether two scalars are one number of a dtype."""
+    return bool(np.asarray(a, dtype) == np.asarray(b, dtype))
+
+
+def shape_of(aval: Any) -> tuple[int, ...]:
+    return tuple(getattr(aval, "shape", ()))
+
+
+def dtype_of(aval: Any) -> Any:
+    return getattr(aval, "dtype", None)
+
+
+def is_inexact(dtype: Any) -> bool:
+    """Whether values of this dtype carry a cotangent: floating or complex."""
+    return dtype is not None and jnp.issubdtype(dtype, np.inexact)
+
+
+def struct_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype, sharding and manual axes of a variable or an array, without its numbers."""
+    aval = getattr(x, "aval", x)
+    extra = {}
+    if vma := getattr(aval, "vma", None):
+        extra["vma"] = vma
+    sharding = getattr(aval, "sharding", None)
+    if sharding is not None and any(part is not None for part in getattr(sharding, "spec", ())):
+        extra["sharding"] = sharding
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, **extra)
+
+
+def zeros(struct: jax.ShapeDtypeStruct, steps: tuple[int, ...] = ()) -> Any:
+    """Zeros like `struct` with leading step axes, that cost nothing where only their type is used."""
+    shape = (*steps, *struct.shape)
+    vma = getattr(struct, "vma", None)
+    if vma:
+        return jax.lax.pcast(jnp.zeros(shape, struct.dtype), tuple(vma), to="varying")
+    if struct.sharding is not None:
+        spec = jax.sharding.PartitionSpec(*(None,) * len(steps), *struct.sharding.spec)
+        sharding = struct.sharding.update(spec=spec)
+        return jnp.zeros(shape, struct.dtype, out_sharding=sharding)
+    if steps:
+        return jnp.zeros(shape, struct.dtype)
+    return np.broadcast_to(np.zeros((), struct.dtype), shape)
+
+
+# --- which derivatives are zero ----------------------------------------------------------------
+
+
+def zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
+    """For each output, whether JAX knows its tangent to be zero when these operands are perturbed.
+
+    JAX is asked, by its own forward rule on shapes alone: no list of primitives is kept here.
+    """
+    key = _tangent_key(eqn, perturbed)
+    if key is None:
+        return _ask_zero_tangents(eqn, perturbed)
+    if key not in _TANGENTS:
+        _TANGENTS[key] = _ask_zero_tangents(eqn, perturbed)
+    return _TANGENTS[key]
+
+
+_TANGENTS: dict[Any, tuple[bool, ...]] = {}
+
+
+def _tangent_key(eqn: Any, perturbed: tuple[bool, ...]) -> Any:
+    """What decides the answer for a primitive without nested programs and functions, else None."""
+    if any(callable(param) or is_program(param) for param in eqn.params.values()):
+        return None
+    if nested_programs(eqn):
+        return None
+    dtypes = tuple(str(dtype_of(atom.aval)) for atom in (*eqn.invars, *eqn.outvars))
+    return eqn.primitive.name, dtypes, perturbed
+
+
+def _ask_zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
+    seen: list[bool] = []
+
+    @jax.custom_jvp
+    def probe(*outs: Any) -> Any:
+        return outs
+
+    @functools.partial(probe.defjvp, symbolic_zeros=True)
+    def _(primals: Any, tangents: Any) -> Any:
+        seen.extend(isinstance(t, jax.custom_derivatives.SymbolicZero) for t in tangents)
+        return primals, tangents
+
+    fun = as_function(eqn)
+
+    def along(*operands: Any) -> Any:
+        def at(*moved: Any) -> Any:
+            it = iter(moved)
+            return probe(
+                *fun(*(next(it) if p else x for p, x in zip(perturbed, operands, strict=True)))
+            )
+
+        points = [x for p, x in zip(perturbed, operands, strict=True) if p]
+        return jax.jvp(at, points, points)
+
+    jax.eval_shape(along, *(struct_of(atom) for atom in eqn.invars))
+    # JAX leaves the probe alone where every tangent is zero.
+    return tuple(seen) if seen else (True,) * len(eqn.outvars)
+
+
+# --- where an equation stands in the source ------------------------------------------------------
+
+
+class Frame(NamedTuple):
+    """One frame of the call stack at the moment an equation was traced."""
+
+    code: CodeType
+    lasti: int  # offset of the instruction, in bytes
+
+
+def frames(eqn: Any) -> tuple[Frame, ...]:
+    """The Python frames of an equation, innermost first, as far as its own program reaches."""
+    traceback = getattr(eqn.source_info, "traceback", None)
+    if traceback is None:
+        return ()
+    codes, offsets = traceback.raw_frames()
+    return tuple(map(Frame, codes, offsets))
+
+
+def scope_of(eqn: Any) -> str:
+    """The name stack of an equation (named scopes, Flax and Equinox modules), relative to its program."""
+    return str(getattr(eqn.source_info, "name_stack", ""))

@@ -1,0 +1,100 @@
+"""Equality by structure of what JAX builds anew at every trace: programs and the functions in them.
+
+Two traces of one function give two programs that do the same. To say so without a doubt one may compare only
+what is known to decide: so functions are the same where their code and all they close over is, and objects
+nothing is known of are the same only where they are one. A wrong "no" costs a compilation, a wrong "yes" would
+cost a wrong number.
+"""
+
+import functools
+import types
+from typing import Any
+
+import numpy as np
+
+from . import _jaxpr
+
+_DEPTH = 12
+
+
+class _Identity:
+    """An object that equals only itself."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.held is other.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+
+def fingerprint(x: Any, depth: int = _DEPTH) -> Any:
+    """A value that is equal for two things only if they do the same."""
+    if x is None or isinstance(x, bool | int | float | complex | str | bytes | type):
+        return type(x).__name__, repr(x) if isinstance(x, float | complex) else x
+    if depth == 0:
+        return _Identity(x)
+    down = functools.partial(fingerprint, depth=depth - 1)
+    if isinstance(x, np.generic | np.ndarray) or type(x).__name__ == "TypedNdArray":
+        array = np.asarray(x)
+        if array.size <= 64 and array.dtype != object:
+            return "array", array.dtype.str, array.shape, array.tobytes()
+        return _Identity(x)
+    if isinstance(x, tuple | list):
+        return type(x).__name__, tuple(map(down, x))
+    if isinstance(x, dict):
+        return "dict", tuple((repr(key), down(value)) for key, value in x.items())
+    if _jaxpr.is_equation(x):
+        return _equation(x, depth)
+    if _jaxpr.is_program(x):
+        return _program(x, depth)
+    if isinstance(x, functools.partial):
+        return "partial", down(x.func), down(x.args), down(x.keywords)
+    if isinstance(x, types.FunctionType):
+        cells = tuple(down(_contents(cell)) for cell in x.__closure__ or ())
+        return "function", x.__code__, cells, down(x.__defaults__), down(x.__kwdefaults__)
+    if isinstance(x, types.MethodType):
+        return "method", down(x.__func__), down(x.__self__)
+    return _by_equality(x)
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _by_equality(x: Any) -> Any:
+    try:
+        hash(x)
+    except TypeError:
+        return _Identity(x)
+    return x
+
+
+def _equation(eqn: Any, depth: int) -> Any:
+    params = tuple((name, fingerprint(p, depth - 1)) for name, p in sorted(eqn.params.items()))
+    return eqn.primitive.name, params
+
+
+def _program(jaxpr: Any, depth: int) -> Any:
+    numbers: dict[Any, int] = {}
+
+    def atom(x: Any) -> Any:
+        if _jaxpr.is_literal(x):
+            return fingerprint(x.val, depth - 1), str(x.aval)
+        return numbers.setdefault(x, len(numbers)), str(x.aval)
+
+    program = _jaxpr.as_program(jaxpr)
+    heads = tuple(map(atom, (*program.jaxpr.invars, *program.jaxpr.constvars)))
+    body = tuple(
+        (_equation(e, depth), tuple(map(atom, e.invars)), tuple(map(atom, e.outvars)))
+        for e in program.jaxpr.eqns
+    )
+    consts = tuple(fingerprint(const, depth - 1) for const in program.consts)
+    return heads, body, tuple(map(atom, program.jaxpr.outvars)), consts

@@ -1,0 +1,528 @@
+"""The record of one forward and backward pass. It runs nothing but what local gradients ask for."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import _jaxpr
+from ._graph import Graph, Node, Place, Selector, Value, select, unknown_name
+from ._interpret import Plan, Sweep
+from ._local import LocalGradient, evaluate
+from ._rules import Recorder, Rule
+from ._types import Array, PyTree
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a tape holds of one value.
+
+    Inside a scan every array carries the step axis first (outer scans first).
+
+    Attributes:
+        name: the value's name.
+        node: the node of the graph that makes it.
+        value: the value itself, or what the recorder wrote of it; None where it was not recorded.
+        cotangent: `d loss / d value`, summed over all its readers, in units of the loss per unit of the value;
+            or what the recorder wrote of it. None where no cotangent comes.
+        forward, backward: all that the recorder wrote at the node on the way out, and on the way back.
+        taken: inside a branch of a `cond`, whether the branch was taken (one for each step inside a scan);
+            values and cotangents of a branch not taken are zeros. None elsewhere.
+    """
+
+    name: str
+    node: Node
+    value: Any
+    cotangent: Any
+    forward: PyTree
+    backward: PyTree
+    taken: Any = None
+
+    def __repr__(self) -> str:
+        return f"Entry({self.name}: value={_brief(self.value)}, cotangent={_brief(self.cotangent)})"
+
+
+def _brief(x: Any) -> str:
+    if x is None:
+        return "None"
+    if isinstance(x, jax.Array) and not _jaxpr.is_tracer(x) and x.ndim == 0:
+        return f"{x}"
+    if isinstance(x, jax.Array):
+        return f"{x.dtype}{list(x.shape)}"
+    return type(x).__name__
+
+
+class Shares(Mapping[str, Any]):
+    """The parts of a value's cotangent, by reader. They sum to it.
+
+    Attributes:
+        total: their sum, the cotangent of the value.
+        cancellation: `|sum of shares| / sum of |shares|` in 2-norms, between 0 (they cancel out) and 1 (they
+            all point one way). One for each step inside a scan.
+    """
+
+    def __init__(self, shares: Mapping[str, Any], steps: int) -> None:
+        self._shares = dict(shares)
+        self._steps = steps
+
+    def __getitem__(self, reader: str) -> Any:
+        if reader not in self._shares:
+            raise KeyError(f"{reader!r} does not read the value. Readers: {', '.join(self._shares)}.")
+        return self._shares[reader]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shares)
+
+    def __len__(self) -> int:
+        return len(self._shares)
+
+    @property
+    def total(self) -> Any:
+        return functools.reduce(jnp.add, self._shares.values())
+
+    @property
+    def cancellation(self) -> Any:
+        def norm(x: Any) -> Any:
+            axes = tuple(range(self._steps, jnp.ndim(x)))
+            return jnp.sqrt(jnp.sum(jnp.abs(x) ** 2, axis=axes))
+
+        parts = functools.reduce(jnp.add, map(norm, self._shares.values()))
+        return jnp.where(parts > 0, norm(self.total) / jnp.where(parts > 0, parts, 1), 1.0)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{reader}: {_brief(share)}" for reader, share in self.items())
+        return f"Shares({parts})"
+
+
+@dataclass(frozen=True)
+class _Static:
+    """The part of a tape that is no array: compared by structure, so that tapes cross jit boundaries."""
+
+    graph: Graph
+    recorder: Recorder
+    rules: tuple[tuple[int, Rule], ...]
+    watched: frozenset[int]
+    reached: frozenset[tuple[int, int]]
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class Tape(Mapping[str, Entry]):
+    """The record of one forward and backward pass.
+
+    A pytree: it can be returned from `jax.jit` and handed to a jitted function. Iterating gives entries in
+    forward order, `reversed` in backward order.
+
+    Attributes:
+        value: what the function returned, without `aux`.
+        aux: its auxiliary data, None without `has_aux`.
+        grads: the gradient, in the structure of the differentiated arguments, as `jax.grad` gives it.
+        seed: the cotangents of the outputs the backward pass began with.
+    """
+
+    value: Any
+    aux: Any
+    grads: Any
+    seed: Any
+    _forward: dict[int, PyTree]
+    _backward: dict[int, PyTree]
+    _values: dict[int, Any]
+    _branches: dict[int, Any]
+    _static: _Static = field(repr=False)
+
+    _CHILDREN = ("value", "aux", "grads", "seed", "_forward", "_backward", "_values", "_branches")
+
+    def tree_flatten_with_keys(self) -> Any:
+        keys = (jax.tree_util.GetAttrKey(name.lstrip("_")) for name in self._CHILDREN)
+        children = (getattr(self, name) for name in self._CHILDREN)
+        return tuple(zip(keys, children, strict=True)), self._static
+
+    def tree_flatten(self) -> Any:
+        return tuple(getattr(self, name) for name in self._CHILDREN), self._static
+
+    @classmethod
+    def tree_unflatten(cls, static: _Static, children: Any) -> "Tape":
+        return cls(*children, static)
+
+    @property
+    def graph(self) -> Graph:
+        """The computational graph."""
+        return self._static.graph
+
+    # --- looking up ----------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the recorded values, in forward order."""
+        return tuple(
+            value.name
+            for node in self.graph.walk()
+            if self._holds(node)
+            for value in node.outputs
+            if value.name
+        )
+
+    def _holds(self, node: Node) -> bool:
+        return node.index in self._static.watched or any(
+            value.id in self._values for value in node.outputs
+        )
+
+    def __getitem__(self, name: str) -> Entry:
+        node = self.graph.by_name.get(name)
+        if node is None:
+            raise KeyError(unknown_name(name, self.graph.by_name))
+        position = node.names.index(name)
+        value = node.outputs[position]
+        seen = node.index in self._static.watched
+        forward = self._forward.get(node.index)
+        backward = self._backward.get(node.index)
+        kept = self._value_of(value)
+        if not seen and kept is None and value.literal is None:
+            raise KeyError(
+                f"{name!r} is in the graph but was not recorded: "
+                + (
+                    "`nodes=` does not pick it."
+                    if value.active
+                    else "no cotangent can reach it. Name it in `nodes=` to record its value."
+                )
+            )
+        per_value = self._static.recorder.per_value
+        came = (node.index, position) in self._static.reached
+        return Entry(
+            name=name,
+            node=node,
+            value=forward[position] if per_value and forward is not None else kept,
+            cotangent=backward[position] if per_value and came and backward is not None else None,
+            forward=forward,
+            backward=backward,
+            taken=self._taken(node),
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[name] for name in self.names)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return (self[name] for name in reversed(self.names))
+
+    def keys(self) -> Any:
+        return self.names
+
+    def values(self) -> Any:
+        return tuple(self)
+
+    def items(self) -> Any:
+        return tuple(zip(self.names, self, strict=True))
+
+    def find(self, selector: Selector) -> list[Entry]:
+        """The entries of the nodes a selector picks, in forward order."""
+        picked = {node.index for node in select(self.graph, selector)}
+        return [entry for entry in self if entry.node.index in picked]
+
+    def __repr__(self) -> str:
+        return f"Tape(value={_brief(self.value)}, {len(self)} entries)"
+
+    # --- values --------------------------------------------------------------------------------------
+
+    def _value_of(self, value: Value) -> Any:
+        """A value as it was, where it was kept: else None. A loop's constant stands outside the loop."""
+        if value.literal is not None:
+            return value.literal
+        if value.id in self._values:
+            return self._values[value.id]
+        outer = self._outside(value)
+        return None if outer is None else self._value_of(outer)
+
+    def _outside(self, value: Value) -> Value | None:
+        return _outside(self.graph).get(value.id)
+
+    def _axes_of(self, value: Value) -> int:
+        """How many step axes a kept value has."""
+        if value.literal is not None:
+            return 0
+        if value.id in self._values:
+            return len(self.graph.places[self._maker(value).index].steps)
+        outer = self._outside(value)
+        return 0 if outer is None else self._axes_of(outer)
+
+    def _maker(self, value: Value) -> Node:
+        return _makers(self.graph)[value.id]
+
+    def _taken(self, node: Node) -> Any:
+        steps = self.graph.places[node.index].steps
+        taken = None
+        for parent, number in self.graph.places[node.index].parents:
+            index = self._branches.get(parent.index)
+            if index is None:
+                continue
+            mine = jnp.asarray(index) == number
+            mine = mine.reshape(mine.shape + (1,) * (len(steps) - mine.ndim))
+            taken = mine if taken is None else taken & mine
+        return taken
+
+    # --- local gradients -----------------------------------------------------------------------------
+
+    def local(self, of: str, wrt: str) -> LocalGradient:
+        """The local gradient `d of / d wrt` at the recorded point.
+
+        `wrt` is an operand of `of`, or further back in the same graph: then the nodes between are composed.
+
+        Raises:
+            KeyError: there is no such name.
+            ValueError: `of` is not made from `wrt`; they stand in different bodies; or values between them were
+                not recorded.
+
+        Example:
+            >>> import jaxprop as jp
+            >>> def loss(w, x, y):
+            ...     y_hat = w * x
+            ...     s = y_hat - y
+            ...     return s**2
+            >>> tape = jp.backprop(loss)(1.0, 1.0, 2.0)
+            >>> tape.local("loss", wrt="s")
+            d loss/d s = -2
+        """
+        target, source = self._named(of), self._named(wrt)
+        place = self.graph.places[self._maker(target).index]
+        if place.graph is not self.graph.places[self._maker(source).index].graph:
+            raise ValueError(
+                f"{of!r} and {wrt!r} stand in different bodies. A local gradient joins values of one body; use "
+                "`jaxprop.derivative` across bodies."
+            )
+        between = _between(place.graph, source, target)
+        if not between:
+            raise ValueError(f"{of!r} is not made from {wrt!r}: there is no local gradient between them.")
+        made = {value.id for node in between for value in node.outputs}
+        held = list(
+            {
+                operand.id: operand
+                for node in between
+                for operand in node.operands
+                if operand.id not in made and operand.id != source.id and operand.literal is None
+            }.values()
+        )
+        point = self._needed(source, between[-1])
+        values = [self._needed(value, between[-1]) for value in held]
+        axes = len(place.steps)
+        self._check_shape(source, point, self._axes_of(source))
+        if self._axes_of(source) < axes:  # a constant of the loop
+            point = jnp.broadcast_to(point, (*place.steps, *jnp.shape(point)))
+
+        def fun(x: Any, others: Sequence[Any]) -> Any:
+            env = {source.id: x} | {v.id: o for v, o in zip(held, others, strict=True)}
+            for node in between:
+                operands = [o.literal if o.literal is not None else env[o.id] for o in node.operands]
+                if source.literal is not None:
+                    operands = [
+                        x if o.id == source.id else y
+                        for o, y in zip(node.operands, operands, strict=True)
+                    ]
+                env |= zip((v.id for v in node.outputs), evaluate(node, operands), strict=True)
+            return env[target.id]
+
+        return LocalGradient(
+            of=of,
+            wrt=wrt,
+            out_shape=target.shape,
+            in_shape=source.shape,
+            steps=place.steps,
+            _fun=fun,
+            _point=jnp.asarray(point),
+            _held=values,
+            _held_axes=[self._axes_of(value) for value in held],
+        )
+
+    def _named(self, name: str) -> Value:
+        node = self.graph.by_name.get(name)
+        if node is None:
+            raise KeyError(unknown_name(name, self.graph.by_name))
+        return node.outputs[node.names.index(name)]
+
+    def _needed(self, value: Value, reader: Node) -> Any:
+        x = self._value_of(value)
+        if x is None:
+            hint = (
+                "`record=` keeps no operands: use record=None."
+                if not self._static.recorder.keeps_operands
+                else f"add {value.name!r} to `nodes=`."
+            )
+            raise ValueError(
+                f"the local gradient of {reader.where} needs the value of {value.name!r}, which was not "
+                f"recorded; {hint}"
+            )
+        return x
+
+    def _check_shape(self, value: Value, x: Any, axes: int) -> None:
+        if jnp.shape(x)[axes:] != value.shape or jnp.ndim(x) != axes + len(value.shape):
+            raise ValueError(
+                f"the value of {value.name!r} on this tape has shape {jnp.shape(x)}, the graph says "
+                f"{value.shape}: the tape went through `vmap`. Map over it: "
+                "`jax.vmap(lambda tape: tape.local(...).vjp(...))(tape)`."
+            )
+
+    def shares(self, name: str) -> Shares:
+        """The parts of the cotangent of a value, by the node that reads it. They sum to the cotangent.
+
+            ct[h] = sum over readers r of out_cts[r] . (d r / d h)
+
+        The result of the function itself counts as a reader, `output`; inside a body so does what leaves it:
+        `next step` for a carry, `output` for the rest.
+
+        Raises:
+            KeyError: there is no such name.
+            ValueError: cotangents were not kept (only `record=None` keeps them).
+        """
+        value = self._named(name)
+        if not self._static.recorder.keeps_operands:
+            raise ValueError("shares need values and cotangents as they are: use record=None.")
+        place = self.graph.places[self._maker(value).index]
+        found: dict[str, Any] = {}
+        for node in place.graph.equations():
+            if any(operand.id == value.id for operand in node.operands):
+                share = self._share_of(node, value, place)
+                if share is not None:
+                    found[node.name or node.primitive] = share
+        found |= self._shares_leaving(value, place)
+        if not found:
+            raise ValueError(f"no cotangent comes to {name!r}: nothing that reads it reaches the output.")
+        return Shares(found, len(place.steps))
+
+    def _share_of(self, node: Node, value: Value, place: Place) -> Any:
+        cts = [self._cotangent_of(v) for v in node.outputs]
+        if all(ct is None for ct in cts) or not node.active:
+            return None
+        rules = dict(self._static.rules)
+        plan = Plan(self.graph, rules=rules)
+        operands = [self._needed(v, node) for v in node.operands]
+        axes = [self._axes_of(v) for v in node.operands]
+        positions = [i for i, v in enumerate(node.operands) if v.id == value.id]
+        filled = [
+            ct if ct is not None else jnp.zeros((*place.steps, *v.shape), v.dtype)
+            for ct, v in zip(cts, node.outputs, strict=True)
+            if _jaxpr.is_inexact(v.dtype)
+        ]
+
+        def pull(operands: list[Any], cts: list[Any]) -> Any:
+            def of(x: Any) -> list[Any]:
+                full = [x if i in positions else o for i, o in enumerate(operands)]
+                outputs, _ = Sweep(plan).step(node, full, {})
+                return [
+                    o for o, v in zip(outputs, node.outputs, strict=True) if _jaxpr.is_inexact(v.dtype)
+                ]
+
+            return jax.vjp(of, operands[positions[0]])[1](cts)[0]
+
+        for level in reversed(range(len(place.steps))):
+            in_axes = [0 if count > level else None for count in axes]
+            pull = jax.vmap(pull, in_axes=(in_axes, 0))
+        return pull(operands, filled)
+
+    def _cotangent_of(self, value: Value) -> Any:
+        node = self._maker(value)
+        position = [v.id for v in node.outputs].index(value.id)
+        if (node.index, position) not in self._static.reached:
+            if value.active and node.index not in self._static.watched:
+                raise ValueError(
+                    f"the cotangent of {value.name!r} was not recorded; add it to `nodes=`."
+                )
+            return None
+        return self._backward[node.index][position]
+
+    def _shares_leaving(self, value: Value, place: Place) -> dict[str, Any]:
+        """The shares of a value that leaves its graph as a result."""
+        positions = [i for i, out in enumerate(place.graph.outputs) if out.id == value.id]
+        if not place.parents:
+            cts = [self.seed[i] for i in positions if self.seed[i] is not None]
+            return {"output": functools.reduce(jnp.add, cts)} if cts else {}
+        parent, _ = place.parents[-1]
+        form = _jaxpr.opened_form(parent.eqn)
+        found: dict[str, Any] = {}
+        for position in positions:
+            ct = self._cotangent_of(parent.outputs[position])
+            if isinstance(form, _jaxpr.Scan) and position < form.num_carry:
+                share = self._share_of_next_step(form, place, position, ct)
+                if share is not None:
+                    found["next step"] = share
+            elif ct is not None:
+                taken = self._taken(self._maker(value)) if isinstance(form, _jaxpr.Cond) else None
+                if taken is not None:
+                    mask = taken.reshape(taken.shape + (1,) * (ct.ndim - taken.ndim))
+                    ct = jnp.where(mask, ct, jnp.zeros_like(ct))
+                found["output"] = found["output"] + ct if "output" in found else ct
+        return found
+
+    def _share_of_next_step(
+        self, form: _jaxpr.Scan, place: Place, position: int, last: Array | None
+    ) -> Any:
+        """What comes to a carry from the step after: there it is an input. After the last, from outside."""
+        into = place.graph.inputs[form.num_consts + position]
+        ct = self._cotangent_of(into)
+        if ct is None:
+            return None
+        axis = len(place.steps) - 1
+        if last is None:
+            last = jnp.zeros(ct.shape[:axis] + ct.shape[axis + 1 :], ct.dtype)
+        last = jnp.expand_dims(last, axis)
+        length = form.length
+        if form.reverse:
+            return jnp.concatenate([last, jax.lax.slice_in_dim(ct, 0, length - 1, axis=axis)], axis)
+        return jnp.concatenate([jax.lax.slice_in_dim(ct, 1, length, axis=axis), last], axis)
+
+
+# --- wiring of a graph, found once -------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=64)
+def _makers(graph: Graph) -> Mapping[int, Node]:
+    return {value.id: node for node in graph.walk() for value in node.outputs}
+
+
+@functools.lru_cache(maxsize=64)
+def _outside(graph: Graph) -> Mapping[int, Value]:
+    """For each input of a body that is one value outside of it (no carry, no slice): that value."""
+    found: dict[int, Value] = {}
+    for node in graph.walk():
+        form = _jaxpr.opened_form(node.eqn) if node.opened else None
+        if form is None:
+            continue
+        operands = node.operands[1:] if isinstance(form, _jaxpr.Cond) else node.operands
+        if isinstance(form, _jaxpr.Scan):
+            operands = operands[: form.num_consts]
+        for nested in node.graphs:
+            for outer, inner in zip(operands, nested.inputs, strict=False):
+                found[inner.id] = outer
+    return found
+
+
+def _between(graph: Graph, source: Value, target: Value) -> list[Node]:
+    """The nodes through which `target` is made from `source`, in program order."""
+    made = {source.id}
+    forward = []
+    for node in graph.equations():
+        if any(operand.id in made for operand in node.operands):
+            forward.append(node)
+            made.update(value.id for value in node.outputs)
+    wanted, found = {target.id}, []
+    for node in reversed(forward):
+        if any(value.id in wanted for value in node.outputs):
+            found.append(node)
+            wanted.update(operand.id for operand in node.operands if operand.id >= 0)
+    return found[::-1] if source.id in wanted and target.id != source.id else []
+
+
+def loop_constants(graph: Graph) -> frozenset[int]:
+    """Indices of the input nodes of scan bodies that are the same in every step."""
+    makers = _makers(graph)
+    return frozenset(
+        makers[id_].index
+        for id_ in _outside(graph)
+        if isinstance(_jaxpr.opened_form(graph.places[makers[id_].index].parents[-1][0].eqn), _jaxpr.Scan)
+    )
