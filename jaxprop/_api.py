@@ -1,6 +1,7 @@
 """The functions people call: `trace`, `backprop`, `value_and_grad`, `grad`, `derivative`."""
 
 import functools
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from ._call import Traced, check_points, normalize_argnums, trace_call
 from ._graph import Ends, Graph, Node, Selector, select, unknown_name
 from ._interpret import Plan, Sweep
 from ._rules import Recorder, Rule, Rules, full, match_rules
+from ._source import is_library
 from ._tape import Tape, _Static, loop_constants
 from ._types import PyTree
 
@@ -232,6 +234,9 @@ def derivative(
     return derivative_fun
 
 
+#: The seed of a scalar: made where the result is there, in its own type (which mesh axes it varies over).
+ONE = object()
+
 # --- how it is done ------------------------------------------------------------------------------------
 
 _CONCRETE = (
@@ -261,8 +266,20 @@ def _traced(
         raise TypeError(
             f"`{name}` cannot be traced: Python asks for the number behind a differentiated value, which stands "
             "for any number here. Write the choice with `jnp.where` or `jax.lax.cond`, or leave the argument "
-            f"out of `argnums`. JAX says: {error}"
+            f"out of `argnums`.{_users_line(error)}"
         ) from error
+
+
+def _users_line(error: BaseException) -> str:
+    """The innermost line of the user's own code that an error went through."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not is_library(frame.filename)
+    ]
+    if not frames:
+        return ""
+    return f" It stands at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`."
 
 
 def _trace_abstract(
@@ -422,7 +439,7 @@ def _scalar_seed(name: str, traced: Traced, outs: list[Any], holomorphic: bool) 
             f"the gradient is that of a floating point number, but `{name}` returned {dtype}, which carries no "
             "derivative."
         )
-    return jnp.ones((), dtype)
+    return ONE
 
 
 def _run(traced: Traced, plan: Plan, seed: list[Any], argnums: Any) -> Tape:
@@ -437,7 +454,10 @@ def _run(traced: Traced, plan: Plan, seed: list[Any], argnums: Any) -> Tape:
         return [outs[i] for i in seeded], (outs, written)
 
     try:
-        _, pull, (outs, written) = jax.vjp(forward, traced.points, carriers, has_aux=True)
+        roots, pull, (outs, written) = jax.vjp(forward, traced.points, carriers, has_aux=True)
+        for i, root in zip(seeded, roots, strict=True):
+            if seed[i] is ONE:
+                seed[i] = jnp.ones_like(root)
         point_cts, records = pull([seed[i] for i in seeded])
     except ValueError as error:
         if plan.guarded or not _is_while_error(error):

@@ -37,7 +37,7 @@ def carriers(structs: PyTree, steps: Steps) -> PyTree:
 
 
 def _carrier(struct: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(_encode, struct) if not _jaxpr.is_inexact(struct.dtype) else struct
+    return _jaxpr.eval_shape(_encode, struct) if not _jaxpr.is_inexact(struct.dtype) else struct
 
 
 def _encode(x: Any) -> Any:

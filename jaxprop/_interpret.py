@@ -92,7 +92,7 @@ class Plan:
 
 
 def _struct_of_record(write: Callable[..., PyTree], struct: jax.ShapeDtypeStruct) -> PyTree:
-    return jax.eval_shape(write, struct)
+    return _jaxpr.eval_shape(write, struct)
 
 
 def _struct_of_node_record(write: Callable[..., PyTree], node: Node) -> PyTree:
@@ -102,7 +102,7 @@ def _struct_of_node_record(write: Callable[..., PyTree], node: Node) -> PyTree:
         struct if value.active else None
         for struct, value in zip(outputs, node.outputs, strict=True)
     )
-    return jax.eval_shape(
+    return _jaxpr.eval_shape(
         lambda o, r, c: write(Local(node, tuple(o), tuple(r)), c), operands, outputs, cts
     )
 

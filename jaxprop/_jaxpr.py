@@ -207,6 +207,34 @@ def display_primitive(eqn: Any) -> str:
 #: The dtype of the cotangents of integers, booleans and keys: of what has none.
 float0 = jax.dtypes.float0
 
+# --- custom rules ---------------------------------------------------------------------------------
+
+
+def has_custom_rule(eqn: Any) -> bool:
+    return eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
+
+
+def derivative_program(eqn: Any) -> Program:
+    """The derivative of an equation as a program: operands and out_cts to outputs and in_cts."""
+    fun = as_function(eqn)
+    moved = [i for i, atom in enumerate(eqn.invars) if is_inexact(dtype_of(atom.aval))]
+    kept = [i for i, var in enumerate(eqn.outvars) if is_inexact(dtype_of(var.aval))]
+
+    def derivative(operands: list[Any], cts: list[Any]) -> Any:
+        def of(*points: Any) -> Any:
+            full = list(operands)
+            for i, point in zip(moved, points, strict=True):
+                full[i] = point
+            outs = fun(*full)
+            return [outs[i] for i in kept], outs
+
+        _, pull, outs = jax.vjp(of, *(operands[i] for i in moved), has_aux=True)
+        return outs, pull(cts)
+
+    operands = [struct_of(atom) for atom in eqn.invars]
+    return trace(derivative, operands, [struct_of(eqn.outvars[i]) for i in kept])
+
+
 # --- types -------------------------------------------------------------------------------------
 
 
@@ -236,28 +264,37 @@ def is_inexact(dtype: Any) -> bool:
 def struct_of(x: Any) -> jax.ShapeDtypeStruct:
     """Shape, dtype, sharding and manual axes of a variable or an array, without its numbers."""
     aval = getattr(x, "aval", x)
-    extra = {}
-    if vma := getattr(aval, "vma", None):
-        extra["vma"] = vma
     sharding = getattr(aval, "sharding", None)
-    if sharding is not None and any(part is not None for part in getattr(sharding, "spec", ())):
-        extra["sharding"] = sharding
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, **extra)
+    if sharding is not None and not any(part is not None for part in sharding.spec):
+        sharding = None
+    manual = getattr(aval, "manual_axis_type", None)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding, manual_axis_type=manual)
 
 
 def zeros(struct: jax.ShapeDtypeStruct, steps: tuple[int, ...] = ()) -> Any:
     """Zeros like `struct` with leading step axes, that cost nothing where only their type is used."""
     shape = (*steps, *struct.shape)
-    vma = getattr(struct, "vma", None)
-    if vma:
-        return jax.lax.pcast(jnp.zeros(shape, struct.dtype), tuple(vma), to="varying")
-    if struct.sharding is not None:
-        spec = jax.sharding.PartitionSpec(*(None,) * len(steps), *struct.sharding.spec)
-        sharding = struct.sharding.update(spec=spec)
-        return jnp.zeros(shape, struct.dtype, out_sharding=sharding)
+    varying = getattr(struct.manual_axis_type, "varying", None)
+    if varying:
+        return jax.lax.pcast(jnp.zeros(shape, struct.dtype), tuple(varying), to="varying")
+    spec = getattr(struct.sharding, "spec", ())
+    if any(part is not None for part in spec):
+        stepped = jax.sharding.PartitionSpec(*(None,) * len(steps), *spec)
+        return jnp.zeros(shape, struct.dtype, out_sharding=struct.sharding.update(spec=stepped))
     if steps:
         return jnp.zeros(shape, struct.dtype)
     return np.broadcast_to(np.zeros((), struct.dtype), shape)
+
+
+def eval_shape(fun: Callable[..., Any], *structs: Any) -> Any:
+    """`jax.eval_shape`, inside `shard_map` too, where it takes no types that vary over a mesh axis."""
+
+    def varies(struct: Any) -> bool:
+        return bool(getattr(struct.manual_axis_type, "varying", None))
+
+    if any(map(varies, jax.tree.leaves(structs))):
+        return jax.eval_shape(lambda: fun(*jax.tree.map(zeros, structs)))
+    return jax.eval_shape(fun, *structs)
 
 
 # --- which derivatives are zero ----------------------------------------------------------------
@@ -301,6 +338,9 @@ def _ask_zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...
         seen.extend(isinstance(t, jax.custom_derivatives.SymbolicZero) for t in tangents)
         return primals, tangents
 
+    if any(is_ref(atom.aval) for atom in (*eqn.invars, *eqn.outvars)):
+        return (False,) * len(eqn.outvars)  # what a reference holds is not followed
+
     fun = as_function(eqn)
 
     def along(*operands: Any) -> Any:
@@ -313,7 +353,7 @@ def _ask_zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...
         points = [x for p, x in zip(perturbed, operands, strict=True) if p]
         return jax.jvp(at, points, points)
 
-    jax.eval_shape(along, *(struct_of(atom) for atom in eqn.invars))
+    eval_shape(along, *(struct_of(atom) for atom in eqn.invars))
     # JAX leaves the probe alone where every tangent is zero.
     return tuple(seen) if seen else (True,) * len(eqn.outvars)
 

@@ -6,7 +6,7 @@ graph (`h`, `h#2`, ...), and the same from run to run: they depend on the progra
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from . import _jaxpr
@@ -88,19 +88,43 @@ def assigned_names(level: Sequence[Sight], function: str | None) -> list[list[st
 
 
 def _results(level: Sequence[Sight]) -> list[bool]:
-    """Whether an equation is the last of those that one evaluation of its expression gave rise to."""
+    """Whether an equation is the last of those that one evaluation of its expression gave rise to.
+
+    Equations that follow one another from one place in the user's code stem from one evaluation, or from
+    several, in a loop: then they repeat.
+    """
     last = [False] * len(level)
-    group: set[Any] = set()
-    for index, seen in enumerate(level):
-        new = index == 0 or seen.user != level[index - 1].user or seen.raw in group
-        if new:
-            group = set()
-            if index:
-                last[index - 1] = True
-        group.add(seen.raw)
-    if level:
-        last[-1] = True
+    for start, stop in _runs([seen.user for seen in level]):
+        keys = [(seen.raw, seen.eqn.primitive.name) for seen in level[start:stop]]
+        period = _period(keys)
+        for end in range(start + period, stop + 1, period):
+            last[end - 1] = True
     return last
+
+
+def _runs(items: Sequence[Any]) -> Iterator[tuple[int, int]]:
+    """Stretches (start, stop) of equal items."""
+    start = 0
+    for index in range(1, len(items) + 1):
+        if index == len(items) or items[index] != items[start]:
+            yield start, index
+            start = index
+
+
+def _period(items: Sequence[Any]) -> int:
+    """The length of the shortest stretch that the items are whole repetitions of.
+
+    Source: Knuth, Morris & Pratt, Fast Pattern Matching in Strings (1977): the prefix function.
+    """
+    prefix = [0] * len(items)
+    matched = 0
+    for index in range(1, len(items)):
+        while matched and items[index] != items[matched]:
+            matched = prefix[matched - 1]
+        matched += items[index] == items[matched]
+        prefix[index] = matched
+    period = len(items) - prefix[-1]
+    return period if len(items) % period == 0 else len(items)
 
 
 class _Found(NamedTuple):

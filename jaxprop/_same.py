@@ -1,8 +1,8 @@
 """Equality by structure of what JAX builds anew at every trace: programs and the functions in them.
 
 Two traces of one function give two programs that do the same. To say so without a doubt one may compare only
-what is known to decide: so functions are the same where their code and all they close over is, and objects
-nothing is known of are the same only where they are one. A wrong "no" costs a compilation, a wrong "yes" would
+what is known to decide. Functions are the same where their code and all they close over is, custom rules where
+the derivatives they give are one program, and objects nothing is known of only where they are one. A wrong "no" costs a compilation, a wrong "yes" would
 cost a wrong number.
 """
 
@@ -44,14 +44,14 @@ def fingerprint(x: Any, depth: int = _DEPTH) -> Any:
         if array.size <= 64 and array.dtype != object:
             return "array", array.dtype.str, array.shape, array.tobytes()
         return _Identity(x)
+    if _jaxpr.is_program(x):
+        return _program(_jaxpr.as_program(x), depth)
     if isinstance(x, tuple | list):
         return type(x).__name__, tuple(map(down, x))
     if isinstance(x, dict):
         return "dict", tuple((repr(key), down(value)) for key, value in x.items())
     if _jaxpr.is_equation(x):
         return _equation(x, depth)
-    if _jaxpr.is_program(x):
-        return _program(x, depth)
     if isinstance(x, functools.partial):
         return "partial", down(x.func), down(x.args), down(x.keywords)
     if isinstance(x, types.FunctionType):
@@ -77,12 +77,25 @@ def _by_equality(x: Any) -> Any:
     return x
 
 
-def _equation(eqn: Any, depth: int) -> Any:
-    params = tuple((name, fingerprint(p, depth - 1)) for name, p in sorted(eqn.params.items()))
-    return eqn.primitive.name, params
+def _equation(eqn: Any, depth: int, differentiated: bool = False) -> Any:
+    name = eqn.primitive.name
+    if not _jaxpr.has_custom_rule(eqn):
+        params = tuple((key, fingerprint(p, depth - 1)) for key, p in sorted(eqn.params.items()))
+        return name, params
+    bodies = tuple(_program(body, depth - 1) for body in _jaxpr.nested_programs(eqn))
+    if differentiated:
+        return name, bodies
+    # Its rule is a function built anew at each trace. What the rule does is a program: compare that.
+    try:
+        rule = _jaxpr.derivative_program(eqn)
+    except Exception:
+        return name, _Identity(eqn)
+    return name, bodies, _program(rule, depth - 1, differentiated=True)
 
 
-def _program(jaxpr: Any, depth: int) -> Any:
+def _program(program: Any, depth: int, differentiated: bool = False) -> Any:
+    if depth <= 0:
+        return _Identity(program)
     numbers: dict[Any, int] = {}
 
     def atom(x: Any) -> Any:
@@ -90,11 +103,11 @@ def _program(jaxpr: Any, depth: int) -> Any:
             return fingerprint(x.val, depth - 1), str(x.aval)
         return numbers.setdefault(x, len(numbers)), str(x.aval)
 
-    program = _jaxpr.as_program(jaxpr)
-    heads = tuple(map(atom, (*program.jaxpr.invars, *program.jaxpr.constvars)))
+    jaxpr, consts = program
+    heads = tuple(map(atom, (*jaxpr.invars, *jaxpr.constvars)))
     body = tuple(
-        (_equation(e, depth), tuple(map(atom, e.invars)), tuple(map(atom, e.outvars)))
-        for e in program.jaxpr.eqns
+        (_equation(e, depth, differentiated), tuple(map(atom, e.invars)), tuple(map(atom, e.outvars)))
+        for e in jaxpr.eqns
     )
-    consts = tuple(fingerprint(const, depth - 1) for const in program.consts)
-    return heads, body, tuple(map(atom, program.jaxpr.outvars)), consts
+    held = tuple(fingerprint(const, depth - 1) for const in consts)
+    return heads, body, tuple(map(atom, jaxpr.outvars)), held
