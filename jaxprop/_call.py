@@ -3,6 +3,7 @@
 import functools
 import inspect
 import numbers
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jaxpr
-from ._graph import Argument, Graph, build
+from ._build import Argument, build
+from ._graph import Graph
+from ._source import is_library
 from ._types import PyTree
 
 
@@ -21,10 +24,11 @@ class Traced:
     """A function traced at its arguments.
 
     Attributes:
-        program: the traced program. Its inputs are the differentiated leaves, what else it reads is closed over.
+        program: the traced program. Its inputs are the differentiated leaves, all else is closed over.
         points: the differentiated leaves.
         point_tree: their structure.
         outputs: how to put the results together.
+        name: the name of the function.
         describe: what naming needs, for building graphs.
     """
 
@@ -32,6 +36,7 @@ class Traced:
     points: list[Any]
     point_tree: Any
     outputs: "Outputs"
+    name: str
     describe: Mapping[str, Any]
 
     @functools.cached_property
@@ -70,12 +75,14 @@ class Outputs:
         return [self.fixed[i] if i in self.fixed else next(rest) for i in range(self.total)]
 
 
+def name_of(fun: Any) -> str:
+    return getattr(fun, "__name__", type(fun).__name__)
+
+
 def normalize_argnums(argnums: Any, count: int) -> tuple[int, ...]:
     """Check `argnums` against the number of positional arguments."""
     given = argnums if isinstance(argnums, tuple | list) else (argnums,)
-    if not all(
-        isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in given
-    ):
+    if not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in given):
         raise TypeError(f"`argnums` must be an integer or a tuple of integers, got {argnums!r}.")
     positions = tuple(int(i) + count if i < 0 else int(i) for i in given)
     for i, position in zip(given, positions, strict=True):
@@ -89,7 +96,7 @@ def normalize_argnums(argnums: Any, count: int) -> tuple[int, ...]:
     return positions
 
 
-def trace_call(
+def _trace_call(
     fun: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -140,11 +147,14 @@ def trace_call(
         "function": function if function and function.isidentifier() else None,
         "home": getattr(getattr(code, "__code__", None), "co_filename", None),
     }
-    return Traced(program, points, point_tree, box[-1], described)
+    return Traced(program, points, point_tree, box[-1], name_of(fun), described)
 
 
 def _points(
-    args: tuple[Any, ...], chosen: tuple[int, ...], differentiated: tuple[int, ...], names: list[str]
+    args: tuple[Any, ...],
+    chosen: tuple[int, ...],
+    differentiated: tuple[int, ...],
+    names: list[str],
 ) -> tuple[Any, list[Any], list[Argument]]:
     leaves, tree = jax.tree_util.tree_flatten_with_path(tuple(args[i] for i in chosen))
     arguments = []
@@ -170,9 +180,7 @@ def _argument_names(fun: Callable[..., Any], count: int) -> list[str]:
     return (names + [f"args[{i}]" for i in range(len(names), count)])[:count]
 
 
-def _all_leaves(
-    args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
-) -> list[tuple[str, Any]]:
+def _all_leaves(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]) -> list[tuple[str, Any]]:
     found = []
     for name, arg in (*zip(names, args, strict=True), *kwargs.items()):
         for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
@@ -211,11 +219,7 @@ def _outputs(fun: Any, result: Any, has_aux: bool) -> tuple[Outputs, list[Any]]:
         aux_leaves, aux_tree = jax.tree.flatten(aux)
     leaves, tree = jax.tree.flatten(result)
     everything = [*leaves, *aux_leaves]
-    fixed = {
-        i: leaf
-        for i, leaf in enumerate(everything)
-        if i >= len(leaves) and not _jaxpr.is_tracer(leaf)
-    }
+    fixed = {i: leaf for i, leaf in enumerate(everything) if i >= len(leaves) and not _jaxpr.is_tracer(leaf)}
     traced = [leaf for i, leaf in enumerate(everything) if i not in fixed]
     return Outputs(tree, aux_tree, len(leaves), fixed, len(everything)), traced
 
@@ -245,8 +249,8 @@ def _check_point(name: str, leaf: Any, holomorphic: bool, allow_int: bool, word:
         dtype = jnp.result_type(leaf)
     except (TypeError, ValueError):
         raise TypeError(
-            f"`{name}` is a {type(leaf).__name__}, which is no array and cannot be differentiated. Leave it out "
-            "of `argnums`, or close over it."
+            f"`{name}` is a {type(leaf).__name__}, which is no array and cannot be differentiated. Leave it "
+            "out of `argnums`, or close over it."
         ) from None
     if holomorphic and not jnp.issubdtype(dtype, np.complexfloating):
         raise TypeError(
@@ -259,3 +263,55 @@ def _check_point(name: str, leaf: Any, holomorphic: bool, allow_int: bool, word:
             f"it out of `argnums`, convert it to a float, or pass allow_int=True to {word} for a gradient of "
             "dtype float0 in its place."
         )
+
+
+# --- tracing a call, with errors that say where -----------------------------------------------------
+
+CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def _any_structs(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def trace_call(
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argnums: Any,
+    has_aux: bool,
+    **options: Any,
+) -> Traced:
+    try:
+        return _trace_call(fun, args, kwargs, argnums, has_aux, **options)
+    except CONCRETE as error:
+        raise TypeError(
+            f"`{name_of(fun)}` cannot be traced: Python asks for the number behind a differentiated "
+            "value, which stands for any number here. Write the choice with `jnp.where` or `jax.lax.cond`, "
+            f"or leave the argument out of `argnums`.{_users_line(error)}"
+        ) from error
+
+
+def _users_line(error: BaseException) -> str:
+    """The innermost line of the user's own code that an error went through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
+    if not frames:
+        return ""
+    return f" It stands at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`."
+
+
+def trace_abstract(
+    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], argnums: Any
+) -> Traced:
+    """Trace with all arguments abstract; where Python branches on one that is not differentiated, it may."""
+    try:
+        return trace_call(fun, args, kwargs, argnums, False, abstract=True)
+    except TypeError:
+        if _any_structs((args, kwargs)):
+            raise
+        return trace_call(fun, args, kwargs, argnums, False)

@@ -67,8 +67,7 @@ def _decode(struct: jax.ShapeDtypeStruct, x: Any) -> Any:
     unsigned = jnp.dtype(f"uint{max(dtype.itemsize * 8, 32)}")
     parts = x.astype(unsigned)
     bits = sum(
-        jax.lax.shift_left(parts[..., i], jnp.asarray(i * _CHUNK, unsigned))
-        for i in range(parts.shape[-1])
+        jax.lax.shift_left(parts[..., i], jnp.asarray(i * _CHUNK, unsigned)) for i in range(parts.shape[-1])
     )
     return jnp.asarray(bits).astype(dtype)
 
@@ -119,4 +118,3 @@ def present_ct(ct: Any) -> Any:
     if isinstance(ct, jax.custom_derivatives.SymbolicZero) or ct.dtype == _jaxpr.float0:
         return None
     return ct
-

@@ -88,9 +88,7 @@ def _scan(
     return [*carry, *ys], written
 
 
-def _cond(
-    node: Node, sweep: Sweep, operands: Sequence[Any], carriers: Carriers
-) -> tuple[list[Any], Written]:
+def _cond(node: Node, sweep: Sweep, operands: Sequence[Any], carriers: Carriers) -> tuple[list[Any], Written]:
     index, *rest = operands
     inside = [_inside(graph, carriers) for graph in node.graphs]
 

@@ -98,13 +98,8 @@ def _struct_of_record(write: Callable[..., PyTree], struct: jax.ShapeDtypeStruct
 def _struct_of_node_record(write: Callable[..., PyTree], node: Node) -> PyTree:
     operands = [_jaxpr.struct_of(value.aval) for value in node.operands or node.outputs]
     outputs = [_jaxpr.struct_of(value.aval) for value in node.outputs]
-    cts = tuple(
-        struct if value.active else None
-        for struct, value in zip(outputs, node.outputs, strict=True)
-    )
-    return _jaxpr.eval_shape(
-        lambda o, r, c: write(Local(node, tuple(o), tuple(r)), c), operands, outputs, cts
-    )
+    cts = tuple(struct if value.active else None for struct, value in zip(outputs, node.outputs, strict=True))
+    return _jaxpr.eval_shape(lambda o, r, c: write(Local(node, tuple(o), tuple(r)), c), operands, outputs, cts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +115,7 @@ class Sweep:
     plan: Plan
     reached: set[tuple[int, int]] = field(default_factory=set)
 
-    def run(
-        self, graph: Graph, operands: Sequence[Any], carriers: Carriers
-    ) -> tuple[list[Any], Written]:
+    def run(self, graph: Graph, operands: Sequence[Any], carriers: Carriers) -> tuple[list[Any], Written]:
         """Run a graph: read the operands of each node, write its outputs. The loop of the forward pass."""
         env: dict[int, Any] = {}
         written = Written.nothing()
@@ -160,9 +153,7 @@ class Sweep:
     def looks_into(self, call: Call) -> bool:
         return any(node.index in self.plan.touched for node in call.nodes)
 
-    def step(
-        self, node: Node, operands: list[Any], carriers: Carriers
-    ) -> tuple[list[Any], Written]:
+    def step(self, node: Node, operands: list[Any], carriers: Carriers) -> tuple[list[Any], Written]:
         """Run one node, with what is asked of it."""
         if node.index not in self.plan.touched:
             return evaluate(node, operands), Written.nothing()
@@ -231,9 +222,7 @@ class Sweep:
         call.defvjp(fwd, bwd, symbolic_zeros=True)
         return call(operands, inside)
 
-    def note_forward(
-        self, node: Node, operands: list[Any], outputs: list[Any], written: Written
-    ) -> None:
+    def note_forward(self, node: Node, operands: list[Any], outputs: list[Any], written: Written) -> None:
         """Let the recorder write on the way out."""
         note = self.plan.recorder.forward
         if note is None:
@@ -245,9 +234,7 @@ class Sweep:
             held = tuple(jax.lax.stop_gradient(x) for x in operands)
             written.records[node.index] = note(Local(node, held, tuple(values)))
 
-    def watch(
-        self, node: Node, operands: list[Any], outputs: list[Any], carriers: Carriers
-    ) -> list[Any]:
+    def watch(self, node: Node, operands: list[Any], outputs: list[Any], carriers: Carriers) -> list[Any]:
         """Let the recorder write on the way back."""
         note = self.plan.recorder.backward
         if note is None or node.index not in carriers:
@@ -256,9 +243,7 @@ class Sweep:
         if self.plan.recorder.per_value:
             return [
                 _channel.tap(x, mine, self._noting(node, position, note)) if value.active else x
-                for position, (x, value, mine) in enumerate(
-                    zip(outputs, node.outputs, carrier, strict=True)
-                )
+                for position, (x, value, mine) in enumerate(zip(outputs, node.outputs, carrier, strict=True))
             ]
 
         def write(outputs: list[Any], operands: list[Any], cts: tuple[Any, ...]) -> PyTree:

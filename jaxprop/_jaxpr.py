@@ -16,7 +16,6 @@ import numpy as np
 from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import Literal, Var
 
-
 # --- programs and equations --------------------------------------------------------------------
 
 
@@ -200,7 +199,7 @@ def display_primitive(eqn: Any) -> str:
         return "checkpoint"
     if name.startswith("custom_jvp_call") or name.startswith("custom_vjp_call"):
         programs = nested_programs(eqn)
-        return (programs and programs[0].function_name) or name
+        return (programs[0].function_name if programs else None) or name
     return name
 
 
@@ -346,9 +345,7 @@ def _ask_zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...
     def along(*operands: Any) -> Any:
         def at(*moved: Any) -> Any:
             it = iter(moved)
-            return probe(
-                *fun(*(next(it) if p else x for p, x in zip(perturbed, operands, strict=True)))
-            )
+            return probe(*fun(*(next(it) if p else x for p, x in zip(perturbed, operands, strict=True))))
 
         points = [x for p, x in zip(perturbed, operands, strict=True) if p]
         return jax.jvp(at, points, points)
@@ -361,11 +358,22 @@ def _ask_zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...
 # --- where an equation stands in the source ------------------------------------------------------
 
 
-class Frame(NamedTuple):
-    """One frame of the call stack at the moment an equation was traced."""
+class Frame:
+    """One frame of the call stack at the moment an equation was traced: code, and offset of an instruction.
 
-    code: CodeType
-    lasti: int  # offset of the instruction, in bytes
+    Equal where the code is one object: comparing and hashing code by content is slow, and done often.
+    """
+
+    __slots__ = ("code", "lasti")
+
+    def __init__(self, code: CodeType, lasti: int) -> None:
+        self.code, self.lasti = code, lasti
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frame) and self.code is other.code and self.lasti == other.lasti
+
+    def __hash__(self) -> int:
+        return hash((id(self.code), self.lasti))
 
 
 def frames(eqn: Any) -> tuple[Frame, ...]:

@@ -20,7 +20,7 @@ NodeFn = Callable[..., Sequence[Any]]
 
 def evaluate(node: Node, operands: Sequence[Any]) -> list[Any]:
     """Run one node as it stands in the program. Inputs and closed-over arrays hand on their value."""
-    return list(operands) if node.eqn is None else node_function(node)(*operands)
+    return list(operands if node.eqn is None else node_function(node)(*operands))
 
 
 def node_function(node: Node) -> NodeFn:

@@ -24,9 +24,7 @@ from ._source import (
 )
 
 #: Functions through which the value of an inner function does not come back: they return its derivative.
-_DERIVING = frozenset(
-    {"grad_f", "value_and_grad_f", "vjp", "jvp", "linearize", "jacfun", "hessian"}
-)
+_DERIVING = frozenset({"grad_f", "value_and_grad_f", "vjp", "jvp", "linearize", "jacfun", "hessian"})
 #: Primitives whose outputs stand in the order in which the user's call returns them.
 _ORDERED = frozenset({"while", "cond", "custom_jvp_call", "custom_vjp_call", "top_k", "sort"})
 
@@ -65,8 +63,8 @@ def label_and_source(seen: Sight) -> tuple[str, Source | None]:
     """The user's expression an equation stems from, and where it stands."""
     if not seen.user:
         return "", None
-    expression = expression_at(*seen.user[0])
-    return (expression.text if expression else ""), place_of(*seen.user[0])
+    expression = expression_at(seen.user[0])
+    return (expression.text if expression else ""), place_of(seen.user[0])
 
 
 def assigned_names(level: Sequence[Sight], function: str | None) -> list[list[str | None]]:
@@ -141,7 +139,7 @@ def _follow(seen: Sight, taken: set[Any], function: str | None) -> _Found | None
     for depth, frame in enumerate(seen.user):
         if depth and _derived_between(seen, seen.user[depth - 1], frame):
             return found
-        expression: Expression | None = expression_at(*frame)
+        expression: Expression | None = expression_at(frame)
         binding = expression.binding if expression else None
         if binding is None:
             return found
@@ -245,5 +243,5 @@ def words(seen: Sight, function: str | None) -> tuple[str, ...]:
     """The plain names an equation's expression is made of, where it stands in the traced function itself."""
     if not seen.user or seen.user[0].code.co_name != function:
         return ()
-    expression = expression_at(*seen.user[0])
+    expression = expression_at(seen.user[0])
     return expression.words if expression else ()

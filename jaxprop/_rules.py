@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 
 from . import _jaxpr
-from ._graph import Graph, Node, Selector, matches, select, spell_type
+from ._graph import Graph, Selector, matches, select, spell_type
 from ._local import Local
 from ._types import InCts, OutCts, PyTree
 
@@ -92,7 +93,7 @@ def check_in_cts(in_cts: Any, local: Local) -> tuple[Any, ...]:
     count = len(local.operands)
     if not isinstance(in_cts, tuple | list):
         raise TypeError(
-            f"the rule for {node.where} returned {type(in_cts).__name__}, expected a tuple of cotangents, one "
+            f"the rule for {node.where} returned {_kind(in_cts)}, expected a tuple of cotangents, one "
             f"for each operand ({count}); None for an operand that gets none."
         )
     if len(in_cts) != count:
@@ -101,10 +102,11 @@ def check_in_cts(in_cts: Any, local: Local) -> tuple[Any, ...]:
             f"operand: {', '.join(value.name for value in node.operands) or node.name}). Return `None` in the "
             "place of an operand that gets no cotangent."
         )
-    return tuple(
-        None if ct is None else _check_one(ct, position, local)
-        for position, ct in enumerate(in_cts)
-    )
+    return tuple(None if ct is None else _check_one(ct, position, local) for position, ct in enumerate(in_cts))
+
+
+def _kind(x: Any) -> str:
+    return "an array" if isinstance(x, jax.Array) else type(x).__name__
 
 
 def _check_one(ct: Any, position: int, local: Local) -> Any:

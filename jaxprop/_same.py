@@ -2,8 +2,8 @@
 
 Two traces of one function give two programs that do the same. To say so without a doubt one may compare only
 what is known to decide. Functions are the same where their code and all they close over is, custom rules where
-the derivatives they give are one program, and objects nothing is known of only where they are one. A wrong "no" costs a compilation, a wrong "yes" would
-cost a wrong number.
+the derivatives they give are one program, and objects nothing is known of only where they are one.
+A wrong "no" costs a compilation, a wrong "yes" would cost a wrong number.
 """
 
 import functools
@@ -106,7 +106,11 @@ def _program(program: Any, depth: int, differentiated: bool = False) -> Any:
     jaxpr, consts = program
     heads = tuple(map(atom, (*jaxpr.invars, *jaxpr.constvars)))
     body = tuple(
-        (_equation(e, depth, differentiated), tuple(map(atom, e.invars)), tuple(map(atom, e.outvars)))
+        (
+            _equation(e, depth, differentiated),
+            tuple(map(atom, e.invars)),
+            tuple(map(atom, e.outvars)),
+        )
         for e in jaxpr.eqns
     )
     held = tuple(fingerprint(const, depth - 1) for const in consts)

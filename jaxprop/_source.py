@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import TypeAlias
 
+from ._jaxpr import Frame
+
 #: What stands left of an assignment: a name, several of them, or None where nothing is kept.
 Target: TypeAlias = "str | tuple[Target, ...] | None"
 #: A position inside nested tuples, lists and dicts.
@@ -59,17 +61,19 @@ class Source:
         return f"{os.path.basename(self.file)}:{self.line}"
 
 
-def place_of(code: CodeType, lasti: int) -> Source:
-    position = _positions(code)[lasti // 2]
+def place_of(frame: Frame) -> Source:
+    """File and line of a frame."""
+    code = frame.code
+    position = _position(frame)
     return Source(code.co_filename, position[0] or code.co_firstlineno, code.co_name)
 
 
 @functools.lru_cache(maxsize=65536)
-def expression_at(code: CodeType, lasti: int) -> Expression | None:
+def expression_at(frame: Frame) -> Expression | None:
     """The expression whose evaluation had reached this instruction, or None where the source is unknown."""
-    position = _positions(code)[lasti // 2]
-    tree = _tree(code.co_filename)
-    if tree is None or None in position or not tree.holds(code):
+    position = _position(frame)
+    tree = _tree(frame.code.co_filename)
+    if tree is None or None in position or not tree.holds(frame.code):
         return None
     node = tree.expressions.get(position)
     if node is None:
@@ -116,9 +120,10 @@ def is_library(file: str) -> bool:
 _Position: TypeAlias = tuple[int | None, int | None, int | None, int | None]
 
 
-@functools.lru_cache(maxsize=16384)
-def _positions(code: CodeType) -> tuple[_Position, ...]:
-    return tuple(code.co_positions())
+@functools.lru_cache(maxsize=65536)
+def _position(frame: Frame) -> _Position:
+    """Line, end line, column and end column of the instruction a frame had reached."""
+    return next(itertools.islice(frame.code.co_positions(), frame.lasti // 2, None))
 
 
 class _Tree:
@@ -185,9 +190,7 @@ class _Tree:
         function = next((a for a in chain if isinstance(a, ast.FunctionDef)), None)
         if function is None:
             return None
-        in_loop = any(
-            isinstance(a, ast.For | ast.While) for a in chain[: chain.index(function)]
-        )
+        in_loop = any(isinstance(a, ast.For | ast.While) for a in chain[: chain.index(function)])
         after = statement.end_lineno  # type: ignore[attr-defined]
         own = [n for n in _own_nodes(function) if getattr(n, "lineno", 0) > after]
         own.sort(key=lambda n: (n.lineno, n.col_offset))  # type: ignore[attr-defined]
@@ -214,7 +217,7 @@ def _tree(file: str) -> _Tree | None:
 
 
 def _signature(code: CodeType) -> tuple[object, ...]:
-    return code.co_name, code.co_firstlineno, code.co_code, _positions(code)
+    return code.co_name, code.co_firstlineno, code.co_code, tuple(code.co_positions())
 
 
 def _signatures(code: CodeType) -> Iterator[tuple[object, ...]]:

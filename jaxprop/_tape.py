@@ -7,13 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import _jaxpr
-from ._graph import Graph, Node, Place, Selector, Value, select, unknown_name
+from ._graph import Graph, Node, Place, Selector, Value, align, select, spell_type
 from ._interpret import Plan, Sweep
 from ._local import LocalGradient, evaluate
 from ._rules import Recorder, Rule
 from ._types import Array, PyTree
+from ._wiring import between, makers, outside
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,23 @@ class Entry:
 
     def __repr__(self) -> str:
         return f"Entry({self.name}: value={_brief(self.value)}, cotangent={_brief(self.cotangent)})"
+
+
+def _type_of(entry: Entry) -> tuple[Any, tuple[int, ...]]:
+    value = entry.node.outputs[entry.node.names.index(entry.name)]
+    return value.dtype, value.shape
+
+
+def _size(x: Any) -> str:
+    """A number as it is, an array by its norm, a `Summary` by the norm in it; nothing for what is not there."""
+    x = getattr(x, "norm", x)
+    if x is None or _jaxpr.is_tracer(x) or not hasattr(x, "dtype") and not isinstance(x, float | int):
+        return ""
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        return "key"
+    if np.ndim(x) == 0:
+        return f"{np.asarray(x).item():.6g}"
+    return f"{float(np.linalg.norm(np.asarray(x).astype(complex).ravel())):.6g} (norm)"
 
 
 def _brief(x: Any) -> str:
@@ -98,7 +117,7 @@ class Shares(Mapping[str, Any]):
 
 
 @dataclass(frozen=True)
-class _Static:
+class Static:
     """The part of a tape that is no array: compared by structure, so that tapes cross jit boundaries."""
 
     graph: Graph
@@ -110,7 +129,7 @@ class _Static:
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False)
-class Tape(Mapping[str, Entry]):
+class Tape:
     """The record of one forward and backward pass.
 
     A pytree: it can be returned from `jax.jit` and handed to a jitted function. Iterating gives entries in
@@ -131,7 +150,7 @@ class Tape(Mapping[str, Entry]):
     _backward: dict[int, PyTree]
     _values: dict[int, Any]
     _branches: dict[int, Any]
-    _static: _Static = field(repr=False)
+    _static: Static = field(repr=False)
 
     _CHILDREN = ("value", "aux", "grads", "seed", "_forward", "_backward", "_values", "_branches")
 
@@ -144,8 +163,8 @@ class Tape(Mapping[str, Entry]):
         return tuple(getattr(self, name) for name in self._CHILDREN), self._static
 
     @classmethod
-    def tree_unflatten(cls, static: _Static, children: Any) -> "Tape":
-        return cls(*children, static)
+    def tree_unflatten(cls, static: Static, children: Any) -> "Tape":
+        return cls(*children, _static=static)
 
     @property
     def graph(self) -> Graph:
@@ -166,14 +185,10 @@ class Tape(Mapping[str, Entry]):
         )
 
     def _holds(self, node: Node) -> bool:
-        return node.index in self._static.watched or any(
-            value.id in self._values for value in node.outputs
-        )
+        return node.index in self._static.watched or any(value.id in self._values for value in node.outputs)
 
     def __getitem__(self, name: str) -> Entry:
-        node = self.graph.by_name.get(name)
-        if node is None:
-            raise KeyError(unknown_name(name, self.graph.by_name))
+        node = self.graph[name]
         position = node.names.index(name)
         value = node.outputs[position]
         seen = node.index in self._static.watched
@@ -207,20 +222,11 @@ class Tape(Mapping[str, Entry]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Entry]:
         return (self[name] for name in self.names)
 
-    def __reversed__(self) -> Iterator[Any]:
+    def __reversed__(self) -> Iterator[Entry]:
         return (self[name] for name in reversed(self.names))
-
-    def keys(self) -> Any:
-        return self.names
-
-    def values(self) -> Any:
-        return tuple(self)
-
-    def items(self) -> Any:
-        return tuple(zip(self.names, self, strict=True))
 
     def find(self, selector: Selector) -> list[Entry]:
         """The entries of the nodes a selector picks, in forward order."""
@@ -229,6 +235,22 @@ class Tape(Mapping[str, Entry]):
 
     def __repr__(self) -> str:
         return f"Tape(value={_brief(self.value)}, {len(self)} entries)"
+
+    def __str__(self) -> str:
+        """The tape as a table: numbers for scalars, norms for arrays."""
+        rows = [("value", "type", "|value|", "|cotangent|", "operation", "source")]
+        rows += [
+            (
+                entry.name,
+                spell_type(*_type_of(entry)),
+                _size(entry.value),
+                _size(entry.cotangent),
+                entry.node.label or entry.node.primitive,
+                str(entry.node.source or ""),
+            )
+            for entry in self
+        ]
+        return align(rows)
 
     # --- values --------------------------------------------------------------------------------------
 
@@ -242,7 +264,7 @@ class Tape(Mapping[str, Entry]):
         return None if outer is None else self._value_of(outer)
 
     def _outside(self, value: Value) -> Value | None:
-        return _outside(self.graph).get(value.id)
+        return outside(self.graph).get(value.id)
 
     def _axes_of(self, value: Value) -> int:
         """How many step axes a kept value has."""
@@ -254,7 +276,7 @@ class Tape(Mapping[str, Entry]):
         return 0 if outer is None else self._axes_of(outer)
 
     def _maker(self, value: Value) -> Node:
-        return _makers(self.graph)[value.id]
+        return makers(self.graph)[value.id]
 
     def _taken(self, node: Node) -> Any:
         steps = self.graph.places[node.index].steps
@@ -290,27 +312,27 @@ class Tape(Mapping[str, Entry]):
             >>> tape.local("loss", wrt="s")
             d loss/d s = -2
         """
-        target, source = self._named(of), self._named(wrt)
+        target, source = self.graph.value(of), self.graph.value(wrt)
         place = self.graph.places[self._maker(target).index]
         if place.graph is not self.graph.places[self._maker(source).index].graph:
             raise ValueError(
                 f"{of!r} and {wrt!r} stand in different bodies. A local gradient joins values of one body; use "
                 "`jaxprop.derivative` across bodies."
             )
-        between = _between(place.graph, source, target)
-        if not between:
+        path = between(place.graph, source, target)
+        if not path:
             raise ValueError(f"{of!r} is not made from {wrt!r}: there is no local gradient between them.")
-        made = {value.id for node in between for value in node.outputs}
+        made = {value.id for node in path for value in node.outputs}
         held = list(
             {
                 operand.id: operand
-                for node in between
+                for node in path
                 for operand in node.operands
                 if operand.id not in made and operand.id != source.id and operand.literal is None
             }.values()
         )
-        point = self._needed(source, between[-1])
-        values = [self._needed(value, between[-1]) for value in held]
+        point = self._needed(source, path[-1])
+        values = [self._needed(value, path[-1]) for value in held]
         axes = len(place.steps)
         self._check_shape(source, point, self._axes_of(source))
         if self._axes_of(source) < axes:  # a constant of the loop
@@ -318,12 +340,11 @@ class Tape(Mapping[str, Entry]):
 
         def fun(x: Any, others: Sequence[Any]) -> Any:
             env = {source.id: x} | {v.id: o for v, o in zip(held, others, strict=True)}
-            for node in between:
+            for node in path:
                 operands = [o.literal if o.literal is not None else env[o.id] for o in node.operands]
                 if source.literal is not None:
                     operands = [
-                        x if o.id == source.id else y
-                        for o, y in zip(node.operands, operands, strict=True)
+                        x if o.id == source.id else y for o, y in zip(node.operands, operands, strict=True)
                     ]
                 env |= zip((v.id for v in node.outputs), evaluate(node, operands), strict=True)
             return env[target.id]
@@ -339,12 +360,6 @@ class Tape(Mapping[str, Entry]):
             _held=values,
             _held_axes=[self._axes_of(value) for value in held],
         )
-
-    def _named(self, name: str) -> Value:
-        node = self.graph.by_name.get(name)
-        if node is None:
-            raise KeyError(unknown_name(name, self.graph.by_name))
-        return node.outputs[node.names.index(name)]
 
     def _needed(self, value: Value, reader: Node) -> Any:
         x = self._value_of(value)
@@ -380,7 +395,7 @@ class Tape(Mapping[str, Entry]):
             KeyError: there is no such name.
             ValueError: cotangents were not kept (only `record=None` keeps them).
         """
-        value = self._named(name)
+        value = self.graph.value(name)
         if not self._static.recorder.keeps_operands:
             raise ValueError("shares need values and cotangents as they are: use record=None.")
         place = self.graph.places[self._maker(value).index]
@@ -414,9 +429,7 @@ class Tape(Mapping[str, Entry]):
             def of(x: Any) -> list[Any]:
                 full = [x if i in positions else o for i, o in enumerate(operands)]
                 outputs, _ = Sweep(plan).step(node, full, {})
-                return [
-                    o for o, v in zip(outputs, node.outputs, strict=True) if _jaxpr.is_inexact(v.dtype)
-                ]
+                return [o for o, v in zip(outputs, node.outputs, strict=True) if _jaxpr.is_inexact(v.dtype)]
 
             return jax.vjp(of, operands[positions[0]])[1](cts)[0]
 
@@ -430,9 +443,7 @@ class Tape(Mapping[str, Entry]):
         position = [v.id for v in node.outputs].index(value.id)
         if (node.index, position) not in self._static.reached:
             if value.active and node.index not in self._static.watched:
-                raise ValueError(
-                    f"the cotangent of {value.name!r} was not recorded; add it to `nodes=`."
-                )
+                raise ValueError(f"the cotangent of {value.name!r} was not recorded; add it to `nodes=`.")
             return None
         return self._backward[node.index][position]
 
@@ -459,9 +470,7 @@ class Tape(Mapping[str, Entry]):
                 found["output"] = found["output"] + ct if "output" in found else ct
         return found
 
-    def _share_of_next_step(
-        self, form: _jaxpr.Scan, place: Place, position: int, last: Array | None
-    ) -> Any:
+    def _share_of_next_step(self, form: _jaxpr.Scan, place: Place, position: int, last: Array | None) -> Any:
         """What comes to a carry from the step after: there it is an input. After the last, from outside."""
         into = place.graph.inputs[form.num_consts + position]
         ct = self._cotangent_of(into)
@@ -475,54 +484,3 @@ class Tape(Mapping[str, Entry]):
         if form.reverse:
             return jnp.concatenate([last, jax.lax.slice_in_dim(ct, 0, length - 1, axis=axis)], axis)
         return jnp.concatenate([jax.lax.slice_in_dim(ct, 1, length, axis=axis), last], axis)
-
-
-# --- wiring of a graph, found once -------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=64)
-def _makers(graph: Graph) -> Mapping[int, Node]:
-    return {value.id: node for node in graph.walk() for value in node.outputs}
-
-
-@functools.lru_cache(maxsize=64)
-def _outside(graph: Graph) -> Mapping[int, Value]:
-    """For each input of a body that is one value outside of it (no carry, no slice): that value."""
-    found: dict[int, Value] = {}
-    for node in graph.walk():
-        form = _jaxpr.opened_form(node.eqn) if node.opened else None
-        if form is None:
-            continue
-        operands = node.operands[1:] if isinstance(form, _jaxpr.Cond) else node.operands
-        if isinstance(form, _jaxpr.Scan):
-            operands = operands[: form.num_consts]
-        for nested in node.graphs:
-            for outer, inner in zip(operands, nested.inputs, strict=False):
-                found[inner.id] = outer
-    return found
-
-
-def _between(graph: Graph, source: Value, target: Value) -> list[Node]:
-    """The nodes through which `target` is made from `source`, in program order."""
-    made = {source.id}
-    forward = []
-    for node in graph.equations():
-        if any(operand.id in made for operand in node.operands):
-            forward.append(node)
-            made.update(value.id for value in node.outputs)
-    wanted, found = {target.id}, []
-    for node in reversed(forward):
-        if any(value.id in wanted for value in node.outputs):
-            found.append(node)
-            wanted.update(operand.id for operand in node.operands if operand.id >= 0)
-    return found[::-1] if source.id in wanted and target.id != source.id else []
-
-
-def loop_constants(graph: Graph) -> frozenset[int]:
-    """Indices of the input nodes of scan bodies that are the same in every step."""
-    makers = _makers(graph)
-    return frozenset(
-        makers[id_].index
-        for id_ in _outside(graph)
-        if isinstance(_jaxpr.opened_form(graph.places[makers[id_].index].parents[-1][0].eqn), _jaxpr.Scan)
-    )

@@ -125,18 +125,12 @@ def straight_through() -> Rule:
         (ct,) = [ct for ct in out_cts if ct is not None][:1] or (None,)
         if ct is None:
             return (None,) * len(local.operands)
-        fits = [
-            _jaxpr.is_inexact(x.dtype) and x.shape == ct.shape
-            for x in map(jnp.asarray, local.operands)
-        ]
+        fits = [_jaxpr.is_inexact(x.dtype) and x.shape == ct.shape for x in map(jnp.asarray, local.operands)]
         if not any(fits):
             raise ValueError(
-                f"straight_through cannot stand in for {local.node.where}: its output has shape {ct.shape}, and "
-                "no floating point operand has that shape."
+                f"straight_through cannot stand in for {local.node.where}: its output has shape {ct.shape}, "
+                "and no floating point operand has that shape."
             )
-        return tuple(
-            ct.astype(x.dtype) if fit else None
-            for x, fit in zip(local.operands, fits, strict=True)
-        )
+        return tuple(ct.astype(x.dtype) if fit else None for x, fit in zip(local.operands, fits, strict=True))
 
     return rule

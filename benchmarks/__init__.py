@@ -1,0 +1,1 @@
+"""What jaxprop costs, measured: `python -m benchmarks`."""

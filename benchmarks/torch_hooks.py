@@ -1,0 +1,323 @@
+"""The norm of every intermediate gradient: PyTorch's hooks and `retain_grad` beside `jp.summary`.
+
+The same MLP and transformer in both, on the CPU with the same number of threads. Each framework
+has a process of its own and they take turns, since in one process they fight for the cores. What
+is compared is each framework's ratio over its own plain step.
+
+    python -m benchmarks.torch_hooks [--quick]
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from .machine import cores
+
+COLUMNS = {
+    "model": "model",
+    "framework": "framework",
+    "what": "what",
+    "norms": "norms|d",
+    "run_ms": "ms|.2f",
+    "run": "over its own step|.2f",
+    "run_min": "(of minima)|.2f",
+}
+
+SIZES = {  # the sizes of benchmarks.models
+    "mlp": {"batch": 256, "widths": (64, 256, 256, 10)},
+    "transformer": {
+        **{"layers": 6, "batch": 8, "length": 128},
+        **{"width": 256, "heads": 8, "vocab": 512},
+    },
+}
+QUICK = {
+    "mlp": SIZES["mlp"],
+    "transformer": {
+        **{"layers": 2, "batch": 2, "length": 32},
+        **{"width": 32, "heads": 2, "vocab": 64},
+    },
+}
+
+
+def measure(models: list[str], quick: bool, rounds: int) -> list[dict[str, Any]]:
+    """Rows of the table; both frameworks answer in turns."""
+    workers = {name: _Worker(name, quick) for name in ("torch", "jax")}
+    rows = []
+    try:
+        for model in models:
+            told = {name: worker.ask(load=model) for name, worker in workers.items()}
+            samples: dict[tuple[str, str], list[float]] = {}
+            for turn in range(rounds):
+                for name, worker in workers.items():
+                    for what, took in worker.ask(turn=turn)["ms"].items():
+                        samples.setdefault((name, what), []).append(took)
+            for (name, what), took in samples.items():
+                plain = samples[name, "plain step"]
+                rows.append(
+                    {
+                        "model": model,
+                        "framework": f"{name} {told[name]['version']}",
+                        "what": what,
+                        "norms": told[name]["norms"][what],
+                        "run_ms": statistics.median(took),
+                        "run": statistics.median(t / p for t, p in zip(took, plain, strict=True)),
+                        "run_min": min(took) / min(plain),
+                    }
+                )
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    return rows
+
+
+def available() -> bool:
+    """Whether PyTorch can be imported here."""
+    return importlib.util.find_spec("torch") is not None
+
+
+class _Worker:
+    """A process that answers one question at a time, so that only one framework is at work."""
+
+    def __init__(self, framework, quick):
+        command = [sys.executable, "-m", "benchmarks.torch_hooks", "--worker", framework]
+        self._process = subprocess.Popen(
+            command + ["--quick"] * quick,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"OMP_WAIT_POLICY": "passive", **os.environ},  # threads that wait do not spin
+        )
+
+    def ask(self, **question):
+        time.sleep(0.25)  # the other's threads spin for a while before they sleep
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the worker ended (exit code {self._process.wait()}); see above")
+        return json.loads(answer)
+
+    def stop(self):
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
+def _serve(framework, quick):
+    """Answer questions on standard input until it closes."""
+    load = {"torch": _torch_jobs, "jax": _jax_jobs}[framework]
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # nothing but answers may go out
+    jobs = {}
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "load" in question:
+            version, jobs = load(question["load"], (QUICK if quick else SIZES)[question["load"]])
+            for job in jobs.values():  # twice: the first call compiles
+                job(), job()
+            answer = {"version": version, "norms": {what: job() for what, job in jobs.items()}}
+        else:
+            answer = {"ms": _turn(jobs, question["turn"])}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _turn(jobs, turn):
+    """Milliseconds per call of each job, of a short run of at least 20 ms; who begins changes."""
+    times = {}
+    order = list(jobs.items())
+    begin = turn % len(order)
+    for what, job in order[begin:] + order[:begin]:
+        job()  # wakes the threads
+        start, calls = time.perf_counter(), 0
+        while calls == 0 or time.perf_counter() - start < 0.02:
+            job()
+            calls += 1
+        times[what] = 1e3 * (time.perf_counter() - start) / calls
+    return times
+
+
+def _jax_jobs(name, sizes):
+    """Each job runs a step, waits for it, and returns how many norms it has."""
+    import jax
+    import jax.numpy as jnp
+
+    import jaxprop as jp
+
+    from .models import MODELS
+
+    model = MODELS[name](**sizes)
+
+    def norm(local, out_cts):
+        return [jnp.sqrt(jnp.sum(jnp.square(ct))) for ct in out_cts if ct is not None]
+
+    norms = jp.Recorder(backward=norm)
+    plain = jax.jit(jax.value_and_grad(model.loss))
+    only_norms = jax.jit(jp.backprop(model.loss, record=norms))
+    summary = jax.jit(jp.backprop(model.loss, record=jp.summary))
+
+    def none():
+        jax.block_until_ready(plain(*model.args))
+        return 0
+
+    def tape(step, count):
+        def job():
+            return count(jax.block_until_ready(step(*model.args)))
+
+        return job
+
+    return jax.__version__, {
+        "plain step": none,
+        "jp.backprop, norms": tape(only_norms, lambda t: sum(len(e.backward or ()) for e in t)),
+        "jp.summary": tape(summary, lambda t: sum(e.cotangent is not None for e in t)),
+    }
+
+
+def _torch_jobs(name, sizes):
+    """Each job runs a step and returns how many norms it has."""
+    import warnings
+
+    import torch
+
+    # The hook of a part whose input has no gradient fires at its output: what is wanted here.
+    warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+    torch.set_num_threads(cores())
+    torch.manual_seed(0)
+    model, args = _torch_model(name, **sizes)
+    parts = [part for part in model.modules() if not list(part.children())]
+
+    def step():
+        model.zero_grad(set_to_none=True)
+        model(*args).backward()
+
+    def plain():
+        step()
+        return 0
+
+    def hooks():
+        found = []
+
+        def hook(part, grad_in, grad_out):
+            found.extend(g.norm() for g in grad_out if g is not None)
+
+        handles = [part.register_full_backward_hook(hook) for part in parts]
+        step()
+        for handle in handles:
+            handle.remove()
+        return len(found)
+
+    def retain():
+        kept = []
+
+        def hook(part, args, out):
+            out.retain_grad()
+            kept.append(out)
+
+        handles = [part.register_forward_hook(hook) for part in parts]
+        step()
+        for handle in handles:
+            handle.remove()
+        return len([out.grad.norm() for out in kept if out.grad is not None])
+
+    return torch.__version__.split("+")[0], {
+        "plain step": plain,
+        "full backward hooks": hooks,
+        "retain_grad": retain,
+    }
+
+
+def _torch_model(name, **sizes):
+    """The model of `benchmarks.models`, each operation a module, so that hooks see each."""
+    import torch
+    from torch import nn
+
+    class Op(nn.Module):
+        """An operation without parameters as a module."""
+
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, *args):
+            return self.function(*args)
+
+    class Mlp(nn.Module):
+        def __init__(self, batch, widths):
+            super().__init__()
+            layers = []
+            for m, n in zip(widths, widths[1:], strict=False):
+                layers += [nn.Linear(m, n), nn.ReLU()]
+            self.layers, self.loss = nn.Sequential(*layers[:-1]), Op(nn.functional.cross_entropy)
+
+        def forward(self, x, labels):
+            return self.loss(self.layers(x), labels)
+
+    class Block(nn.Module):
+        def __init__(self, width, heads):
+            super().__init__()
+            self.heads = heads
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv = nn.Linear(width, 3 * width, bias=False)
+            self.proj = nn.Linear(width, width, bias=False)
+            self.up = nn.Linear(width, 4 * width, bias=False)
+            self.down = nn.Linear(4 * width, width, bias=False)
+            self.gelu, self.softmax = nn.GELU(approximate="tanh"), nn.Softmax(-1)
+            size = (width // heads) ** -0.5
+            self.scores = Op(lambda q, k: size * torch.einsum("bqhd,bkhd->bhqk", q, k))
+            self.mask = Op(lambda scores, seen: torch.where(seen, scores, -1e9))
+            self.mix = Op(lambda w, v: torch.einsum("bhqk,bkhd->bqhd", w, v))
+            self.add1, self.add2 = Op(torch.add), Op(torch.add)
+
+        def forward(self, x, seen):
+            batch, length, width = x.shape
+            qkv = self.qkv(self.norm1(x)).reshape(batch, length, 3, self.heads, -1)
+            q, k, v = qkv.unbind(2)
+            weights = self.softmax(self.mask(self.scores(q, k), seen))
+            x = self.add1(x, self.proj(self.mix(weights, v).reshape(batch, length, width)))
+            return self.add2(x, self.down(self.gelu(self.up(self.norm2(x)))))
+
+    class Transformer(nn.Module):
+        def __init__(self, layers, batch, length, width, heads, vocab):
+            super().__init__()
+            self.embed = nn.Embedding(vocab, width)
+            self.place = nn.Parameter(torch.zeros(length, width))
+            self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
+            self.out = nn.Linear(width, vocab, bias=False)
+            self.loss = Op(nn.functional.cross_entropy)
+            self.register_buffer("seen", torch.ones(length, length, dtype=torch.bool).tril())
+
+        def forward(self, tokens):
+            x = self.embed(tokens[:, :-1]) + self.place
+            for block in self.blocks:
+                x = block(x, self.seen)
+            return self.loss(self.out(x).flatten(0, 1), tokens[:, 1:].flatten())
+
+    if name == "mlp":
+        batch = sizes["batch"]
+        return Mlp(**sizes), (torch.randn(batch, 64), torch.randint(10, (batch,)))
+    tokens = torch.randint(sizes["vocab"], (sizes["batch"], sizes["length"] + 1))
+    return Transformer(**sizes), (tokens,)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small transformer, few rounds")
+    parser.add_argument("--rounds", type=int, help="how often each is timed")
+    parser.add_argument("--worker", choices=["torch", "jax"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        _serve(options.worker, options.quick)
+        return
+    from .timing import table
+
+    rounds = options.rounds or (3 if options.quick else 15)
+    print(table(measure(list(SIZES), options.quick, rounds), COLUMNS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The cotangents a backward pass begins with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _jaxpr
+from ._call import Traced
+from ._types import PyTree
+
+#: The seed of a scalar: made where the result is there, in its own type (which mesh axes it varies over).
+ONE = object()
+
+
+def seed_of(traced: Traced, cotangent: PyTree | None, holomorphic: bool) -> list[Any]:
+    """The cotangents to begin with, one for each output that is not aux.
+
+    Raises:
+        TypeError: the output is no scalar and there is no cotangent, or one of another structure or dtype.
+        ValueError: a cotangent of another shape.
+    """
+    name = traced.name
+    outs = [_jaxpr.struct_of(var) for var in traced.program.jaxpr.outvars[: traced.outputs.count]]
+    if cotangent is None:
+        return [_scalar_seed(name, traced, outs, holomorphic)]
+    leaves, tree = jax.tree.flatten(cotangent, is_leaf=lambda x: x is None)
+    if tree != traced.outputs.tree:
+        raise TypeError(
+            f"`cotangent` has the structure {tree}, but `{name}` returns {traced.outputs.tree}. A cotangent "
+            "has the structure of what it belongs to."
+        )
+    return [_seed_leaf(name, ct, out) for ct, out in zip(leaves, outs, strict=True)]
+
+
+def _seed_leaf(name: str, ct: Any, out: jax.ShapeDtypeStruct) -> Any:
+    if ct is None or not _jaxpr.is_inexact(out.dtype):
+        return None
+    if np.shape(ct) != out.shape:
+        raise ValueError(
+            f"`cotangent` has shape {np.shape(ct)}, but `{name}` returns shape {out.shape}. A cotangent has "
+            "the shape of what it belongs to."
+        )
+    dtype = jnp.result_type(ct)
+    if dtype != out.dtype and not isinstance(ct, bool | int | float | complex):
+        raise TypeError(
+            f"`cotangent` is {dtype}, but `{name}` returns {out.dtype}. A cotangent has the dtype of what it "
+            f"belongs to: pass `cotangent.astype({out.dtype})`."
+        )
+    return jnp.asarray(ct, out.dtype)
+
+
+def _scalar_seed(name: str, traced: Traced, outs: list[Any], holomorphic: bool) -> Any:
+    if len(outs) != 1 or outs[0].shape != ():
+        shapes = ", ".join(f"{out.dtype}{list(out.shape)}" for out in outs) or "nothing"
+        raise TypeError(
+            f"the gradient is that of a scalar, but `{name}` returned {shapes}. Reduce it to one number, for "
+            "instance with `jnp.mean` or `jnp.sum`; or pass `cotangent=`, shaped like the result, to "
+            "`backprop`."
+        )
+    dtype = outs[0].dtype
+    if jnp.issubdtype(dtype, np.complexfloating) and not holomorphic:
+        raise TypeError(
+            f"the gradient is that of a real number, but `{name}` returned {dtype}. For a holomorphic function "
+            "pass holomorphic=True; else take `jnp.real` or `jnp.abs` of the result."
+        )
+    if holomorphic and not jnp.issubdtype(dtype, np.complexfloating):
+        raise TypeError(
+            f"holomorphic=True differentiates functions with complex results, but `{name}` returned {dtype}."
+        )
+    if not _jaxpr.is_inexact(dtype):
+        raise TypeError(
+            f"the gradient is that of a floating point number, but `{name}` returned {dtype}, which carries no "
+            "derivative."
+        )
+    return ONE

@@ -1,0 +1,54 @@
+"""One test run per supported JAX line, each on the Python that line is tested with.
+
+`nox` runs them all, `nox -s tests-jax-0.12` one; what follows `--` goes to pytest.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+PYTHON_OF_JAX = {"0.10": "3.11", "0.11": "3.12", "0.12": "3.13"}
+
+
+def interpreter(version: str) -> str | None:
+    """The first Python `version` on this machine that starts: on the PATH, else pyenv's."""
+    wanted = f"python{version}"
+    places = [Path(place) for place in os.get_exec_path()]
+    pyenv = shutil.which("pyenv")
+    root = subprocess.run([pyenv, "root"], capture_output=True, text=True) if pyenv else None
+    roots = [Path(root.stdout.strip())] if root and root.stdout.strip() else []
+    for each in [*roots, Path.home() / ".pyenv"]:
+        places += sorted(each.glob(f"versions/{version}*/bin"), reverse=True)
+    for place in places:
+        if _is(str(place / wanted), version):
+            return str(place / wanted)
+    return None
+
+
+def _is(python: str, version: str) -> bool:
+    """Whether `python` starts and is of `version`: a pyenv shim may be there and refuse."""
+    ask = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True).stdout.strip() == version
+    except OSError:
+        return False
+
+
+def add_session(line: str, version: str) -> None:
+    """The session that tests JAX `line`; without its interpreter it says so and is skipped."""
+    python = interpreter(version)
+
+    @nox.session(name=f"tests-jax-{line}", python=python or False)
+    def tests(session: nox.Session) -> None:
+        if python is None:
+            session.skip(f"NOT FOUND: Python {version}, so JAX {line} is NOT tested here")
+        session.install("-e", ".[test]", f"jax=={line}.*", f"jaxlib=={line}.*")
+        session.run("python", "-c", "import jax; print('JAX', jax.__version__)")
+        session.run("pytest", "-n", "2", *session.posargs)
+
+
+for _line, _version in PYTHON_OF_JAX.items():
+    add_session(_line, _version)

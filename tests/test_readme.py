@@ -1,0 +1,89 @@
+"""Every Python block of the README runs, in order, and prints what the README says it prints."""
+
+import contextlib
+import doctest
+import io
+import linecache
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """One Python block: its text, its first line's number, and what must be printed, if stated."""
+
+    code: str
+    line: int
+    expected: str | None
+
+
+def blocks(markdown: str) -> list[Block]:
+    """The Python blocks; the `text` block that follows one directly is what it prints."""
+    fences = list(FENCE.finditer(markdown))
+    found = []
+    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+        if fence[1] not in ("python", "py"):
+            continue
+        told = after and after[1] == "text" and not markdown[fence.end() : after.start()].strip()
+        line = markdown.count("\n", 0, fence.start(2)) + 1
+        found.append(Block(fence[2], line, after[2] if told else None))
+    return found
+
+
+def run(markdown: str, file: Path) -> int:
+    """Run the blocks in one namespace; returns how many had their output compared.
+
+    They are written to `file` at the README's own line numbers: variable names are read from
+    the source, and an error shows the README's line.
+    """
+    lines = [""] * (markdown.count("\n") + 1)
+    for block in blocks(markdown):
+        code = block.code.splitlines()
+        lines[block.line - 1 : block.line - 1 + len(code)] = code
+    file.write_text("\n".join(lines) + "\n")
+    linecache.checkcache(str(file))
+    namespace, compared = {"__name__": "readme"}, 0
+    for block in blocks(markdown):
+        code = compile("\n" * (block.line - 1) + block.code, str(file), "exec")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(code, namespace)
+        if block.expected is not None:
+            compare(out.getvalue(), block.expected, block.line)
+            compared += 1
+    return compared
+
+
+def compare(got: str, expected: str, line: int) -> None:
+    """The same text but for spaces at line ends; `...` stands for anything."""
+    got, expected = (
+        "\n".join(part.rstrip() for part in text.strip("\n").splitlines()) + "\n"
+        for text in (got, expected)
+    )
+    if not doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS):
+        raise AssertionError(
+            f"the block at line {line} printed\n\n{got}\nand the README says\n\n{expected}"
+        )
+
+
+@pytest.mark.library
+def test_readme(tmp_path):
+    assert run(README.read_text(encoding="utf-8"), tmp_path / "readme.py") > 0
+
+
+def test_a_wrong_number_in_a_readme_is_found(tmp_path):
+    page = "# Title\n\n```python\nx = 2\n```\n\n```python\nprint(x * 3)\n```\n\n```text\n{}\n```\n"
+    assert run(page.format("6"), tmp_path / "right.py") == 1
+    with pytest.raises(AssertionError, match="at line 8 printed"):
+        run(page.format("7"), tmp_path / "wrong.py")
+
+
+def test_errors_show_the_readmes_own_line(tmp_path):
+    file = tmp_path / "readme.py"
+    with pytest.raises(ZeroDivisionError) as caught:
+        run("# Title\n\n```python\nx = 1\nx / 0\n```\n", file)
+    assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (file, 5)
