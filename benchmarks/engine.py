@@ -84,9 +84,7 @@ def measure(name: str, model: Model, budget: float, compiles: int) -> Iterator[d
             "out_mb": costs["out"] / 1e6,
             "trace_s": statistics.median(traced),
             "compile_s": statistics.median(took),
-            "compile": statistics.median(
-                t / b for t, b in zip(took, compile_times[0], strict=True)
-            ),
+            "compile": statistics.median(t / b for t, b in zip(took, compile_times[0], strict=True)),
             "samples": len(row),
         }
 

@@ -74,8 +74,7 @@ def mlp(quick=False, batch=256, widths=(64, 256, 256, 10)):
         return cross_entropy(logits, labels)
 
     params = [
-        {"w": normal(m, n), "b": jnp.zeros(n, jnp.float32)}
-        for m, n in zip(widths, widths[1:], strict=False)
+        {"w": normal(m, n), "b": jnp.zeros(n, jnp.float32)} for m, n in zip(widths, widths[1:], strict=False)
     ]
     return Model(loss, (params, normal(batch, 64), _classes(2, batch, 10)))
 

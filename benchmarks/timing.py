@@ -54,18 +54,13 @@ def ratios(samples: list[list[float]]) -> list[tuple[float, float]]:
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     """A Markdown table of `rows`; `columns` maps a key to `heading|format`."""
     heads = [title.split("|")[0] for title in columns.values()]
-    cells = [
-        [_cell(row.get(key), title.partition("|")[2]) for key, title in columns.items()]
-        for row in rows
-    ]
+    cells = [[_cell(row.get(key), title.partition("|")[2]) for key, title in columns.items()] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     left = [not columns[key].partition("|")[2] for key in columns]
     rule = ["-" * w if a else "-" * (w - 1) + ":" for w, a in zip(widths, left, strict=True)]
     return "\n".join(
         "| "
-        + " | ".join(
-            c.ljust(w) if a else c.rjust(w) for c, w, a in zip(line, widths, left, strict=True)
-        )
+        + " | ".join(c.ljust(w) if a else c.rjust(w) for c, w, a in zip(line, widths, left, strict=True))
         + " |"
         for line in [heads, rule, *cells]
     )

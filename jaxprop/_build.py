@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from . import _jaxpr, _names
 from ._activity import Activity, Ends
-from ._draft import Draft, DraftCall, Fixed, Level, Numbering
+from ._draft import Draft, DraftCall, Fixed, Level, Numbering, into
 from ._graph import Call, Graph, Node, Value, spell_type
 
 
@@ -90,17 +90,24 @@ def _name_values(
                 names[id_] = "" if dropped else unique(found[position] or plain)
             for nested in draft.levels:
                 queue.append((nested, None))
-                for id_, name in zip(nested.inputs, _input_names(nested, primitive), strict=True):
+                for id_, name in zip(nested.inputs, _input_names(nested, draft, primitive, names), strict=True):
                     names[id_] = unique(name)
     return names
 
 
-def _input_names(level: Level, primitive: str) -> list[str]:
-    """Names of the inputs of a nested program: its function's arguments, under the function's name."""
+def _input_names(level: Level, draft: Draft, primitive: str, names: Mapping[int, str]) -> list[str]:
+    """Names of the inputs of a nested program: its function's arguments, under the function's name.
+
+    What it closes over has the name it has outside.
+    """
+    outside = {inner: outer for outer, inner in into(draft, level)} if draft.opened else {}
     function = level.program.function_name
     prefix = function if function and function.isidentifier() else primitive
-    names = level.program.argument_names or ("",) * len(level.inputs)
-    return [f"{prefix}/{name or f'in[{i}]'}" for i, name in enumerate(names)]
+    given = level.program.argument_names or ("",) * len(level.inputs)
+    return [
+        f"{prefix}/{name or names.get(outside.get(id_), f'in[{i}]')}"
+        for i, (id_, name) in enumerate(zip(level.inputs, given, strict=True))
+    ]
 
 
 class _Freezer:

@@ -136,6 +136,8 @@ def _trace_call(
         box.append(outputs)
         return traced
 
+    if abstract:
+        _check_structs(arguments, points)
     program = _jaxpr.trace(flat, *points)
     code = inspect.unwrap(fun)
     code = getattr(code, "__func__", code)
@@ -148,6 +150,20 @@ def _trace_call(
         "home": getattr(getattr(code, "__code__", None), "co_filename", None),
     }
     return Traced(program, points, point_tree, box[-1], name_of(fun), described)
+
+
+def _check_structs(arguments: Sequence[Argument], points: Sequence[Any]) -> None:
+    """Refuse types that JAX would silently make others."""
+    for argument, point in zip(arguments, points, strict=True):
+        if not isinstance(point, jax.ShapeDtypeStruct):
+            continue
+        dtype = jax.dtypes.canonicalize_dtype(point.dtype)
+        if dtype != point.dtype:
+            raise TypeError(
+                f"`{argument.name}` is asked for as {point.dtype}, which JAX would cut down to {dtype}: x64 is "
+                "off. Set `jax.config.update('jax_enable_x64', True)` before anything else, or ask for "
+                f"{dtype}."
+            )
 
 
 def _points(

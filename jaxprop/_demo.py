@@ -1,5 +1,6 @@
 """What `jaxprop demo` shows: the worked example of the lessons, then a network on real data."""
 
+import importlib
 import importlib.util
 from typing import Any, TextIO
 
@@ -53,9 +54,7 @@ def digits_loss(params: list[dict[str, Any]], images: Any, labels: Any) -> Any:
 
 
 def _digits(out: TextIO) -> None:
-    from sklearn.datasets import load_digits
-
-    digits: Any = load_digits()
+    digits: Any = importlib.import_module("sklearn.datasets").load_digits()
     images = jnp.asarray(digits.data / 16.0, jnp.float32)
     labels = jnp.asarray(digits.target, jnp.int32)
     params = _init(jax.random.key(0), (64, 128, 128, 10))

@@ -132,6 +132,7 @@ class LocalGradient:
     of: str
     wrt: str
     out_shape: tuple[int, ...]
+    out_dtype: Any
     in_shape: tuple[int, ...]
     steps: tuple[int, ...]
     _fun: Callable[..., Any]
@@ -152,7 +153,7 @@ class LocalGradient:
         Returns:
             The share of the cotangent of `wrt` that comes through here, shaped like `wrt`.
         """
-        ct = self._shaped(ct, self.out_shape, "cotangent", self.of)
+        ct = self._shaped(ct, self.out_shape, self.out_dtype, "cotangent", self.of)
 
         def pull(point: Any, held: Any, ct: Any) -> Any:
             return jax.vjp(lambda x: self._fun(x, held), point)[1](ct)[0]
@@ -161,7 +162,7 @@ class LocalGradient:
 
     def jvp(self, t: Any) -> Array:
         """Push a tangent of `wrt` forward to `of`: `out[o] = sum_i J[o, i] * t[i]`."""
-        t = self._shaped(t, self.in_shape, "tangent", self.wrt)
+        t = self._shaped(t, self.in_shape, self._point.dtype, "tangent", self.wrt)
 
         def push(point: Any, held: Any, t: Any) -> Any:
             return jax.jvp(lambda x: self._fun(x, held), (point,), (t,))[1]
@@ -205,36 +206,20 @@ class LocalGradient:
                 f"d {self.of}/d {self.wrt} is no diagonal: {self.of} {list(self.out_shape)} is not made from "
                 f"{self.wrt} {list(self.in_shape)} element by element. Use `.jacobian()`, or `.vjp(ct)`."
             )
-        return self.vjp(jnp.ones((*self.steps, *self.out_shape), self._point.dtype))
+        return self.vjp(jnp.ones((*self.steps, *self.out_shape), self.out_dtype))
 
     def _is_elementwise(self) -> bool:
         if math.prod(self.out_shape) == 1:
             return True
         rng = np.random.default_rng(0)
-        leading = len(self.steps)
-
-        def first_step(x: Any, axes: int) -> Any:
-            return x[(0,) * axes] if axes else x
-
-        def number(x: Any, axes: int) -> Any:
-            struct = jax.ShapeDtypeStruct(np.shape(x)[axes:], x.dtype)
-            if not _jaxpr.is_inexact(struct.dtype):
-                return None if _jaxpr.is_tracer(x) else first_step(x, axes)
-            return jnp.asarray(rng.uniform(0.25, 0.75, struct.shape), struct.dtype)
-
         with jax.ensure_compile_time_eval():
-            point = number(self._point, leading)
-            held = [number(x, axes) for x, axes in zip(self._held, self._held_axes, strict=True)]
-            if any(x is None for x in held):
-                held = [
-                    jnp.zeros(np.shape(x)[axes:], x.dtype) if h is None else h
-                    for h, x, axes in zip(held, self._held, self._held_axes, strict=True)
-                ]
+            point = _stand_in(self._point, len(self.steps), rng)
+            held = [_stand_in(x, axes, rng) for x, axes in zip(self._held, self._held_axes, strict=True)]
             _, pull = jax.vjp(lambda x: self._fun(x, held), point)
-            diagonal = pull(jnp.ones(self.out_shape, point.dtype))[0]
+            diagonal = _wide(pull(jnp.ones(self.out_shape, self.out_dtype))[0])
             for _ in range(2):
-                v = jnp.asarray(rng.uniform(-1, 1, self.out_shape), point.dtype)
-                if not np.allclose(pull(v)[0], diagonal * v, rtol=1e-2, atol=1e-6, equal_nan=True):
+                v = jnp.asarray(rng.uniform(-1, 1, self.out_shape), self.out_dtype)
+                if not np.allclose(_wide(pull(v)[0]), diagonal * _wide(v), rtol=1e-2, atol=1e-6):
                     return False
         return True
 
@@ -249,9 +234,9 @@ class LocalGradient:
             fun = jax.vmap(fun, in_axes=(0, held_axes, *(0,) * more))
         return fun
 
-    def _shaped(self, x: Any, shape: tuple[int, ...], kind: str, name: str) -> Any:
+    def _shaped(self, x: Any, shape: tuple[int, ...], dtype: Any, kind: str, name: str) -> Any:
         full = (*self.steps, *shape)
-        x = jnp.asarray(x, self._point.dtype)
+        x = jnp.asarray(x, dtype)
         if x.shape != full:
             raise ValueError(
                 f"the {kind} of {name} has shape {x.shape}, expected {full}: that of {name}"
@@ -271,3 +256,19 @@ class LocalGradient:
         if self.shape == () and not _jaxpr.is_tracer(self._point):
             return f"d {self.of}/d {self.wrt} = {float(self):.6g}"
         return f"LocalGradient(d {self.of}/d {self.wrt}, shape {self.shape})"
+
+
+def _stand_in(x: Any, axes: int, rng: np.random.Generator) -> Any:
+    """Numbers of the type of `x`, of one step: random where they are floats, else its own where it has any."""
+    shape = np.shape(x)[axes:]
+    if _jaxpr.is_inexact(x.dtype):
+        return jnp.asarray(rng.uniform(0.25, 0.75, shape), x.dtype)
+    if not _jaxpr.is_tracer(x):
+        return x[(0,) * axes] if axes else x
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.split(jax.random.key(0), shape)
+    return jnp.zeros(shape, x.dtype)
+
+
+def _wide(x: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(x).astype(np.complex128)

@@ -172,9 +172,6 @@ def _outputs_named(seen: Sight, found: _Found | None) -> list[str | None]:
     count = len(eqn.outvars)
     if found is None:
         return [None] * count
-    if count == 1:
-        at = name_at(found.target, found.path)
-        return [spell(*at) if at else None]
     form = _jaxpr.opened_form(eqn)
     if isinstance(form, _jaxpr.Scan):
         groups = (form.num_carry, count - form.num_carry)
@@ -182,6 +179,9 @@ def _outputs_named(seen: Sight, found: _Found | None) -> list[str | None]:
         for index, size in enumerate(groups):
             spread += _spread(found.target, (*found.path, index), size)
         return spread
+    if count == 1:
+        at = name_at(found.target, found.path)
+        return [spell(*at) if at else None]
     if eqn.primitive.name in _ORDERED or form is not None:
         return _spread(found.target, found.path, count)
     return [None] * count

@@ -42,6 +42,13 @@ def _seed_leaf(name: str, ct: Any, out: jax.ShapeDtypeStruct) -> Any:
             f"`cotangent` has shape {np.shape(ct)}, but `{name}` returns shape {out.shape}. A cotangent has "
             "the shape of what it belongs to."
         )
+    given = getattr(ct, "dtype", None)
+    if given is not None and jax.dtypes.canonicalize_dtype(given) != given:
+        raise TypeError(
+            f"`cotangent` is {given}, which JAX would cut down to {jax.dtypes.canonicalize_dtype(given)}: x64 "
+            "is off. Set `jax.config.update('jax_enable_x64', True)` before anything else, or pass "
+            f"{out.dtype}."
+        )
     dtype = jnp.result_type(ct)
     if dtype != out.dtype and not isinstance(ct, bool | int | float | complex):
         raise TypeError(

@@ -185,7 +185,21 @@ class Tape:
         )
 
     def _holds(self, node: Node) -> bool:
-        return node.index in self._static.watched or any(value.id in self._values for value in node.outputs)
+        return node.index in self._static.watched or any(
+            value.id in self._values or value.id in self._numbers for value in node.outputs
+        )
+
+    @functools.cached_property
+    def _numbers(self) -> frozenset[int]:
+        """Ids of the plain numbers among the arguments that the recorded nodes read."""
+        if not self._static.recorder.keeps_operands:
+            return frozenset()
+        return frozenset(
+            value.id
+            for index in self._static.watched
+            for value in self.graph.by_index[index].operands
+            if value.literal is not None and value.id >= 0
+        )
 
     def __getitem__(self, name: str) -> Entry:
         node = self.graph[name]
@@ -353,6 +367,7 @@ class Tape:
             of=of,
             wrt=wrt,
             out_shape=target.shape,
+            out_dtype=target.dtype,
             in_shape=source.shape,
             steps=place.steps,
             _fun=fun,

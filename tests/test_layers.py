@@ -22,7 +22,7 @@ LAYERS = (
     ("_call", "_seed", "_tape", "_pass", "_api"),
     ("rules", "show", "diagnose"),
     ("train",),
-    ("__init__", "cli", "__main__"),
+    ("__init__", "_demo", "cli", "__main__"),
 )
 APART = {"rules", "show", "diagnose"}  # public rooms: none imports another
 INSIDES = {"jax.core", "jax.extend"}  # only `_jaxpr` may touch these

@@ -50,9 +50,7 @@ def inexact(array):
 def could_differentiate(harness):
     """Tell whether JAX runs a harness here and some argument may be differentiated."""
     made = any(isinstance(a, harnesses.CustomArg) for a in harness.arg_descriptors)
-    return harness.filter(jax.default_backend()) and (
-        made or any(map(inexact, harness.arg_descriptors))
-    )
+    return harness.filter(jax.default_backend()) and (made or any(map(inexact, harness.arg_descriptors)))
 
 
 def evenly(cases, count):
@@ -146,9 +144,9 @@ def rank(array):
 
 
 def recorded(tape):
-    """Return the values recorded at the outputs, by position, where they are recorded."""
-    names = [(i, value.name) for i, value in enumerate(tape.graph.outputs)]
-    return {i: tape[name].value for i, name in names if name in tape}
+    """Return the values recorded at the outputs, by position; where one is active it must be."""
+    places = [(i, value) for i, value in enumerate(tape.graph.outputs)]
+    return {i: tape[v.name].value for i, v in places if v.active or v.name in tape}
 
 
 def faults(tape, outputs, grads):
@@ -222,6 +220,17 @@ def test_harness(harness):
         left_out(harness, error)
         pytest.skip(f"left out: {error}")
     assert not found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_ulps_are_counted(dtype):
+    """The comparison itself sees one unit in the last place, across zero too."""
+    one = jnp.asarray(1.0, dtype)
+    assert ulps(one, one) == 0
+    assert ulps(one, one + jnp.finfo(dtype).eps) == 1
+    tiny = jnp.finfo(dtype).smallest_subnormal
+    assert ulps(jnp.asarray(-0.0, dtype), jnp.asarray(0.0, dtype)) == 0
+    assert ulps(np.asarray(-tiny), np.asarray(tiny)) == 2
 
 
 def test_counts(capsys):

@@ -172,9 +172,7 @@ NESTED = {
     "cond": in_cond,
     "switch": in_switch,
     "checkpoint": functools.partial(in_checkpoint, None),
-    "checkpoint, all saved": functools.partial(
-        in_checkpoint, jax.checkpoint_policies.everything_saveable
-    ),
+    "checkpoint, all saved": functools.partial(in_checkpoint, jax.checkpoint_policies.everything_saveable),
     "custom_jvp": in_custom_jvp,
     "custom_vjp": in_custom_vjp,
     "vmap": in_vmap,
@@ -202,9 +200,9 @@ def perform(step, x, y):
 
 
 READS = st.integers(0, 5)
-FLAT = st.lists(
-    st.builds(Step, st.sampled_from([*UNARY, *BINARY]), READS, READS), min_size=1, max_size=3
-).map(tuple)
+FLAT = st.lists(st.builds(Step, st.sampled_from([*UNARY, *BINARY]), READS, READS), min_size=1, max_size=3).map(
+    tuple
+)
 
 
 def programs(depth):

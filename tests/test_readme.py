@@ -61,13 +61,10 @@ def run(markdown: str, file: Path) -> int:
 def compare(got: str, expected: str, line: int) -> None:
     """The same text but for spaces at line ends; `...` stands for anything."""
     got, expected = (
-        "\n".join(part.rstrip() for part in text.strip("\n").splitlines()) + "\n"
-        for text in (got, expected)
+        "\n".join(part.rstrip() for part in text.strip("\n").splitlines()) + "\n" for text in (got, expected)
     )
     if not doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS):
-        raise AssertionError(
-            f"the block at line {line} printed\n\n{got}\nand the README says\n\n{expected}"
-        )
+        raise AssertionError(f"the block at line {line} printed\n\n{got}\nand the README says\n\n{expected}")
 
 
 @pytest.mark.library
