@@ -77,9 +77,9 @@ def _name_values(
     names |= {id_: unique(name or "const") for id_, name in zip(top.consts, given, strict=True)}
 
     # Outer programs first: where a body and the code around it both have an `h`, the outer is plain `h`.
-    queue: list[tuple[Level, str | None]] = [(top, function)]
-    for level, root in queue:
-        assigned = _names.assigned_names([draft.seen for draft in level.drafts], root)
+    queue: list[tuple[Level, str | None, bool]] = [(top, function, False)]
+    for level, root, derived in queue:
+        assigned = _names.assigned_names([draft.seen for draft in level.drafts], root, derived)
         for draft, found in zip(level.drafts, assigned, strict=True):
             primitive = _jaxpr.display_primitive(draft.seen.eqn)
             fallback = _names.fallback_name(draft.seen, draft.scope, primitive, function)
@@ -89,7 +89,7 @@ def _name_values(
                 dropped = _jaxpr.is_dropped(draft.seen.eqn.outvars[position])
                 names[id_] = "" if dropped else unique(found[position] or plain)
             for nested in draft.levels:
-                queue.append((nested, None))
+                queue.append((nested, None, derived or bool(draft.seen.deriving)))
                 for id_, name in zip(nested.inputs, _input_names(nested, draft, primitive, names), strict=True):
                     names[id_] = unique(name)
     return names

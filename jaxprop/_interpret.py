@@ -13,11 +13,13 @@ Where nobody asks nothing is put in, and calls (`jit`) nobody looks into are run
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from . import _channel, _jaxpr
 from ._control import Carriers, Opened, Written, open_node
@@ -25,6 +27,7 @@ from ._graph import Call, Graph, Node, Value
 from ._local import Local, evaluate, fill_zeros, moved_operands, partial_function, scatter, take
 from ._rules import Recorder, Rule, check_in_cts
 from ._types import PyTree
+from ._views import BACK, OUT, Site, shared_sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,19 +73,36 @@ class Plan:
         """Types of what the recorder writes on the way back, by index of the node."""
         if self.recorder.backward is None:
             return {}
-        one_of_type = functools.cache(functools.partial(_struct_of_record, self.recorder.backward))
+        one_of_type = functools.cache(functools.partial(_jaxpr.eval_shape, self.recorder.backward))
         found = {}
         for node in self.graph.walk():
             if node.index not in self.watched or not node.active:
                 continue
             if self.recorder.per_value:
                 found[node.index] = tuple(
-                    one_of_type(_jaxpr.struct_of(value.aval)) if value.active else None
-                    for value in node.outputs
+                    (_flat(value) if self.defers(node, value) else one_of_type(_jaxpr.struct_of(value.aval)))
+                    if value.active and (BACK, node.index, position) not in self.shared
+                    else None
+                    for position, value in enumerate(node.outputs)
                 )
             else:
                 found[node.index] = _struct_of_node_record(self.recorder.backward, node)
         return found
+
+    @functools.cached_property
+    def shared(self) -> Mapping[Site, Site]:
+        """Records that are those of another site, where the recorder does not mind the order of elements."""
+        if not self.recorder.order_free:
+            return {}
+        return shared_sites(self.graph, self.watched, frozenset(self.rules))
+
+    def defers(self, node: Node, value: Value) -> bool:
+        """Whether an array is carried along as it is, and recorded with its like at the end."""
+        return (
+            math.prod(value.shape) <= self.recorder.deferred
+            and not self.graph.places[node.index].steps
+            and _jaxpr.is_whole(value.aval)
+        )
 
     def carriers(self) -> Carriers:
         return {
@@ -91,8 +111,8 @@ class Plan:
         }
 
 
-def _struct_of_record(write: Callable[..., PyTree], struct: jax.ShapeDtypeStruct) -> PyTree:
-    return _jaxpr.eval_shape(write, struct)
+def _flat(value: Value) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((math.prod(value.shape),), value.dtype)
 
 
 def _struct_of_node_record(write: Callable[..., PyTree], node: Node) -> PyTree:
@@ -229,7 +249,12 @@ class Sweep:
             return
         values = [jax.lax.stop_gradient(x) for x in outputs]
         if self.plan.recorder.per_value:
-            written.records[node.index] = tuple(map(note, values))
+            written.records[node.index] = tuple(
+                self._noted(node, position, x, note)
+                if (OUT, node.index, position) not in self.plan.shared
+                else None
+                for position, x in enumerate(values)
+            )
         else:
             held = tuple(jax.lax.stop_gradient(x) for x in operands)
             written.records[node.index] = note(Local(node, held, tuple(values)))
@@ -242,8 +267,8 @@ class Sweep:
         carrier = carriers[node.index]
         if self.plan.recorder.per_value:
             return [
-                _channel.tap(x, mine, self._noting(node, position, note)) if value.active else x
-                for position, (x, value, mine) in enumerate(zip(outputs, node.outputs, carrier, strict=True))
+                _channel.tap(x, mine, self._noting(node, position, note)) if mine is not None else x
+                for position, (x, mine) in enumerate(zip(outputs, carrier, strict=True))
             ]
 
         def write(outputs: list[Any], operands: list[Any], cts: tuple[Any, ...]) -> PyTree:
@@ -255,9 +280,12 @@ class Sweep:
     def _noting(self, node: Node, position: int, note: Callable[[Any], PyTree]) -> Any:
         def write(ct: Any) -> PyTree:
             self.reached.add((node.index, position))
-            return note(ct)
+            return self._noted(node, position, ct, note)
 
         return write
+
+    def _noted(self, node: Node, position: int, x: Any, note: Callable[[Any], PyTree]) -> PyTree:
+        return jnp.ravel(x) if self.plan.defers(node, node.outputs[position]) else note(x)
 
 
 def _guard_while(node: Node, outputs: list[Any]) -> list[Any]:

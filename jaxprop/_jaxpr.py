@@ -285,6 +285,13 @@ def zeros(struct: jax.ShapeDtypeStruct, steps: tuple[int, ...] = ()) -> Any:
     return np.broadcast_to(np.zeros((), struct.dtype), shape)
 
 
+def is_whole(aval: Any) -> bool:
+    """Whether an array is of one type on all devices: not sharded by its type, not varying over a mesh axis."""
+    varying = getattr(getattr(aval, "manual_axis_type", None), "varying", None)
+    spec = getattr(getattr(aval, "sharding", None), "spec", ())
+    return not varying and all(part is None for part in spec)
+
+
 def eval_shape(fun: Callable[..., Any], *structs: Any) -> Any:
     """`jax.eval_shape`, inside `shard_map` too, where it takes no types that vary over a mesh axis."""
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from . import _jaxpr
 from ._source import (
     Expression,
@@ -25,8 +27,26 @@ from ._source import (
 
 #: Functions through which the value of an inner function does not come back: they return its derivative.
 _DERIVING = frozenset({"grad_f", "value_and_grad_f", "vjp", "jvp", "linearize", "jacfun", "hessian"})
-#: Primitives whose outputs stand in the order in which the user's call returns them.
-_ORDERED = frozenset({"while", "cond", "custom_jvp_call", "custom_vjp_call", "top_k", "sort"})
+#: JAX's functions whose result holds the outputs of one equation, by the name of the function: where it stands
+#: in what the body of the equation returns.
+_RESULT_OF: dict[str, Path] = {
+    "scan": (),
+    "map": (1,),
+    "cond": (),
+    "switch": (),
+    "while_loop": (),
+    "fun_remat": (),
+    "__call__": (),  # of a custom rule
+    "top_k": (),
+    "sort": (),
+    "split": (),
+    "unstack": (),
+}
+#: The same for `fori_loop`, by primitive: it counts along.
+_FORI_RESULT: dict[str, Path] = {"scan": (0, 1), "while": (2,)}
+#: Frames that JAX puts between a call and what is called.
+_WRAPPERS = frozenset({"reraise_with_filtered_traceback"})
+_JAX = package_root(jax.__file__)
 
 
 class Sight(NamedTuple):
@@ -35,28 +55,51 @@ class Sight(NamedTuple):
     Attributes:
         eqn: the equation.
         raw: its frames, innermost first, those of the calls around it included.
+        own: how many of them are its own.
         user: those of them that stand in the user's own code.
+        at: where in `raw` these stand.
+        deriving: where in `raw` those stand that take a derivative of what they call.
     """
 
     eqn: Any
     raw: tuple[_jaxpr.Frame, ...]
+    own: int
     user: tuple[_jaxpr.Frame, ...]
+    at: tuple[int, ...]
+    deriving: tuple[int, ...]
+
+    @property
+    def outside(self) -> int | None:
+        """The depth of the first frame of the user's to which no value comes back, but a derivative of it."""
+        inner = next((i for i in self.deriving if self.at and i > self.at[0]), None)
+        return None if inner is None else next((d for d, i in enumerate(self.at) if i > inner), None)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the equation is known to belong to a way back."""
+        return "transpose(" in _jaxpr.scope_of(self.eqn)
 
 
 def sight(eqn: Any, around: tuple[_jaxpr.Frame, ...], home: str | None) -> Sight:
     """Gather the frames of an equation; `around` are those of the calls it was inlined from.
 
-    `home` is a file of the traced function: its package counts as the user's, installed or not.
+    `home` is a file of the traced function: its package counts as the user's, installed or not, but for JAX.
     """
-    raw = (*_jaxpr.frames(eqn), *around)
+    own = _jaxpr.frames(eqn)
+    raw = (*own, *around)
     root = package_root(home) if home else None
-    user = tuple(
-        frame
-        for frame in raw
-        if not is_library(frame.code.co_filename)
-        or (root is not None and package_root(frame.code.co_filename) == root)
-    )
-    return Sight(eqn, raw, user)
+
+    def is_users(frame: _jaxpr.Frame) -> bool:
+        file = frame.code.co_filename
+        return not is_library(file) or (root not in (None, _JAX) and package_root(file) == root)
+
+    at = tuple(index for index, frame in enumerate(raw) if is_users(frame))
+    deriving = tuple(index for index, frame in enumerate(raw) if _derives(frame))
+    return Sight(eqn, raw, len(own), tuple(raw[index] for index in at), at, deriving)
+
+
+def _derives(frame: _jaxpr.Frame) -> bool:
+    return frame.code.co_name in _DERIVING and is_library(frame.code.co_filename)
 
 
 def label_and_source(seen: Sight) -> tuple[str, Source | None]:
@@ -67,14 +110,17 @@ def label_and_source(seen: Sight) -> tuple[str, Source | None]:
     return (expression.text if expression else ""), place_of(seen.user[0])
 
 
-def assigned_names(level: Sequence[Sight], function: str | None) -> list[list[str | None]]:
+def assigned_names(
+    level: Sequence[Sight], function: str | None, derived: bool = False
+) -> list[list[str | None]]:
     """The assigned name of each output of each equation of one program, None where there is none.
 
-    `function` names a value that the program returns unassigned.
+    `function` names a value that the program returns unassigned. A program that is `derived` is not what the
+    user wrote but its derivative: there is no telling which of its equations stands for the expression.
     """
     taken: set[Any] = set()
     names: list[list[str | None]] = [[None] * len(seen.eqn.outvars) for seen in level]
-    results = _results(level)
+    results = [False] * len(level) if derived else _results(level)
     # From the last on: of the passes of a loop, the last is the one whose value a helper returns.
     for index in reversed(range(len(level))):
         given = _jaxpr.checkpoint_name(level[index].eqn)
@@ -89,15 +135,33 @@ def _results(level: Sequence[Sight]) -> list[bool]:
     """Whether an equation is the last of those that one evaluation of its expression gave rise to.
 
     Equations that follow one another from one place in the user's code stem from one evaluation, or from
-    several, in a loop: then they repeat.
+    several, in a loop: then they repeat. A derivative mixes values with what is kept for the way back: there
+    only an equation that stands alone is surely a value.
     """
     last = [False] * len(level)
-    for start, stop in _runs([seen.user for seen in level]):
-        keys = [(seen.raw, seen.eqn.primitive.name) for seen in level[start:stop]]
-        period = _period(keys)
-        for end in range(start + period, stop + 1, period):
-            last[end - 1] = True
+    done: set[Any] = set()
+    for start, stop in reversed(list(_runs([(seen.user, seen.transposed) for seen in level]))):
+        seen = level[start]
+        if not seen.user:
+            continue
+        if seen.outside is not None:
+            last[start] = stop == start + 1 and not seen.transposed
+        elif _may_repeat(seen):
+            keys = [(other.raw, other.eqn.primitive.name) for other in level[start:stop]]
+            period = _period(keys)
+            for end in range(start + period, stop + 1, period):
+                last[end - 1] = True
+        else:
+            last[stop - 1] = seen.user not in done
+            done.add(seen.user)
     return last
+
+
+def _may_repeat(seen: Sight) -> bool:
+    """Whether one run of the function may come to this place several times: by a loop, or called back."""
+    if seen.at and seen.at[-1] - seen.at[0] != len(seen.at) - 1:
+        return True
+    return any(expression is None or expression.in_loop for expression in map(expression_at, seen.user))
 
 
 def _runs(items: Sequence[Any]) -> Iterator[tuple[int, int]]:
@@ -136,9 +200,10 @@ def _follow(seen: Sight, taken: set[Any], function: str | None) -> _Found | None
     """Follow a value outwards from frame to frame; the outermost assignment is its name."""
     found: _Found | None = None
     path: Path = ()
-    for depth, frame in enumerate(seen.user):
-        if depth and _derived_between(seen, seen.user[depth - 1], frame):
-            return found
+    outside = seen.outside
+    if outside is not None and seen.at[outside] > seen.own:
+        return None  # of a call that is derived as a whole, no equation says what it is
+    for depth, frame in enumerate(seen.user[:outside]):
         expression: Expression | None = expression_at(frame)
         binding = expression.binding if expression else None
         if binding is None:
@@ -156,35 +221,55 @@ def _follow(seen: Sight, taken: set[Any], function: str | None) -> _Found | None
                 return found
             taken.add(claim)
         path = back
-    if found is None and function and not path:
+    if found is None and function and not path and outside is None:
         return _Found(function, ())
     return found
 
 
-def _derived_between(seen: Sight, inner: _jaxpr.Frame, outer: _jaxpr.Frame) -> bool:
-    between = seen.raw[seen.raw.index(inner) : seen.raw.index(outer)]
-    return any(frame.code.co_name in _DERIVING for frame in between)
-
-
 def _outputs_named(seen: Sight, found: _Found | None) -> list[str | None]:
     """Spread an assignment over the outputs of an equation."""
-    eqn = seen.eqn
-    count = len(eqn.outvars)
+    count = len(seen.eqn.outvars)
     if found is None:
         return [None] * count
-    form = _jaxpr.opened_form(eqn)
-    if isinstance(form, _jaxpr.Scan):
-        groups = (form.num_carry, count - form.num_carry)
-        spread: list[str | None] = []
-        for index, size in enumerate(groups):
-            spread += _spread(found.target, (*found.path, index), size)
-        return spread
-    if count == 1:
-        at = name_at(found.target, found.path)
-        return [spell(*at) if at else None]
-    if eqn.primitive.name in _ORDERED or form is not None:
+    primitive = seen.eqn.primitive.name
+    called = _called(seen)
+    result = _FORI_RESULT.get(primitive) if called == "fori_loop" else _RESULT_OF.get(called or "")
+    paths = _result_paths(seen.eqn)
+    if paths is None or result is None:
+        if count == 1:
+            return _spread(found.target, found.path, 1)
+        if result is None or seen.deriving:  # a derivative has more outputs than the call it is of
+            return [None] * count
         return _spread(found.target, found.path, count)
-    return [None] * count
+    inside = [path[len(result) :] if path[: len(result)] == result else None for path in paths]
+    ats = [None if path is None else name_at(found.target, (*found.path, *path)) for path in inside]
+    return [None if at is None else spell(*at) for at in ats]
+
+
+_STEP = re.compile(r"""(\.\w+)|\[('[^']*'|"[^"]*"|[^\]]*)\]""")
+
+
+def _result_paths(eqn: Any) -> list[Path] | None:
+    """Where the outputs of an equation stand in what its body returns, where JAX kept that.
+
+    JAX leaves out of a loop or a choice what is only passed through: counting the outputs would not tell.
+    """
+    bodies = _jaxpr.nested_programs(eqn)
+    info = getattr(bodies[0].jaxpr, "debug_info", None) if bodies else None
+    texts = getattr(info, "result_paths", None)
+    if texts is None or len(texts) != len(eqn.outvars) or not all(isinstance(t, str) and t for t in texts):
+        return None
+    steps = [_STEP.findall(text.removeprefix("result")) for text in texts]
+    return [tuple(a or (int(i) if i.isdigit() else i) for a, i in found) for found in steps]
+
+
+def _called(seen: Sight) -> str | None:
+    """The name of the function of JAX's that the user's code calls there, None where it is another's."""
+    inner = (frame for frame in reversed(seen.raw[: seen.at[0]]) if frame.code.co_name not in _WRAPPERS)
+    frame = next(inner, None)
+    if frame is None or package_root(frame.code.co_filename) != _JAX:
+        return None
+    return frame.code.co_name
 
 
 def _spread(target: Target, path: Path, count: int) -> list[str | None]:
@@ -203,6 +288,8 @@ def _spread(target: Target, path: Path, count: int) -> list[str | None]:
 
 # --- scopes and unique names -----------------------------------------------------------------------
 
+#: Before Python 3.12 these had frames of their own.
+_COMPREHENSIONS = frozenset({"<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>"})
 _WRAPPED = re.compile(r"\b[A-Za-z_]+\(([^()]*)\)")
 
 
@@ -215,9 +302,13 @@ def clean_scope(*parts: str) -> str:
 
 
 def fallback_name(seen: Sight, scope: str, primitive: str, root: str | None) -> str:
-    """Scope and primitive; without a scope, the user's function and primitive."""
-    if not scope and seen.user:
-        function = seen.user[0].code.co_name
+    """Scope and primitive; without a scope, the user's function (or the class that is called) and primitive."""
+    if not scope:
+        codes = (frame.code for frame in seen.user)
+        code = next((code for code in codes if code.co_name not in _COMPREHENSIONS), None)
+        function = code.co_name if code else ""
+        if code and function == "__call__":
+            function = code.co_qualname.split(".")[-2:][0]
         if function.isidentifier() and function != root:
             scope = function
     return f"{scope}/{primitive}" if scope else primitive

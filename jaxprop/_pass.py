@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _channel, _jaxpr
+from . import _jaxpr
 from ._activity import Ends
+from ._batch import gather
 from ._call import Traced
 from ._graph import Graph, Node, Selector, Value, select
 from ._interpret import Plan, Sweep
@@ -115,13 +116,13 @@ def run(traced: Traced, plan: Plan, seed: list[Any], argnums: Any) -> Tape:
         return run(traced, replace(plan, guarded=True), seed, argnums)
     leaves = outputs.merge(outs)
     grads = jax.tree.unflatten(traced.point_tree, point_cts)
+    groups, where = gather(plan, written.records, _reached(plan, records, sweep.reached))
     return Tape(
         value=outputs.value(leaves),
         aux=outputs.aux(leaves),
         grads=grads if isinstance(argnums, tuple | list) else grads[0],
         seed=seed,
-        _forward=written.records,
-        _backward={index: _channel.decode(records[index], structs) for index, structs in plan.structs.items()},
+        _records=groups,
         _values=written.values,
         _branches=written.branches,
         _static=Static(
@@ -129,9 +130,20 @@ def run(traced: Traced, plan: Plan, seed: list[Any], argnums: Any) -> Tape:
             recorder=plan.recorder,
             rules=tuple(sorted(plan.rules.items())),
             watched=plan.watched,
-            reached=frozenset(sweep.reached),
+            where=tuple(sorted(where.items(), key=repr)),
         ),
     )
+
+
+def _reached(plan: Plan, records: Any, reached: set[tuple[int, int]]) -> dict[int, Any]:
+    """What was written on the way back, None where no cotangent came: there the carriers are still zero."""
+    if plan.recorder.per_value:
+        return {
+            index: tuple(x if (index, i) in reached else None for i, x in enumerate(record))
+            for index, record in records.items()
+        }
+    came = {index for index, _ in reached}
+    return {index: record for index, record in records.items() if index in came}
 
 
 def _is_while_error(error: ValueError) -> bool:

@@ -29,12 +29,21 @@ class Recorder:
         backward: `(local, out_cts) -> pytree`; `out_cts` holds one for each output, None where no cotangent
             comes. It is only called where one comes.
         per_value: the halves take one value, one cotangent at a time (see `Recorder.each`).
+        finish: `(parts, sizes) -> record`, where `parts` is what a half wrote, of many arrays at once: stacked
+            on the first axis, `sizes` their numbers of elements. None keeps the parts.
+        deferred: outside of loops, arrays of at most so many elements are carried along as they are, and the
+            halves run once for all of one size: the fewer reductions, the shorter the compilation.
+        order_free: what is written does not depend on the order of the elements, so a reshaped or transposed
+            array shares the record of the array it is a view of.
         keeps_operands: the operands are kept as well, so that local gradients can be had afterwards.
     """
 
     forward: Callable[..., PyTree] | None = None
     backward: Callable[..., PyTree] | None = None
     per_value: bool = False
+    finish: Callable[[PyTree, Any], PyTree] | None = None
+    deferred: int = 0
+    order_free: bool = False
     keeps_operands: bool = False
 
     @classmethod

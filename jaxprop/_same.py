@@ -6,6 +6,7 @@ the derivatives they give are one program, and objects nothing is known of only 
 A wrong "no" costs a compilation, a wrong "yes" would cost a wrong number.
 """
 
+import dataclasses
 import functools
 import types
 from typing import Any
@@ -56,10 +57,22 @@ def fingerprint(x: Any, depth: int = _DEPTH) -> Any:
         return "partial", down(x.func), down(x.args), down(x.keywords)
     if isinstance(x, types.FunctionType):
         cells = tuple(down(_contents(cell)) for cell in x.__closure__ or ())
-        return "function", x.__code__, cells, down(x.__defaults__), down(x.__kwdefaults__)
+        globals_ = _Identity(x.__globals__)  # code of one text in two modules is two functions
+        return "function", x.__code__, globals_, cells, down(x.__defaults__), down(x.__kwdefaults__)
     if isinstance(x, types.MethodType):
         return "method", down(x.__func__), down(x.__self__)
+    if _is_record(x):
+        fields = tuple(down(getattr(x, field.name)) for field in dataclasses.fields(x))
+        return "record", type(x), fields
     return _by_equality(x)
+
+
+def _is_record(x: Any) -> bool:
+    """Whether an object is its fields and nothing else: JAX wraps callbacks so, anew at each trace."""
+    if not (dataclasses.is_dataclass(x) and type(x).__dataclass_params__.frozen):
+        return False
+    held = set(getattr(x, "__dict__", ())).union(*(vars(kind).get("__slots__", ()) for kind in type(x).__mro__))
+    return held <= {"__weakref__", *(field.name for field in dataclasses.fields(x))}
 
 
 def _contents(cell: Any) -> Any:

@@ -11,7 +11,7 @@ import itertools
 import linecache
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import TypeAlias
@@ -20,7 +20,7 @@ from ._jaxpr import Frame
 
 #: What stands left of an assignment: a name, several of them, or None where nothing is kept.
 Target: TypeAlias = "str | tuple[Target, ...] | None"
-#: A position inside nested tuples, lists and dicts.
+#: A position inside nested tuples, lists and dicts: an index, a key as it is written (`'w'`), or `.field`.
 Path: TypeAlias = tuple[int | str, ...]
 
 
@@ -47,6 +47,7 @@ class Expression:
     text: str
     binding: Binding | None
     words: tuple[str, ...] = ()  # plain names among its direct parts
+    in_loop: bool = False  # whether one run of its function may evaluate it several times
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ class Source:
 def place_of(frame: Frame) -> Source:
     """File and line of a frame."""
     code = frame.code
-    position = _position(frame)
-    return Source(code.co_filename, position[0] or code.co_firstlineno, code.co_name)
+    line = _position(frame)[0]
+    return Source(code.co_filename, line or code.co_firstlineno, code.co_name)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -73,14 +74,14 @@ def expression_at(frame: Frame) -> Expression | None:
     """The expression whose evaluation had reached this instruction, or None where the source is unknown."""
     position = _position(frame)
     tree = _tree(frame.code.co_filename)
-    if tree is None or None in position or not tree.holds(frame.code):
+    if tree is None or None in position or not tree.holds(frame):
         return None
     node = tree.expressions.get(position)
     if node is None:
         return None
-    text = ast.get_source_segment(tree.text, node) or ""
+    text = tree.segment(position)
     words = tuple(part.id for part in ast.iter_child_nodes(node) if isinstance(part, ast.Name))
-    return Expression(" ".join(text.split()), tree.binding(node), words)
+    return Expression(text, tree.binding(node), words, tree.in_loop(node))
 
 
 # --- which files are the user's ------------------------------------------------------------------
@@ -120,18 +121,27 @@ def is_library(file: str) -> bool:
 _Position: TypeAlias = tuple[int | None, int | None, int | None, int | None]
 
 
-@functools.lru_cache(maxsize=65536)
 def _position(frame: Frame) -> _Position:
     """Line, end line, column and end column of the instruction a frame had reached."""
-    return next(itertools.islice(frame.code.co_positions(), frame.lasti // 2, None))
+    return _positions(_whole(frame))[frame.lasti // 2]
+
+
+def _whole(frame: Frame) -> Frame:
+    """The code of a frame, as a key: codes themselves are slow to hash."""
+    return Frame(frame.code, 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _positions(whole: Frame) -> Sequence[_Position]:
+    return list(whole.code.co_positions())
 
 
 class _Tree:
     """A parsed file: expressions by position, parents by node, and the code it compiles to."""
 
     def __init__(self, text: str, file: str) -> None:
-        self.text = text
         root = ast.parse(text)
+        self._lines = [line.encode() for line in text.split("\n")]  # columns count bytes
         self.parents: dict[ast.AST, ast.AST] = {}
         self.expressions: dict[tuple[int | None, ...], ast.expr | ast.AugAssign] = {}
         for node in ast.walk(root):
@@ -141,13 +151,36 @@ class _Tree:
                 where = (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset)
                 self.expressions.setdefault(where, node)
         self._codes = set(_signatures(compile(text, file, "exec", dont_inherit=True)))
-        self._held: dict[CodeType, bool] = {}
+        self._held: dict[Frame, bool] = {}
+        self._flows: dict[ast.AST, _Flow] = {}
 
-    def holds(self, code: CodeType) -> bool:
-        """Whether the file, as it stands now, is what `code` was compiled from."""
-        if code not in self._held:
-            self._held[code] = _signature(code) in self._codes
-        return self._held[code]
+    def holds(self, frame: Frame) -> bool:
+        """Whether the file, as it stands now, is what the code of a frame was compiled from."""
+        whole = _whole(frame)
+        if whole not in self._held:
+            self._held[whole] = _signature(frame.code) in self._codes
+        return self._held[whole]
+
+    def segment(self, position: _Position) -> str:
+        """The text at a position, on one line."""
+        line, end_line, column, end_column = position
+        lines = self._lines[line - 1 : end_line]  # type: ignore[operator]
+        lines[-1] = lines[-1][:end_column]
+        lines[0] = lines[0][column:]
+        return " ".join(b" ".join(lines).decode(errors="replace").split())
+
+    def in_loop(self, node: ast.AST) -> bool:
+        """Whether a node stands in a loop or a comprehension of its own function."""
+        child = node
+        for parent in _ancestors(node, self.parents):
+            if isinstance(parent, _FUNCTIONS):
+                return False
+            if isinstance(parent, _LOOPS) and child is not getattr(parent, "iter", None):
+                return True
+            if isinstance(parent, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+                return True
+            child = parent
+        return False
 
     def binding(self, node: ast.expr | ast.AugAssign) -> Binding | None:
         """Follow a value outwards through literals that hold it, to the statement that keeps it."""
@@ -155,23 +188,20 @@ class _Tree:
             return self._assigned(node, node.target, [])
         path: list[int | str] = []
         child: ast.AST = node
-        while (parent := self.parents.get(child)) is not None:
-            if isinstance(parent, ast.Tuple | ast.List):
-                path.insert(0, parent.elts.index(child))  # type: ignore[arg-type]
-            elif isinstance(parent, ast.Dict) and child in parent.values:
-                key = parent.keys[parent.values.index(child)]  # type: ignore[arg-type]
-                if not isinstance(key, ast.Constant):
+        for parent in _ancestors(node, self.parents):
+            if isinstance(parent, ast.Tuple | ast.List | ast.Dict):
+                step = next((step for step, item in _items(parent) if item is child), None)
+                if step is None:
                     return None
-                path.insert(0, repr(key.value))
+                path.insert(0, step)
             elif isinstance(parent, ast.IfExp) and child is not parent.test:
                 pass
             elif isinstance(parent, ast.Return | ast.Lambda):
-                return Binding(None, tuple(path), None)
-            elif isinstance(parent, ast.NamedExpr):
-                return self._assigned(parent, parent.target, path)
-            elif isinstance(parent, ast.Assign) and len(parent.targets) == 1:
-                return self._assigned(parent, parent.targets[0], path)
-            elif isinstance(parent, ast.AugAssign | ast.AnnAssign) and child is parent.value:
+                return Binding(None, tuple(path), None) if self._comes_back(parent) else None
+            elif isinstance(parent, ast.Assign) and child is parent.value:
+                plain = (target for target in parent.targets if isinstance(target, ast.Name))
+                return self._assigned(parent, next(plain, parent.targets[0]), path)
+            elif isinstance(parent, ast.AnnAssign | ast.NamedExpr) and child is parent.value:
                 return self._assigned(parent, parent.target, path)
             else:
                 return None
@@ -185,21 +215,88 @@ class _Tree:
         return Binding(pattern, tuple(path), returned)
 
     def _returned(self, statement: ast.AST, name: str) -> tuple[Path, bool] | None:
-        """Where in its function's return value a name comes back that `statement` assigns."""
-        chain = list(_ancestors(statement, self.parents))
-        function = next((a for a in chain if isinstance(a, ast.FunctionDef)), None)
-        if function is None:
+        """Where in its function's return value a name comes back that `statement` assigns.
+
+        None where the name may be assigned again before, or a return may come before that gives something else.
+        """
+        chain = [statement, *_ancestors(statement, self.parents)]
+        function = next((a for a in chain if isinstance(a, _FUNCTIONS)), None)
+        if not isinstance(function, ast.FunctionDef) or self._flow(function).yields:
             return None
-        in_loop = any(isinstance(a, ast.For | ast.While) for a in chain[: chain.index(function)])
-        after = statement.end_lineno  # type: ignore[attr-defined]
-        own = [n for n in _own_nodes(function) if getattr(n, "lineno", 0) > after]
-        own.sort(key=lambda n: (n.lineno, n.col_offset))  # type: ignore[attr-defined]
-        for node in own:
-            if isinstance(node, ast.Return) and node.value is not None:
-                return (path, in_loop) if (path := _find(node.value, name)) is not None else None
-            if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store):
+        loop = next((a for a in chain[chain.index(function) :: -1] if isinstance(a, _LOOPS)), None)
+        paths: list[Path | None] = []
+        for node in self._flow(function).after(statement, name, loop):
+            surely = self._surely(node, chain)
+            if surely is None:
+                continue
+            if isinstance(node, ast.Name):
                 return None
-        return None
+            if isinstance(node, ast.Return):
+                paths.append(_find(node.value, name) if node.value is not None else None)
+                if surely:
+                    break
+        if not paths or paths[0] is None or any(path != paths[0] for path in paths):
+            return None
+        return paths[0], loop is not None
+
+    def _surely(self, node: ast.AST, chain: list[ast.AST]) -> bool | None:
+        """Whether a node is run wherever a statement before it was; None where never.
+
+        `chain` is the statement and all it stands in.
+        """
+        surely = _start(node) > _start(chain[0])
+        child = node
+        for parent in _ancestors(node, self.parents):
+            if parent in chain:
+                side = chain[chain.index(parent) - 1]
+                never = isinstance(parent, ast.If) and _branch(parent, child) != _branch(parent, side)
+                return None if never else surely
+            surely = surely and not isinstance(parent, _CHOICES)
+            child = parent
+        return surely
+
+    def _flow(self, function: ast.AST) -> "_Flow":
+        if function not in self._flows:
+            self._flows[function] = _Flow(function)
+        return self._flows[function]
+
+    def _comes_back(self, end: ast.Return | ast.Lambda) -> bool:
+        """Whether a call gives what stands here, rather than something that gives it later."""
+        function = next(a for a in (end, *_ancestors(end, self.parents)) if isinstance(a, _FUNCTIONS))
+        return not isinstance(function, ast.AsyncFunctionDef) and not self._flow(function).yields
+
+
+class _Flow:
+    """What a function assigns and returns, in the order of the text."""
+
+    def __init__(self, function: ast.AST) -> None:
+        self.yields = False
+        self.returns: list[ast.AST] = []
+        self.stores: dict[str, list[ast.AST]] = {}
+        for node in _own_nodes(function):
+            if isinstance(node, ast.Yield | ast.YieldFrom):
+                self.yields = True
+            elif isinstance(node, ast.Return):
+                self.returns.append(node)
+            elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+                self.stores.setdefault(node.id, []).append(node)
+
+    def after(self, statement: ast.AST, name: str, loop: ast.AST | None) -> list[ast.AST]:
+        """The returns a function may come to after a statement, and the assignments to a name.
+
+        `loop` is the outermost loop around the statement: a return before it may come after it.
+        """
+        end = statement.end_lineno, statement.end_col_offset  # type: ignore[attr-defined]
+        begin = _start(loop) if loop is not None else end
+        found = [node for node in self.returns if _start(node) >= begin]
+        found += [node for node in self.stores.get(name, ()) if _start(node) >= end]
+        return sorted(found, key=_start)
+
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_LOOPS = (ast.For, ast.AsyncFor, ast.While)
+#: Statements that may leave out a part of what stands in them.
+_CHOICES = (*_LOOPS, ast.If, ast.Try, ast.TryStar, ast.Match)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -210,14 +307,24 @@ def _tree_of_text(text: str, file: str) -> _Tree | None:
         return None
 
 
+_TREES: dict[str, tuple[list[str], _Tree | None]] = {}
+
+
 def _tree(file: str) -> _Tree | None:
     linecache.checkcache(file)
     lines = linecache.getlines(file)
-    return _tree_of_text("".join(lines), file) if lines else None
+    if not lines:
+        return None
+    held = _TREES.get(file)
+    if held is None or held[0] is not lines:  # linecache gives one list for as long as the file stands
+        held = _TREES[file] = lines, _tree_of_text("".join(lines), file)
+    return held[1]
 
 
 def _signature(code: CodeType) -> tuple[object, ...]:
-    return code.co_name, code.co_firstlineno, code.co_code, tuple(code.co_positions())
+    names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+    consts = tuple(c.co_name if isinstance(c, CodeType) else repr(c) for c in code.co_consts)
+    return code.co_name, code.co_firstlineno, code.co_code, tuple(code.co_positions()), names, consts
 
 
 def _signatures(code: CodeType) -> Iterator[tuple[object, ...]]:
@@ -239,15 +346,37 @@ def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
     while stack:
         node = stack.pop()
         yield node
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not isinstance(node, _FUNCTIONS):
             stack.extend(ast.iter_child_nodes(node))
+
+
+def _start(node: ast.AST) -> tuple[int, int]:
+    return node.lineno, node.col_offset  # type: ignore[attr-defined]
+
+
+def _branch(choice: ast.AST, child: ast.AST) -> str:
+    """The field of a statement in which one of its parts stands: `body`, `orelse`, ..."""
+    for field, value in ast.iter_fields(choice):
+        if child is value or (isinstance(value, list) and any(child is part for part in value)):
+            return field
+    return ""
+
+
+def _items(node: ast.AST) -> Iterator[tuple[int | str, ast.expr]]:
+    """The parts of a tuple, list or dict whose place in it is known from the text alone."""
+    if isinstance(node, ast.Tuple | ast.List):
+        known = itertools.takewhile(lambda element: not isinstance(element, ast.Starred), node.elts)
+        yield from enumerate(known)
+    elif isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant):
+                yield repr(key.value), value
 
 
 def _target(node: ast.expr) -> Target:
     if isinstance(node, ast.Tuple | ast.List):
-        if any(isinstance(element, ast.Starred) for element in node.elts):
-            return None
-        return tuple(_target(element) for element in node.elts)
+        # What stands after a star has no place of its own.
+        return tuple(_target(element) for _, element in _items(node))  # type: ignore[arg-type]
     text = ast.unparse(node)
     return None if text == "_" else text
 
@@ -270,19 +399,11 @@ def _find(value: ast.expr, name: str) -> Path | None:
     """The path at which a plain name stands in a returned expression."""
     if isinstance(value, ast.Name):
         return () if value.id == name else None
-    items: list[tuple[int | str, ast.expr]] = []
-    if isinstance(value, ast.Tuple | ast.List):
-        items = list(enumerate(value.elts))
-    elif isinstance(value, ast.Dict):
-        items = [
-            (repr(key.value), element)
-            for key, element in zip(value.keys, value.values, strict=True)
-            if isinstance(key, ast.Constant)
-        ]
-    found = ((step, _find(element, name)) for step, element in items)
+    found = ((step, _find(element, name)) for step, element in _items(value))
     return next(((step, *rest) for step, rest in found if rest is not None), None)
 
 
 def spell(name: str, path: Path) -> str:
-    """Write a name with what of a path is left: `out` and `("'a'", 0)` give `out['a'][0]`."""
-    return name + "".join(itertools.chain.from_iterable(("[", str(step), "]") for step in path))
+    """Write a name with what of a path is left: `out` and `("'a'", 0, ".w")` give `out['a'][0].w`."""
+    steps = (step if isinstance(step, str) and step.startswith(".") else f"[{step}]" for step in path)
+    return name + "".join(steps)

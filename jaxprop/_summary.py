@@ -1,10 +1,11 @@
 """The ready recorder of bounded statistics."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from ._rules import Recorder
 from ._types import Array
@@ -14,14 +15,15 @@ class Summary(NamedTuple):
     """Seven numbers that say what an array is like.
 
     For an array `x` of `n` numbers; of complex numbers the absolute values are taken. Computed in float32, in
-    float64 where `x` is. What NumPy gives: a NaN in `x` makes the first five NaN.
+    float64 where `x` is. What NumPy gives: a NaN in `x` makes the first five NaN. Of an empty array the norm
+    and the count are 0, the rest is NaN.
 
     Attributes:
         norm: `sqrt(sum(x**2))`, in units of `x`.
         rms: `sqrt(mean(x**2))`, in units of `x`.
         mean: `mean(x)`, in units of `x`.
-        min: `min(x)`; +inf where `x` is empty.
-        max: `max(x)`; -inf where `x` is empty.
+        min: `min(x)`, in units of `x`.
+        max: `max(x)`, in units of `x`.
         zeros: fraction of numbers that are exactly zero, between 0 and 1.
         nonfinite: count of NaN and infinite numbers.
     """
@@ -45,31 +47,64 @@ def summarize(x: Any) -> Summary:
         (5.0, 3.0, 0.333, 0)
     """
     x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jnp.zeros((0,), jnp.float32)
+    return _finish(_measure(x), np.array(x.size))
+
+
+#: Integers up to here are exact in float32.
+_EXACT = 2**24
+
+
+class _Measures(NamedTuple):
+    """What one pass over an array gives."""
+
+    total: Array
+    squares: Array
+    min: Array
+    max: Array
+    zeros: Array
+    nonfinite: Array
+
+
+@jax.jit  # traced once for each shape, not once for each array
+def _measure(x: Array) -> _Measures:
+    """Reduce an array. How, is measured on XLA for CPUs (`benchmarks/`).
+
+    A plain sum goes to a vectorised library; a sum among other reductions does not. The other four go over the
+    array together: there `min` and `max` see NaN, which the plain reductions of XLA for CPUs lose in large
+    arrays.
+    """
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.abs(x)
     if x.dtype != jnp.float64:
         x = x.astype(jnp.float32)
-    count = math.prod(x.shape)
-    share = 1.0 / count if count else math.nan
-    squares = jnp.sum(x * x)
+    axes, zero, infinity = tuple(range(x.ndim)), np.zeros((), x.dtype), np.array(np.inf, x.dtype)
+    none = np.int32(0)
+    total, squares = (lax.reduce(y, zero, lax.add, axes) for y in (x, x * x))
+    least, most, zeros, nonfinite = lax.reduce(
+        (x, x, (x == zero).astype(np.int32), (~jnp.isfinite(x)).astype(np.int32)),
+        (infinity, -infinity, none, none),
+        lambda a, b: (lax.min(a[0], b[0]), lax.max(a[1], b[1]), a[2] + b[2], a[3] + b[3]),
+        axes,
+    )
+    if x.size <= _EXACT:  # counts travel back as floats: let them be some where that is exact
+        zeros, nonfinite = zeros.astype(x.dtype), nonfinite.astype(x.dtype)
+    return _Measures(total, squares, least, most, zeros, nonfinite)
+
+
+def _finish(m: _Measures, sizes: np.ndarray[Any, Any]) -> Summary:
+    dtype = m.total.dtype
+    count = np.where(sizes, sizes, np.nan).astype(dtype)
+    empty = np.where(sizes, 0, np.nan).astype(dtype)
     return Summary(
-        norm=jnp.sqrt(squares),
-        rms=jnp.sqrt(squares * share),
-        mean=jnp.sum(x) * share,
-        min=jnp.min(x, initial=jnp.inf),
-        max=jnp.max(x, initial=-jnp.inf),
-        zeros=jnp.sum(x == 0, dtype=x.dtype) * share,
-        nonfinite=jnp.sum(~jnp.isfinite(x), dtype=jnp.int32),
+        norm=jnp.sqrt(m.squares),
+        rms=jnp.sqrt(m.squares / count),
+        mean=m.total / count,
+        min=m.min + empty,
+        max=m.max + empty,
+        zeros=m.zeros.astype(dtype) / count,
+        nonfinite=m.nonfinite.astype(jnp.int32),
     )
 
 
-def _of_value(x: Any) -> Summary:
-    return summarize(x)
-
-
 #: Record the `Summary` of every value and of every cotangent.
-summary = Recorder.each(_of_value, _of_value)
-
-__all__ = ["Summary", "summarize", "summary"]
+summary = Recorder(_measure, _measure, per_value=True, finish=_finish, deferred=4096, order_free=True)

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jaxpr
+from ._batch import Row, pick
 from ._graph import Graph, Node, Place, Selector, Value, align, select, spell_type
 from ._interpret import Plan, Sweep
 from ._local import LocalGradient, evaluate
 from ._rules import Recorder, Rule
 from ._types import Array, PyTree
+from ._views import BACK, OUT, Site
 from ._wiring import between, makers, outside
 
 
@@ -124,7 +126,7 @@ class Static:
     recorder: Recorder
     rules: tuple[tuple[int, Rule], ...]
     watched: frozenset[int]
-    reached: frozenset[tuple[int, int]]
+    where: tuple[tuple[Site, Row], ...]
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -146,13 +148,12 @@ class Tape:
     aux: Any
     grads: Any
     seed: Any
-    _forward: dict[int, PyTree]
-    _backward: dict[int, PyTree]
+    _records: list[PyTree]
     _values: dict[int, Any]
     _branches: dict[int, Any]
     _static: Static = field(repr=False)
 
-    _CHILDREN = ("value", "aux", "grads", "seed", "_forward", "_backward", "_values", "_branches")
+    _CHILDREN = ("value", "aux", "grads", "seed", "_records", "_values", "_branches")
 
     def tree_flatten_with_keys(self) -> Any:
         keys = (jax.tree_util.GetAttrKey(name.lstrip("_")) for name in self._CHILDREN)
@@ -206,8 +207,6 @@ class Tape:
         position = node.names.index(name)
         value = node.outputs[position]
         seen = node.index in self._static.watched
-        forward = self._forward.get(node.index)
-        backward = self._backward.get(node.index)
         kept = self._value_of(value)
         if not seen and kept is None and value.literal is None:
             raise KeyError(
@@ -218,17 +217,31 @@ class Tape:
                     else "no cotangent can reach it. Name it in `nodes=` to record its value."
                 )
             )
-        per_value = self._static.recorder.per_value
-        came = (node.index, position) in self._static.reached
+        site = position if self._static.recorder.per_value else None
+        forward = self._record(OUT, node.index, site)
+        backward = self._record(BACK, node.index, site)
+        if site is not None and kept is not None:
+            forward = kept
         return Entry(
             name=name,
             node=node,
-            value=forward[position] if per_value and forward is not None else kept,
-            cotangent=backward[position] if per_value and came and backward is not None else None,
+            value=forward if site is not None else kept,
+            cotangent=backward if site is not None else None,
             forward=forward,
             backward=backward,
             taken=self._taken(node),
         )
+
+    @functools.cached_property
+    def _where(self) -> Mapping[Site, Row]:
+        return dict(self._static.where)
+
+    def _record(self, half: str, index: int, position: int | None) -> PyTree:
+        """What the recorder wrote there, None where it wrote nothing or no cotangent came."""
+        row = self._where.get((half, index, position))
+        if row is None:
+            return None
+        return pick(self._records, row)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -456,11 +469,10 @@ class Tape:
     def _cotangent_of(self, value: Value) -> Any:
         node = self._maker(value)
         position = [v.id for v in node.outputs].index(value.id)
-        if (node.index, position) not in self._static.reached:
-            if value.active and node.index not in self._static.watched:
-                raise ValueError(f"the cotangent of {value.name!r} was not recorded; add it to `nodes=`.")
-            return None
-        return self._backward[node.index][position]
+        ct = self._record(BACK, node.index, position)
+        if ct is None and value.active and node.index not in self._static.watched:
+            raise ValueError(f"the cotangent of {value.name!r} was not recorded; add it to `nodes=`.")
+        return ct
 
     def _shares_leaving(self, value: Value, place: Place) -> dict[str, Any]:
         """The shares of a value that leaves its graph as a result."""

@@ -7,9 +7,6 @@ _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):  # read once, when JAX first looks for devices
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
 
-# JAX's harnesses list dtypes out of sets: without this, xdist's workers see tests in different orders.
-os.environ.setdefault("PYTHONHASHSEED", "0")
-
 import jax  # noqa: E402
 import pytest  # noqa: E402
 

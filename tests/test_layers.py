@@ -18,7 +18,7 @@ LAYERS = (
     ("_source", "_same", "_names", "_graph", "_wiring", "_draft", "_activity", "_build"),
     ("_local",),
     ("_rules", "_summary"),
-    ("_channel", "_control", "_interpret"),
+    ("_channel", "_views", "_control", "_interpret", "_batch"),
     ("_call", "_seed", "_tape", "_pass", "_api"),
     ("rules", "show", "diagnose"),
     ("train",),

@@ -61,9 +61,12 @@ def evenly(cases, count):
 
 
 def groups():
-    """Return the harnesses that could be differentiated, by the name of their group."""
+    """Return the harnesses that could be differentiated, by the name of their group.
+
+    Sorted: JAX lists dtypes out of sets, so its own order is another in every process.
+    """
     table = collections.defaultdict(list)
-    for harness in filter(could_differentiate, harnesses.all_harnesses):
+    for harness in filter(could_differentiate, sorted(harnesses.all_harnesses, key=str)):
         table[harness.group_name].append(harness)
     return table
 

@@ -3,7 +3,6 @@
 import contextlib
 import doctest
 import io
-import linecache
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,7 @@ def blocks(markdown: str) -> list[Block]:
     """The Python blocks; the `text` block that follows one directly is what it prints."""
     fences = list(FENCE.finditer(markdown))
     found = []
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in zip(fences, [*fences, None][1:], strict=True):
         if fence[1] not in ("python", "py"):
             continue
         told = after and after[1] == "text" and not markdown[fence.end() : after.start()].strip()
@@ -35,23 +34,18 @@ def blocks(markdown: str) -> list[Block]:
     return found
 
 
-def run(markdown: str, file: Path) -> int:
+def run(markdown: str, folder: Path) -> int:
     """Run the blocks in one namespace; returns how many had their output compared.
 
-    They are written to `file` at the README's own line numbers: variable names are read from
-    the source, and an error shows the README's line.
+    Each is written to a file of its own, at the README's line numbers: variable names are read from the source,
+    and an error shows the README's line.
     """
-    lines = [""] * (markdown.count("\n") + 1)
-    for block in blocks(markdown):
-        code = block.code.splitlines()
-        lines[block.line - 1 : block.line - 1 + len(code)] = code
-    file.write_text("\n".join(lines) + "\n")
-    linecache.checkcache(str(file))
     namespace, compared = {"__name__": "readme"}, 0
     for block in blocks(markdown):
-        code = compile("\n" * (block.line - 1) + block.code, str(file), "exec")
+        file, text = folder / f"readme_{block.line}.py", "\n" * (block.line - 1) + block.code
+        file.write_text(text)
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(code, namespace)
+            exec(compile(text, str(file), "exec"), namespace)
         if block.expected is not None:
             compare(out.getvalue(), block.expected, block.line)
             compared += 1
@@ -69,18 +63,17 @@ def compare(got: str, expected: str, line: int) -> None:
 
 @pytest.mark.library
 def test_readme(tmp_path):
-    assert run(README.read_text(encoding="utf-8"), tmp_path / "readme.py") > 0
+    assert run(README.read_text(encoding="utf-8"), tmp_path) > 0
 
 
 def test_a_wrong_number_in_a_readme_is_found(tmp_path):
     page = "# Title\n\n```python\nx = 2\n```\n\n```python\nprint(x * 3)\n```\n\n```text\n{}\n```\n"
-    assert run(page.format("6"), tmp_path / "right.py") == 1
+    assert run(page.format("6"), tmp_path) == 1
     with pytest.raises(AssertionError, match="at line 8 printed"):
-        run(page.format("7"), tmp_path / "wrong.py")
+        run(page.format("7"), tmp_path)
 
 
 def test_errors_show_the_readmes_own_line(tmp_path):
-    file = tmp_path / "readme.py"
     with pytest.raises(ZeroDivisionError) as caught:
-        run("# Title\n\n```python\nx = 1\nx / 0\n```\n", file)
-    assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (file, 5)
+        run("# Title\n\n```python\nx = 1\nx / 0\n```\n", tmp_path)
+    assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (tmp_path / "readme_4.py", 5)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_close, check_equal
 
 import jaxprop as jp
+from helpers import check_close, check_equal
 
 
 def f(w):
