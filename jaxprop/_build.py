@@ -9,6 +9,7 @@ from . import _jaxpr, _names
 from ._activity import Activity, Ends
 from ._draft import Draft, DraftCall, Fixed, Level, Numbering, into
 from ._graph import Call, Graph, Node, Value, spell_type
+from ._source import Source
 
 
 class Argument(NamedTuple):
@@ -100,12 +101,14 @@ def _input_names(level: Level, draft: Draft, primitive: str, names: Mapping[int,
 
     What it closes over has the name it has outside.
     """
-    outside = {inner: outer for outer, inner in into(draft, level)} if draft.opened else {}
+    outside: dict[int, str] = {}
+    if draft.opened:
+        outside = {inner: names[outer] for outer, inner in into(draft, level) if outer in names}
     function = level.program.function_name
     prefix = function if function and function.isidentifier() else primitive
     given = level.program.argument_names or ("",) * len(level.inputs)
     return [
-        f"{prefix}/{name or names.get(outside.get(id_), f'in[{i}]')}"
+        f"{prefix}/{name or outside.get(id_) or f'in[{i}]'}"
         for i, (id_, name) in enumerate(zip(level.inputs, given, strict=True))
     ]
 
@@ -141,7 +144,8 @@ class _Freezer:
         dtype = _jaxpr.dtype_of(fixed.aval)
         return Value(self.names[fixed.id], (), dtype, False, fixed.id, fixed.val, fixed.aval)
 
-    def graph(self, level: Level) -> Graph:
+    def graph(self, level: Level, source: Source | None = None) -> Graph:
+        """`source` is the place of the node around, for what has none of its own."""
         kinds = ("input",) * len(level.inputs) + ("const",) * len(level.consts)
         heads = tuple(
             Node(level.head + i, kind, "", "", None, (), (self.value(id_),))
@@ -151,23 +155,27 @@ class _Freezer:
             inputs=tuple(map(self.value, level.inputs)),
             consts=tuple(map(self.value, level.consts)),
             outputs=tuple(map(self.atom, level.outputs)),
-            items=self.items(level.items),
+            items=self.items(level.items, source),
             heads=heads,
         )
 
-    def items(self, drafts: list[Draft | DraftCall]) -> tuple[Node | Call, ...]:
-        return tuple(self.call(draft) if isinstance(draft, DraftCall) else self.node(draft) for draft in drafts)
+    def items(self, drafts: list[Draft | DraftCall], source: Source | None) -> tuple[Node | Call, ...]:
+        return tuple(
+            self.call(draft, source) if isinstance(draft, DraftCall) else self.node(draft, source)
+            for draft in drafts
+        )
 
-    def call(self, draft: DraftCall) -> Call:
+    def call(self, draft: DraftCall, source: Source | None) -> Call:
         return Call(
-            items=self.items(draft.items),
+            items=self.items(draft.items, source),
             operands=tuple(map(self.atom, draft.operands)),
             outputs=tuple(map(self.atom, draft.outputs)),
             eqn=draft.eqn,
         )
 
-    def node(self, draft: Draft) -> Node:
-        label, source = _names.label_and_source(draft.seen)
+    def node(self, draft: Draft, around: Source | None) -> Node:
+        label, own = _names.label_and_source(draft.seen)
+        source = own or around
         return Node(
             index=draft.index,
             primitive=_jaxpr.display_primitive(draft.seen.eqn),
@@ -176,7 +184,7 @@ class _Freezer:
             source=source,
             operands=tuple(map(self.atom, draft.operands)),
             outputs=tuple(map(self.value, draft.outputs)),
-            graphs=tuple(map(self.graph, draft.levels)),
+            graphs=tuple(self.graph(level, source) for level in draft.levels),
             opened=draft.opened,
             eqn=draft.seen.eqn,
         )

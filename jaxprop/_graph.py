@@ -226,7 +226,10 @@ class Graph:
 
     @functools.cached_property
     def _identity(self) -> tuple[Any, ...]:
-        params = tuple(fingerprint(node.eqn) for node in self.walk())
+        params = tuple(
+            (fingerprint(node.eqn), *(fingerprint(value.literal) for value in node.operands))
+            for node in self.walk()
+        )
         return self.inputs, self.consts, self.outputs, tuple(self.walk()), params
 
     def __eq__(self, other: object) -> bool:

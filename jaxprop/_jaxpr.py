@@ -213,6 +213,11 @@ def has_custom_rule(eqn: Any) -> bool:
     return eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
 
 
+def has_reverse_rule(eqn: Any) -> bool:
+    """Whether the rule is a `custom_vjp`, with halves that are functions of the user's."""
+    return eqn.primitive.name.startswith("custom_vjp_call")
+
+
 def derivative_program(eqn: Any) -> Program:
     """The derivative of an equation as a program: operands and out_cts to outputs and in_cts."""
     fun = as_function(eqn)

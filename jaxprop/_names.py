@@ -5,6 +5,7 @@ where a helper returns it; the path of an argument; else scope and primitive. Na
 graph (`h`, `h#2`, ...), and the same from run to run: they depend on the program and its source alone.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from ._source import (
     Target,
     expression_at,
     is_library,
+    is_own,
     name_at,
     package_root,
     place_of,
@@ -44,8 +46,11 @@ _RESULT_OF: dict[str, Path] = {
 }
 #: The same for `fori_loop`, by primitive: it counts along.
 _FORI_RESULT: dict[str, Path] = {"scan": (0, 1), "while": (2,)}
+_FORI_COUNTERS = {"scan": 1, "while": 2}
 #: Frames that JAX puts between a call and what is called.
 _WRAPPERS = frozenset({"reraise_with_filtered_traceback"})
+#: Functions of JAX's that call what they are given one time.
+_ONCE = frozenset({"vmap_f"})
 _JAX = package_root(jax.__file__)
 
 
@@ -159,8 +164,10 @@ def _results(level: Sequence[Sight]) -> list[bool]:
 
 def _may_repeat(seen: Sight) -> bool:
     """Whether one run of the function may come to this place several times: by a loop, or called back."""
-    if seen.at and seen.at[-1] - seen.at[0] != len(seen.at) - 1:
-        return True
+    for inner, outer in itertools.pairwise(seen.at):
+        between = seen.raw[inner + 1 : outer]
+        if between and not any(frame.code.co_name in _ONCE for frame in between):
+            return True
     return any(expression is None or expression.in_loop for expression in map(expression_at, seen.user))
 
 
@@ -221,7 +228,8 @@ def _follow(seen: Sight, taken: set[Any], function: str | None) -> _Found | None
                 return found
             taken.add(claim)
         path = back
-    if found is None and function and not path and outside is None:
+    # The frames of what was traced apart, and put in later, end before those of the function itself.
+    if found is None and function and not path and outside is None and is_own(seen.raw[-1].code.co_filename):
         return _Found(function, ())
     return found
 
@@ -231,36 +239,58 @@ def _outputs_named(seen: Sight, found: _Found | None) -> list[str | None]:
     count = len(seen.eqn.outvars)
     if found is None:
         return [None] * count
-    primitive = seen.eqn.primitive.name
     called = _called(seen)
-    result = _FORI_RESULT.get(primitive) if called == "fori_loop" else _RESULT_OF.get(called or "")
-    paths = _result_paths(seen.eqn)
-    if paths is None or result is None:
-        if count == 1:
-            return _spread(found.target, found.path, 1)
-        if result is None or seen.deriving:  # a derivative has more outputs than the call it is of
-            return [None] * count
-        return _spread(found.target, found.path, count)
-    inside = [path[len(result) :] if path[: len(result)] == result else None for path in paths]
-    ats = [None if path is None else name_at(found.target, (*found.path, *path)) for path in inside]
+    if not _jaxpr.nested_programs(seen.eqn) or (called not in _RESULT_OF and called != "fori_loop"):
+        return (
+            _spread(found.target, found.path, count) if count == 1 or called in _RESULT_OF else [None] * count
+        )
+    paths = _paths_of_results(seen, called) or _paths_of_carries(seen, called)
+    if paths is None:
+        return [None] * count if seen.deriving else _spread(found.target, found.path, count)
+    ats = [None if path is None else name_at(found.target, (*found.path, *path)) for path in paths]
     return [None if at is None else spell(*at) for at in ats]
 
 
 _STEP = re.compile(r"""(\.\w+)|\[('[^']*'|"[^"]*"|[^\]]*)\]""")
 
 
-def _result_paths(eqn: Any) -> list[Path] | None:
-    """Where the outputs of an equation stand in what its body returns, where JAX kept that.
+def _steps(text: str) -> Path:
+    """`['a'][0].w` as a path."""
+    return tuple(field or (int(item) if item.isdigit() else item) for field, item in _STEP.findall(text))
 
-    JAX leaves out of a loop or a choice what is only passed through: counting the outputs would not tell.
+
+def _paths_of_results(seen: Sight, called: str) -> list[Path | None] | None:
+    """Where the outputs of an equation stand in the result of the call, by what its body returns.
+
+    JAX leaves out of a loop or a choice what is only passed through: counting the outputs would not tell. None
+    where JAX did not keep it.
     """
-    bodies = _jaxpr.nested_programs(eqn)
-    info = getattr(bodies[0].jaxpr, "debug_info", None) if bodies else None
+    info = getattr(_jaxpr.nested_programs(seen.eqn)[0].jaxpr, "debug_info", None)
     texts = getattr(info, "result_paths", None)
-    if texts is None or len(texts) != len(eqn.outvars) or not all(isinstance(t, str) and t for t in texts):
+    if texts is None or len(texts) != len(seen.eqn.outvars) or not all(isinstance(t, str) and t for t in texts):
         return None
-    steps = [_STEP.findall(text.removeprefix("result")) for text in texts]
-    return [tuple(a or (int(i) if i.isdigit() else i) for a, i in found) for found in steps]
+    result = _FORI_RESULT[seen.eqn.primitive.name] if called == "fori_loop" else _RESULT_OF[called]
+    paths = (_steps(text.removeprefix("result")) for text in texts)
+    return [path[len(result) :] if path[: len(result)] == result else None for path in paths]
+
+
+def _paths_of_carries(seen: Sight, called: str) -> list[Path | None] | None:
+    """The same by what the body of a loop takes, for loops under `vmap`; None for what is no loop."""
+    form, count = _jaxpr.opened_form(seen.eqn), len(seen.eqn.outvars)
+    if not isinstance(form, _jaxpr.Scan) and not _jaxpr.is_while(seen.eqn):
+        return None
+    if isinstance(form, _jaxpr.Scan):
+        first, carries = form.num_consts, form.num_carry
+    else:
+        first, carries = -count, count
+    names = (_jaxpr.nested_programs(seen.eqn)[0].argument_names or ("",) * count)[first:][:carries]
+    known = [_steps(name) if name else None for name in names]
+    if called == "fori_loop":
+        counters = _FORI_COUNTERS[seen.eqn.primitive.name]
+        return [None] * counters + known[counters:]
+    inside = [None if path is None else (0, *path) if called == "scan" else path for path in known]
+    stacked: Path = (1,) if called == "scan" else ()
+    return inside + [stacked if count - carries == 1 else None] * (count - carries)
 
 
 def _called(seen: Sight) -> str | None:

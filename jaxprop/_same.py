@@ -98,6 +98,9 @@ def _equation(eqn: Any, depth: int, differentiated: bool = False) -> Any:
     bodies = tuple(_program(body, depth - 1) for body in _jaxpr.nested_programs(eqn))
     if differentiated:
         return name, bodies
+    if _jaxpr.has_reverse_rule(eqn):
+        # Its forward half may be run only so often: libraries keep state in it (a store that is filled once).
+        return name, _Identity(eqn)
     # Its rule is a function built anew at each trace. What the rule does is a program: compare that.
     try:
         rule = _jaxpr.derivative_program(eqn)

@@ -116,6 +116,11 @@ def is_library(file: str) -> bool:
     return path.startswith(_LIBRARIES) or f"{os.sep}site-packages{os.sep}" in path
 
 
+def is_own(file: str) -> bool:
+    """Whether a file belongs to this package."""
+    return os.path.abspath(file).startswith(_HERE + os.sep)
+
+
 # --- the syntax tree of a file --------------------------------------------------------------------
 
 _Position: TypeAlias = tuple[int | None, int | None, int | None, int | None]

@@ -317,7 +317,7 @@ def halves(tape, half):
     return {name: what for name, what in found.items() if what is not None}
 
 
-@cases()
+@cases(slow={"big"})
 @pytest.mark.parametrize("half", ["value", "cotangent"])
 def test_norms_of_the_summary_are_those_of_numpy(model, half):
     """record=jp.summary has the norm, at every name, that NumPy finds on the full tape."""

@@ -632,6 +632,23 @@ def custom_rules(w):
     return soft(r).sum()
 
 
+# Under `vmap` JAX forgets what the body returns: the carries are known by what it takes.
+@case(
+    "last['a'],last['b'],ys step/slice step/squeeze new['a'] new['b'] run/add run/reduce_sum each mapped_loop",
+)
+def mapped_loop(w):
+    def run(x):
+        def step(c, row):
+            new = {"a": c["a"] * row[0], "b": c["b"] + 1.0}
+            return new, {"y": c["a"]}
+
+        last, ys = lax.scan(step, {"a": x, "b": x}, ROWS)
+        return last["a"] + last["b"] + ys["y"].sum()
+
+    each = jax.vmap(run)(w)
+    return each.sum()
+
+
 # --- derivatives taken inside ----------------------------------------------------------------------------
 
 # Of the operations of a derivative only those are named that surely are a value: not what is kept for the way
@@ -681,6 +698,29 @@ def test_a_derived_body_claims_no_names():
     assert not names & {"new", "last", "last['a']", "last['b']", "rows"}
     check_names(graph)
     assert "new" in jp.trace(rolled)(VECTOR)
+
+
+def test_branches_that_vmap_runs_both_are_not_the_result():
+    """They are traced apart and put in later: what a branch returns is not what the function returns."""
+
+    def mapped(w):
+        v = jax.vmap(lambda x: lax.cond(x > 0.0, lambda: jnp.sin(x), lambda: x * 2.0))(w)
+        return v.sum()
+
+    graph = jp.trace(mapped)(VECTOR)
+    named = {name: graph[name].primitive for name in ("v", "mapped", "sin", "mul")}
+    assert named == {"v": "select_n", "mapped": "reduce_sum", "sin": "sin", "mul": "mul"}
+    assert graph["mapped"].operands[0].name == "v" and "v#2" not in graph
+
+
+def test_what_has_no_place_has_that_of_the_call_around_it():
+    def chosen(w, number):
+        c = lax.switch(number, [jnp.sin, jnp.cos], w)
+        return c.sum()
+
+    graph = jp.trace(chosen)(VECTOR, 1)
+    assert graph["sin"].source == graph["c"].source and graph["c"].source is not None
+    assert (graph["sin"].label, graph["c"].label) == ("", "lax.switch(number, [jnp.sin, jnp.cos], w)")
 
 
 def test_repeated_calls_of_a_derivative_are_told_apart():
