@@ -80,12 +80,22 @@ class Activity:
         for draft in reversed(level.drafts):
             if draft.opened:
                 self.reach_nested(draft)
-            elif draft.seen.eqn.effects or any(id_ in self.reaching for id_ in draft.outputs):
+            elif self.passes(draft):
                 self.reaching.update(draft.operands)
+
+    def passes(self, draft: Draft) -> bool:
+        """Whether a cotangent can cross a node: an output has a tangent, and a sink depends on it."""
+        if any(isinstance(id_, int) and _jaxpr.is_ref(self.avals[id_]) for id_ in draft.operands):
+            return True  # what a reference holds is not followed
+        return any(id_ in self.reaching and id_ in self.perturbed for id_ in draft.outputs)
 
     def reach_nested(self, draft: Draft) -> None:
         for level in draft.levels:
-            self.reaching.update(inner for inner, outer in out_of(draft, level) if outer in self.reaching)
+            self.reaching.update(
+                inner
+                for inner, outer in out_of(draft, level)
+                if outer in self.reaching and outer in self.perturbed
+            )
             self.reach(level)
             while new := {
                 out for out, into in around(draft, level) if into in self.reaching and out not in self.reaching

@@ -76,7 +76,17 @@ class Outputs:
 
 
 def name_of(fun: Any) -> str:
+    """The name of a function, for messages."""
+    fun = unwrapped(fun)
     return getattr(fun, "__name__", type(fun).__name__)
+
+
+def unwrapped(fun: Any) -> Any:
+    """The function a person wrote, beneath `jit`, `functools.wraps`, `functools.partial` and methods."""
+    fun = inspect.unwrap(fun)
+    while isinstance(fun, functools.partial):
+        fun = inspect.unwrap(fun.func)
+    return getattr(fun, "__func__", fun)
 
 
 def normalize_argnums(argnums: Any, count: int) -> tuple[int, ...]:
@@ -139,8 +149,7 @@ def _trace_call(
     if abstract:
         _check_structs(arguments, points)
     program = _jaxpr.trace(flat, *points)
-    code = inspect.unwrap(fun)
-    code = getattr(code, "__func__", code)
+    code = unwrapped(fun)
     function = getattr(code, "__name__", None)
     described = {
         "arguments": arguments,
@@ -208,7 +217,7 @@ def _constant_names(
     consts: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
 ) -> list[str | None]:
     """Names of closed-over arrays that are leaves of arguments, known by identity."""
-    by_identity = {id(leaf): name for name, leaf in _all_leaves(args, kwargs, names)}
+    by_identity = {id(leaf): name for name, leaf in reversed(_all_leaves(args, kwargs, names))}
     return [by_identity.get(id(const)) for const in consts]
 
 

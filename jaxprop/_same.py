@@ -69,7 +69,8 @@ def fingerprint(x: Any, depth: int = _DEPTH) -> Any:
 
 def _is_record(x: Any) -> bool:
     """Whether an object is its fields and nothing else: JAX wraps callbacks so, anew at each trace."""
-    if not (dataclasses.is_dataclass(x) and type(x).__dataclass_params__.frozen):
+    params = getattr(type(x), "__dataclass_params__", None)
+    if params is None or not params.frozen:
         return False
     held = set(getattr(x, "__dict__", ())).union(*(vars(kind).get("__slots__", ()) for kind in type(x).__mro__))
     return held <= {"__weakref__", *(field.name for field in dataclasses.fields(x))}

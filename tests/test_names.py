@@ -916,12 +916,12 @@ def of_two(scale, w):
 
 TRACED = {
     "a lambda": (lambda w: (w * 2.0).sum(), ["mul", "reduce_sum"]),
-    "a partial": (functools.partial(of_two, 2.0), ["y", "of_two/reduce_sum"]),
+    "a partial": (functools.partial(of_two, 2.0), ["y", "of_two"]),
     "a callable object": (Scaled(2.0), ["y", "Scaled/reduce_sum"]),
     "a bound method": (Scaled(2.0).method, ["y", "method"]),
     "a jitted function": (jax.jit(result_of_the_function), ["y", "result_of_the_function"]),
     "a jitted method": (jax.jit(Scaled(2.0).method), ["y", "method"]),
-    "a jitted partial": (jax.jit(functools.partial(of_two, 2.0)), ["y", "of_two/reduce_sum"]),
+    "a jitted partial": (jax.jit(functools.partial(of_two, 2.0)), ["y", "of_two"]),
     "a decorated function": (doubling(result_of_the_function), ["y", "out", "result_of_the_function"]),
     "a checkpointed function": (jax.checkpoint(jnp.sum), ["checkpoint", "reduce_sum"]),
     "a library's function": (jnp.sum, ["reduce_sum"]),
