@@ -78,8 +78,8 @@ def quick_compile(request):
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-def cases(without=(), slow=()):
-    """Run a test for every model, save those with some tags; those with others are slow."""
+def cases(without=(), slow=False):
+    """Run a test for every model, save those with some tags. The slow tests run on one line of JAX only."""
     params = [pytest.param(c, marks=marks(c.tags, without, slow), id=c.name) for c in CASES]
     return pytest.mark.parametrize("model", params, indirect=True, scope="module")
 
@@ -89,7 +89,7 @@ def marks(tags, without, slow):
     beyond_jax = pytest.mark.skip(reason="JAX itself cannot do this to the model")
     return [
         *([beyond_jax] if tags & set(without) else ()),
-        *([pytest.mark.slow] if tags & set(slow) else ()),
+        *([pytest.mark.slow] if slow else ()),
     ]
 
 
@@ -105,7 +105,7 @@ def test_jitted_gradients_are_those_of_jax(model):
     model.check(model.tape.grads, grads)
 
 
-@cases(slow={"big"})
+@cases(slow=True)
 def test_optimised_gradients_are_those_of_jax(model, optimised):
     """So it is with all of XLA's optimisations, under which operations are fused."""
     loss, args, argnums = model.made
@@ -115,7 +115,7 @@ def test_optimised_gradients_are_those_of_jax(model, optimised):
     model.check(tape.grads, grads)
 
 
-@cases(slow={"big"})
+@cases(slow=True)
 def test_eager_gradients_are_those_of_jax(model):
     """The eager tape has the loss and the gradients of jax.value_and_grad."""
     loss, args, argnums = model.made
@@ -239,25 +239,25 @@ def inside(place, model):
     model.check(tape.grads, place(jax.grad, *model.made))
 
 
-@cases(slow={"big"})
+@cases(slow=True)
 def test_inside_vmap(model):
     """A tape under vmap has the gradients of jax.grad under vmap."""
     inside(vmapped, model)
 
 
-@cases(slow={"big"})
+@cases(slow=True)
 def test_inside_checkpoint(model):
     """A tape inside jax.checkpoint has the gradients of jax.grad there."""
     inside(checkpointed, model)
 
 
-@cases(slow={"big"})
+@cases(slow=True)
 def test_of_a_checkpointed_loss(model):
     """A tape of a recomputed loss has the gradients of jax.grad of it."""
     inside(of_checkpoint, model)
 
 
-@cases(without={"no_shard_map"}, slow={"big"})
+@cases(without={"no_shard_map"}, slow=True)
 def test_inside_shard_map(model):
     """A tape inside shard_map has the gradients of jax.grad there."""
     inside(sharded, model)
@@ -289,13 +289,13 @@ def pulled(differentiate, loss, args, argnums):
     return jax.jit(jax.grad(squares))(some)
 
 
-@cases(without={"first_order"}, slow={"big"})
+@cases(without={"first_order"}, slow=True)
 def test_tangents_through_the_gradients(model):
     """jax.jvp of the gradients of a tape is jax.jvp of jax.grad."""
     model.check(pushed(tape_grads, *model.made), pushed(jax.grad, *model.made))
 
 
-@cases(without={"first_order"}, slow={"big"})
+@cases(without={"first_order"}, slow=True)
 def test_gradients_of_the_gradients(model):
     """jax.grad of the gradients of a tape is jax.grad of jax.grad."""
     model.check(pulled(tape_grads, *model.made), pulled(jax.grad, *model.made))
@@ -317,7 +317,7 @@ def halves(tape, half):
     return {name: what for name, what in found.items() if what is not None}
 
 
-@cases(slow={"big"})
+@cases(slow=True)
 @pytest.mark.parametrize("half", ["value", "cotangent"])
 def test_norms_of_the_summary_are_those_of_numpy(model, half):
     """record=jp.summary has the norm, at every name, that NumPy finds on the full tape."""
