@@ -11,12 +11,15 @@ from . import _jaxpr
 from ._activity import Ends
 from ._batch import gather
 from ._call import Traced
-from ._graph import Graph, Node, Selector, Value, select
+from ._graph import Graph, Node, Selector, Value, matches, select
 from ._interpret import Plan, Sweep
 from ._rules import Recorder, Rule, Rules, match_rules
 from ._seed import ONE
 from ._tape import Static, Tape
 from ._wiring import loop_constants
+
+#: The selector of all nodes.
+EVERY = "*"
 
 
 def make_plan(traced: Traced, nodes: Selector | None, recorder: Recorder, rules: Rules) -> Plan:
@@ -25,8 +28,12 @@ def make_plan(traced: Traced, nodes: Selector | None, recorder: Recorder, rules:
     Raises:
         ValueError: a selector matches nothing, or a rule only what no cotangent can reach.
     """
-    matched = match_rules(traced.graph, rules)
-    graph = _with_rules(traced, matched)
+    matched = {
+        index: rule
+        for index, rule in match_rules(traced.graph, rules).items()
+        if not _holds_reference(traced.graph.by_index[index])
+    }
+    graph = _with_rules(traced, matched, rules)
     _check_rules_live(graph, rules)
     watched = _watched(graph, nodes) if recorder.forward or recorder.backward else []
     kept: frozenset[int] = frozenset()
@@ -37,12 +44,24 @@ def make_plan(traced: Traced, nodes: Selector | None, recorder: Recorder, rules:
     return Plan(graph, recorder, frozenset(node.index for node in watched), matched, kept)
 
 
-def _with_rules(traced: Traced, matched: dict[int, Rule]) -> Graph:
-    """The graph in which a rule stands in for a derivative that is zero (`round`, `stop_gradient`)."""
+def _holds_reference(node: Node) -> bool:
+    """Whether a node reads or makes a mutable reference: those are left to JAX."""
+    return any(_jaxpr.is_ref(value.aval) for value in (*node.operands, *node.outputs))
+
+
+def _with_rules(traced: Traced, matched: dict[int, Rule], rules: Rules) -> Graph:
+    """The graph in which a rule stands in for a derivative that is zero (`round`, `stop_gradient`).
+
+    That is for rules whose selector names the node: `*` means every node the chain rule crosses.
+    """
+    named = [where for where, _ in rules if where != EVERY]
     uncut = frozenset(
         node.index
         for node in traced.graph.walk()
-        if node.index in matched and not node.active and node.eqn is not None
+        if node.index in matched
+        and not node.active
+        and node.eqn is not None
+        and any(matches(where, node) for where in named)
     )
     return traced.build(uncut=uncut) if uncut else traced.graph
 
@@ -50,7 +69,8 @@ def _with_rules(traced: Traced, matched: dict[int, Rule]) -> Graph:
 def _check_rules_live(graph: Graph, rules: Rules) -> None:
     for where, _ in rules:
         picked = select(graph, where)
-        if not any(node.active for node in picked):
+        live = any(node.active and not _holds_reference(node) for node in picked)
+        if not live and where != EVERY:
             raise ValueError(
                 f"the rule for {where!r} would do nothing: no cotangent comes to {picked[0].where}"
                 f"{' and the others it picks' if len(picked) > 1 else ''}. It lies on no path from a "
@@ -67,7 +87,7 @@ def _watched(graph: Graph, nodes: Selector | None) -> list[Node]:
         for node in graph.walk()
         if all(parent.opened for parent, _ in graph.places[node.index].parents)
         and node.index not in constants | fixed
-        and not any(_jaxpr.is_ref(value.aval) for value in (*node.operands, *node.outputs))
+        and not _holds_reference(node)
     ]
     if nodes is None:
         return [node for node in open_to_us if node.active]

@@ -180,15 +180,12 @@ class Tape:
         return tuple(
             value.name
             for node in self.graph.walk()
-            if self._holds(node)
             for value in node.outputs
-            if value.name
+            if value.name and self._holds(node, value)
         )
 
-    def _holds(self, node: Node) -> bool:
-        return node.index in self._static.watched or any(
-            value.id in self._values or value.id in self._numbers for value in node.outputs
-        )
+    def _holds(self, node: Node, value: Value) -> bool:
+        return node.index in self._static.watched or value.id in self._values or value.id in self._numbers
 
     @functools.cached_property
     def _numbers(self) -> frozenset[int]:

@@ -35,7 +35,7 @@ def examples(count):
         deadline=None,
         derandomize=True,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow],  # compiling is
     )
 
 
@@ -200,19 +200,26 @@ def perform(step, x, y):
 
 
 READS = st.integers(0, 5)
-FLAT = st.lists(st.builds(Step, st.sampled_from([*UNARY, *BINARY]), READS, READS), min_size=1, max_size=3).map(
-    tuple
-)
+FLAT = st.sampled_from([*UNARY, *BINARY])
+HOLDING = st.sampled_from([*NESTED])
 
 
-def programs(depth):
+@st.composite
+def steps(draw, most):
+    """Draw a few steps with nothing inside."""
+    count = draw(st.integers(1, most))
+    return tuple(Step(draw(FLAT), draw(READS), draw(READS)) for _ in range(count))
+
+
+@st.composite
+def programs(draw, depth):
     """Draw programs with others inside, so many deep."""
     if not depth:
-        return FLAT
-    step = st.builds(Step, st.sampled_from([*NESTED]), READS, READS, programs(depth - 1))
-    return st.tuples(FLAT, st.lists(step, min_size=1, max_size=2).map(tuple), FLAT).map(
-        lambda parts: sum(parts, ())
-    )
+        return draw(steps(3))
+    count = draw(st.integers(1, 2))
+    inner = programs(depth - 1)
+    holding = [Step(draw(HOLDING), draw(READS), draw(READS), draw(inner)) for _ in range(count)]
+    return (*draw(steps(2)), *holding, *draw(steps(2)))
 
 
 class Problem(NamedTuple):
@@ -293,6 +300,7 @@ def test_the_identity_rule_everywhere(problem):
     """A rule that is the chain rule itself, at every node at every depth, changes nothing."""
     rules = [("*", lambda local, out_cts: local.vjp(out_cts))]
     expected = by_jax(problem)
+    assume(any(np.any(grad) for grad in expected[1]))  # a rule for what is never read is refused
     check(jp.backprop(problem.loss, problem.argnums, rules=rules)(*problem.args()), expected)
 
 
