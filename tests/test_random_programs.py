@@ -357,6 +357,9 @@ def test_local_gradients_multiply_along_a_chain(kinds, seed):
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(FLAGS_ON), reason="this is the run with the flags on")
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 12), reason="there a checkpoint cannot hold a custom_vjp of the new form"
+)
 @pytest.mark.parametrize("flags", [(flag,) for flag in FLAGS] + [FLAGS], ids=" ".join)
 def test_with_flags_on(flags):
     """Everything in this file holds with JAX's experimental forms, in a process of its own."""
