@@ -72,9 +72,9 @@ def backprop(
             all that lies between the differentiated arguments and the result.
         record: what to write down there; by default value and cotangent as they are. `jaxprop.summary` keeps
             bounded statistics.
-        rules: pairs (where, rule): how cotangents cross the nodes `where` picks. The first match wins. A rule
-            for a node it names stands in for a derivative that is zero (`round`, `stop_gradient`) too; `*` means
-            the nodes that the chain rule crosses.
+        rules: pairs (where, rule): how cotangents cross the nodes `where` picks. The first match wins. A
+            rule for a node it names stands in for a derivative that is zero (`round`, `stop_gradient`) too;
+            `*` means the nodes that the chain rule crosses.
         cotangent: the cotangent to begin with, in the structure of the result; 1.0 for a scalar.
         holomorphic: as in `jax.grad`.
         allow_int: as in `jax.grad`.

@@ -115,7 +115,7 @@ class Numbering:
     ) -> list[Draft | DraftCall]:
         items: list[Draft | DraftCall] = []
         for eqn in jaxpr.eqns:
-            seen = _names.sight(eqn, around, self.home)
+            seen = _names.sight(eqn, jaxpr, around, self.home)
             inside = _names.clean_scope(scope, _jaxpr.scope_of(eqn))
             operands = tuple(_read(env, atom) for atom in eqn.invars)
             if self.scalars:

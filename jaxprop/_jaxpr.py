@@ -388,13 +388,22 @@ class Frame:
         return hash((id(self.code), self.lasti))
 
 
-def frames(eqn: Any) -> tuple[Frame, ...]:
-    """The Python frames of an equation, innermost first, as far as its own program reaches."""
+def frames(eqn: Any, jaxpr: Any) -> tuple[Frame, ...]:
+    """The Python frames of an equation, innermost first, as far as its own program reaches.
+
+    A cached program was traced for somebody else: frames around its function are not those of this call.
+    """
     traceback = getattr(eqn.source_info, "traceback", None)
     if traceback is None:
         return ()
     codes, offsets = traceback.raw_frames()
-    return tuple(map(Frame, codes, offsets))
+    found = tuple(map(Frame, codes, offsets))
+    info = str(getattr(getattr(jaxpr, "debug_info", None), "func_src_info", ""))
+    for index in reversed(range(len(found))):
+        code = found[index].code
+        if info == f"{code.co_name} at {code.co_filename}:{code.co_firstlineno}":
+            return found[: index + 1]
+    return found
 
 
 def scope_of(eqn: Any) -> str:

@@ -85,12 +85,12 @@ class Sight(NamedTuple):
         return "transpose(" in _jaxpr.scope_of(self.eqn)
 
 
-def sight(eqn: Any, around: tuple[_jaxpr.Frame, ...], home: str | None) -> Sight:
-    """Gather the frames of an equation; `around` are those of the calls it was inlined from.
+def sight(eqn: Any, jaxpr: Any, around: tuple[_jaxpr.Frame, ...], home: str | None) -> Sight:
+    """Gather the frames of an equation of a program; `around` are those of the calls it was inlined from.
 
     `home` is a file of the traced function: its package counts as the user's, installed or not, but for JAX.
     """
-    own = _jaxpr.frames(eqn)
+    own = _jaxpr.frames(eqn, jaxpr)
     raw = (*own, *around)
     root = package_root(home) if home else None
 
