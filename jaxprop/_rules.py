@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from . import _jaxpr
-from ._graph import Graph, Selector, matches, select, spell_type
+from ._graph import Graph, Selector, select, spell_type
 from ._local import Local
 from ._types import InCts, OutCts, PyTree
 
@@ -143,6 +143,3 @@ def _check_one(ct: Any, position: int, local: Local) -> Any:
             "A cotangent has the dtype of its primal: convert it in the rule."
         )
     return ct
-
-
-__all__ = ["Recorder", "Rule", "Rules", "check_in_cts", "full", "match_rules", "matches"]

@@ -1,6 +1,6 @@
 """The nouns of the package, as types."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -16,5 +16,3 @@ InCts: TypeAlias = Sequence[Array | None]
 
 #: The last axes a value gains by standing inside opened scans: one length for each.
 Steps: TypeAlias = tuple[int, ...]
-
-LossFn: TypeAlias = Callable[..., Any]
