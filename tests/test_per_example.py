@@ -59,6 +59,10 @@ def rnn(p, x, y):
     return jnp.mean((h @ p["out"] - y) ** 2)
 
 
+def rnn_with_penalty(p, x, y):
+    return rnn(p, x, y) + jnp.sum(p["u"] ** 2)
+
+
 def layers_by_scan(p, x):
     @jax.checkpoint
     def layer(h, layer):
@@ -252,6 +256,29 @@ def test_another_argument_and_keywords():
     w, x = arrays((3,), (4, 3))
     found = jp.per_example(loss, argnums=1)(x, w, scale=2.0)
     np.testing.assert_allclose(found.norms, 4 * np.abs(x @ w) * np.linalg.norm(x, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [rnn, rnn_with_penalty])
+def test_examples_may_be_counted_by_another_axis(loss):
+    _, params, (x, y) = CASES["rnn"]
+
+    def steps_first(p, x, y):
+        return loss(p, x.swapaxes(0, 1), y)
+
+    found = jax.jit(jp.per_example(steps_first, in_axes=(1, 0)))(params, x.swapaxes(0, 1), y)
+    _, norms, _ = by_vmap(loss, params, (x, y))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found.norms, norms)
+
+
+def test_an_argument_may_be_the_same_for_all_examples():
+    def loss(w, x, key):
+        return jnp.sum((x @ (w * jax.random.normal(key, w.shape))) ** 2) + jnp.sum(x @ w)
+
+    w, x = arrays((3,), (4, 3))
+    key = jax.random.key(0)
+    found = jp.per_example(loss, in_axes=(0, None))(w, x, key)
+    _, norms, _ = by_vmap(lambda w, x: loss(w, x, key), w, (x,))
+    np.testing.assert_allclose(found.norms, norms, rtol=1e-4)
 
 
 ERRORS = {

@@ -73,7 +73,9 @@ def _total(parts: Iterator[Array]) -> Array:
     return functools.reduce(jnp.add, parts)
 
 
-def per_example(loss: Callable[..., Any], argnums: int = 0, has_aux: bool = False) -> Callable[..., PerExample]:
+def per_example(
+    loss: Callable[..., Any], argnums: int = 0, has_aux: bool = False, in_axes: Any = 0
+) -> Callable[..., PerExample]:
     """Return a function for the norm of every example's gradient, beside the gradient of their mean.
 
         norms[leaf][b] = |d loss(params, batch[b:b+1]) / d leaf|
@@ -85,10 +87,11 @@ def per_example(loss: Callable[..., Any], argnums: int = 0, has_aux: bool = Fals
     `jax.vmap` of the gradient, a few examples at a time: the same numbers, slower.
 
     Args:
-        loss: `loss(params, *batch)`, a scalar. Arrays of the batch have examples on their first axis.
-            Keyword arguments are the same for all examples.
+        loss: `loss(params, *batch)`, a scalar. Keyword arguments are the same for all examples.
         argnums: the argument to differentiate; all other positional arguments are the batch.
         has_aux: whether the loss returns a pair (value, aux).
+        in_axes: which axis of the batch counts the examples, as in `jax.vmap`: one number, or one for each of
+            its arguments; None for an argument that is the same for all.
 
     Returns:
         A function of the same arguments that gives a `PerExample`. Compile it with `jax.jit`.
@@ -113,19 +116,24 @@ def per_example(loss: Callable[..., Any], argnums: int = 0, has_aux: bool = Fals
         check_points(args, argnums, loss, False, False, "per_example")
         position = range(len(args))[argnums]
         params, batch = args[position], [arg for i, arg in enumerate(args) if i != position]
-        count = _count(loss, batch)
+        leaves, tree = jax.tree.flatten(batch)
+        axes = _axes(in_axes, batch)
+        count = _count(loss, leaves, axes)
 
-        def one(params: PyTree, example: PyTree) -> Any:
-            example = jax.tree.map(lambda x: jnp.expand_dims(x, 0), example)
-            result = loss(*example[:position], params, *example[position:], **kwargs)
+        def one(params: PyTree, example: list[Any]) -> Any:
+            batch = [
+                x if axis is None else jnp.expand_dims(x, axis) for x, axis in zip(example, axes, strict=True)
+            ]
+            full = jax.tree.unflatten(tree, batch)
+            result = loss(*full[:position], params, *full[position:], **kwargs)
             return result if has_aux else (result, None)
 
-        def mean(params: PyTree, *batch: Any) -> Any:
-            losses, aux = jax.vmap(one, in_axes=(None, 0))(params, list(batch))
+        def mean(params: PyTree, *leaves: Any) -> Any:
+            losses, aux = jax.vmap(one, in_axes=(None, axes))(params, list(leaves))
             _check_scalar(loss, losses)
             return jnp.mean(losses), (losses, aux)
 
-        return _norms_of(mean, one, params, batch, count)
+        return _norms_of(mean, one, params, Examples(leaves, axes, count))
 
     return norms_of
 
@@ -138,21 +146,47 @@ def _check_scalar(loss: Any, losses: Any) -> None:
         )
 
 
-def _count(loss: Any, batch: Sequence[Any]) -> int:
-    leaves = jax.tree.leaves(batch)
-    sizes = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in leaves}
+class Examples(NamedTuple):
+    """The leaves of a batch, the axis of each that counts the examples, and how many there are."""
+
+    leaves: list[Any]
+    axes: list[int | None]
+    size: int
+
+
+def _axes(in_axes: Any, batch: list[Any]) -> list[int | None]:
+    """One axis for each leaf of the batch."""
+    given = list(in_axes) if isinstance(in_axes, tuple | list) else [in_axes] * len(batch)
+    if len(given) != len(batch):
+        raise ValueError(
+            f"`in_axes` has {len(given)} entries, but the batch {len(batch)} arguments: one for each."
+        )
+    spread = jax.tree.map(
+        lambda axis, part: [axis] * len(jax.tree.leaves(part)), given, batch, is_leaf=lambda x: x is None
+    )
+    return [axis for axes in spread for axis in axes]
+
+
+def _count(loss: Any, leaves: Sequence[Any], axes: Sequence[int | None]) -> int:
+    sizes = {
+        np.shape(leaf)[axis] if -np.ndim(leaf) <= axis < np.ndim(leaf) else None
+        for leaf, axis in zip(leaves, axes, strict=True)
+        if axis is not None
+    }
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves) or "no arrays"
         raise ValueError(
             f"`{name_of(loss)}` was called with a batch of {shapes}: every array of it needs the same number "
-            "of examples, at least one, on its first axis. Pass what is the same for all examples by keyword."
+            "of examples, at least one, on its first axis, or on that of `in_axes`. Pass what is the same for "
+            "all examples by keyword."
         )
     return sizes.pop()  # type: ignore[return-value]
 
 
-def _norms_of(mean: Any, one: Any, params: PyTree, batch: list[Any], count: int) -> PerExample:
-    traced = trace_call(mean, (params, *batch), {}, 0, True)
-    readings = readings_of(traced.graph, example_axes(traced.graph, _twin(mean, params, batch, count), count))
+def _norms_of(mean: Any, one: Any, params: PyTree, batch: Examples) -> PerExample:
+    count = batch.size
+    traced = trace_call(mean, (params, *batch.leaves), {}, 0, True)
+    readings = readings_of(traced.graph, example_axes(traced.graph, _twin(mean, params, batch), count))
     known = [reading for found in readings for reading in found or ()]
     plan = replace(
         make_plan(traced, None, _recorder(known), ()),
@@ -173,14 +207,19 @@ def _norms_of(mean: Any, one: Any, params: PyTree, batch: list[Any], count: int)
     return PerExample(tape.value, tape.grads, losses, norms, aux)
 
 
-def _twin(mean: Any, params: PyTree, batch: list[Any], count: int) -> Graph:
+def _twin(mean: Any, params: PyTree, batch: Examples) -> Graph:
     """The same program for one example more: what differs in shape between the two counts the examples."""
 
-    def like(x: Any) -> jax.ShapeDtypeStruct:
+    def like(x: Any, axis: int | None) -> Any:
+        if axis is None:
+            return x
         aval = jax.typeof(x)
-        return jax.ShapeDtypeStruct((count + 1, *aval.shape[1:]), aval.dtype, weak_type=aval.weak_type)
+        shape = list(aval.shape)
+        shape[axis] += 1
+        return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=aval.weak_type)
 
-    return trace_call(mean, (params, *jax.tree.map(like, batch)), {}, 0, True, abstract=True).graph
+    more = [like(x, axis) for x, axis in zip(batch.leaves, batch.axes, strict=True)]
+    return trace_call(mean, (params, *more), {}, 0, True, abstract=True).graph
 
 
 # --- what is read, and what comes of it ------------------------------------------------------------
@@ -242,22 +281,27 @@ def _factors(reading: Reading, tape: Tape) -> Factors | None:
     return {name: unfold(x) for name, x in record[reading.position].items()}
 
 
-def _by_vmap(one: Any, params: PyTree, batch: list[Any], which: Sequence[int]) -> list[Array]:
+def _by_vmap(one: Any, params: PyTree, batch: Examples, which: Sequence[int]) -> list[Array]:
     """Squared norms by the gradients themselves, for the leaves nothing is known about."""
     if not which:
         return []
     leaves, tree = jax.tree.flatten(params)
-    examples, batch_tree = jax.tree.flatten(batch)
+    mapped = [i for i, axis in enumerate(batch.axes) if axis is not None]
 
     def squares(*example: Any) -> list[Array]:
+        full = list(batch.leaves)
+        for i, x in zip(mapped, example, strict=True):
+            full[i] = x
+
         def of(some: list[Any]) -> Any:
-            full = list(leaves)
+            all_of_them = list(leaves)
             for i, leaf in zip(which, some, strict=True):
-                full[i] = leaf
-            return one(jax.tree.unflatten(tree, full), jax.tree.unflatten(batch_tree, example))[0]
+                all_of_them[i] = leaf
+            return one(jax.tree.unflatten(tree, all_of_them), full)[0]
 
         grads = jax.grad(of)([leaves[i] for i in which])
         return [jnp.sum(jnp.abs(g) ** 2) for g in grads]
 
     size = sum(np.size(leaves[i]) for i in which)
-    return by_chunks(squares, size, *map(jnp.asarray, examples))
+    examples = [jnp.moveaxis(jnp.asarray(batch.leaves[i]), batch.axes[i] or 0, 0) for i in mapped]
+    return by_chunks(squares, size, *examples)
