@@ -25,5 +25,6 @@ from ._tape import Shares as Shares
 from ._tape import Tape as Tape
 from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
+from .diagnosis import diagnose as diagnose
 
 __version__ = "0.1.0"
