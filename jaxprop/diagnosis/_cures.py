@@ -9,6 +9,7 @@ _SPELLINGS = {
     "rsqrt": ("rsqrt",),
     "log": ("log",),
     "log1p": ("log1p",),
+    "log2": ("log2",),
     "exp": ("exp",),
     "exp2": ("exp2",),
     "expm1": ("expm1",),

@@ -10,12 +10,11 @@ import numpy as np
 
 from .._call import name_of, normalize_argnums
 from .._summary import summary
-from .._tape import Tape
 from .._types import PyTree
 from ._compiled import Passes, Run, on_host
-from ._origin import Origin, find_origins
-from ._report import Finding, Report
-from ._sentences import MOST, accused, origin_findings
+from ._origin import find_origins
+from ._report import Report
+from ._sentences import accused, origin_findings
 
 
 def diagnose(
@@ -24,6 +23,7 @@ def diagnose(
     has_aux: bool = False,
     *,
     cotangent: PyTree | None = None,
+    most: int = 12,
 ) -> Callable[..., Report]:
     """Say where a gradient goes wrong, why, and what to do.
 
@@ -37,6 +37,7 @@ def diagnose(
         argnums: positional arguments to differentiate.
         has_aux: whether it returns a pair (value, aux).
         cotangent: the cotangent to begin with, as in `backprop`.
+        most: how many origins are spelled out; of the rest only the number is told.
 
     Returns:
         A function of the arguments of `loss` that gives a `Report`. Its findings of kind `origin` are the nodes
@@ -64,27 +65,19 @@ def diagnose(
     @functools.wraps(loss, updated=())
     def diagnosed(*args: Any, **kwargs: Any) -> Report:
         with jax.debug_nans(False), jax.debug_infs(False):
-            return _report(passes, passes.at(*args, **kwargs))
+            return _report(passes.at(*args, **kwargs), most)
 
     return diagnosed
 
 
-def _report(passes: Passes, run: Run) -> Report:
+def _report(run: Run, most: int) -> Report:
     health = on_host(run(record=summary))
     origins = find_origins(run, health)
-    findings = _origins_in_words(run, origins)
-    notes = []
-    if len(origins) > MOST:
-        notes.append(f"{len(origins) - MOST} more origins are left out.")
-    return Report.of(f"diagnose {name_of(passes.loss)}", findings, _figures(health), notes)
-
-
-def _origins_in_words(run: Run, origins: list[Origin]) -> list[Finding]:
-    if not origins:
-        return []
-    shown = origins[:MOST]
-    full = on_host(run(nodes=accused(shown)))
-    return origin_findings(shown, full, _batch_length(run))
+    shown = origins[:most]
+    findings = origin_findings(shown, on_host(run(nodes=accused(shown))), _batch_length(run)) if shown else []
+    left = len(origins) - len(shown)
+    notes = [f"{left} more {'origins are' if left > 1 else 'origin is'} left out."] if left else []
+    return Report.of(f"diagnose {name_of(run.passes.loss)}", findings, {"nodes": len(health.names)}, notes)
 
 
 def _batch_length(run: Run) -> int | None:
@@ -93,7 +86,3 @@ def _batch_length(run: Run) -> int | None:
     rest = [arg for i, arg in enumerate(run.args) if i not in differentiated]
     lengths = Counter(np.shape(x)[0] for x in jax.tree.leaves((rest, run.kwargs)) if np.ndim(x))
     return next(iter(lengths)) if len(lengths) == 1 and 1 not in lengths else None
-
-
-def _figures(health: Tape) -> dict[str, Any]:
-    return {"nodes": len(health.names)}

@@ -99,8 +99,10 @@ def _gain(node: Node, operands: Any, outputs: Any, event: Event, out: int | None
 
 
 def _number(x: Any, element: tuple[int, ...], shape: tuple[int, ...]) -> Any:
-    if x is None:
+    """The number that is read for an element of the result; None where shapes do not broadcast."""
+    own = np.shape(x)
+    if x is None or (own and len(own) != len(shape)):
         return None
-    if np.shape(x) == shape:
-        return np.asarray(x)[element]
-    return np.asarray(x)[()] if np.shape(x) == () else None
+    if any(mine not in (1, its) for mine, its in zip(own, shape, strict=False)):
+        return None
+    return np.asarray(x)[tuple(0 if mine == 1 else i for mine, i in zip(own, element, strict=False))]

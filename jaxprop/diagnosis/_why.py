@@ -71,7 +71,7 @@ def _operand(point: Point) -> str:
 
 
 def _behind_mask(point: Point) -> str:
-    if point.event.half != BACK or point.ct is None or point.event.kind != "made" or np.any(point.ct != 0):
+    if point.event.half != BACK or point.ct is None or point.event.kind not in ("made", "from inf") or np.any(point.ct != 0):
         return ""
     return (
         " The cotangent that comes is 0, as from a mask behind it, but 0 * inf is nan: masking a result does not "
@@ -127,9 +127,11 @@ def _both(*tests: Test) -> Test:
 
 def _is_norm(point: Point, graph: Graph) -> bool:
     """Whether the operand is a sum: of squares, as a rule."""
-    if called(point.node.label) == "norm":
+    if "norm" in called(point.node.label):
         return True
     maker = makers(graph).get(point.node.operands[0].id)
+    while maker is not None and maker.primitive in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
+        maker = makers(graph).get(maker.operands[0].id)
     return maker is not None and maker.primitive in ("reduce_sum", "dot_general")
 
 
@@ -164,6 +166,10 @@ def _equal_values(point: Point, graph: Graph) -> bool:
 
 def _finite_gain(point: Point, graph: Graph) -> bool:
     return point.gain is not None and bool(np.isfinite(point.gain))
+
+
+def _zero_ct(point: Point, graph: Graph) -> bool:
+    return point.ct is not None and bool(np.all(point.ct == 0))
 
 
 def _infinite_gain(point: Point, graph: Graph) -> bool:
@@ -240,15 +246,17 @@ CAUSES: tuple[Cause, ...] = (
     Cause("degenerate eigenvalues", BACK, ("eigh", "eig", "svd"), _always, "the derivative of a decomposition is not finite here: values are equal or zero.", "differentiate the values alone, or break the tie: add small distinct numbers to the diagonal"),
     Cause("singular matrix", BACK, (*_SOLVES, "cholesky"), _always, "the derivative needs the inverse of a matrix that has none.", "add a small multiple of the identity"),
     Cause("custom rule", BACK, (), _custom, "the custom derivative rule of `{name}` returns it, of finite operands and finite cotangents.", "mend the rule: try it alone with jax.vjp at these operands"),
+    Cause("0 times inf", BACK, (), _both(_kind("from inf"), _zero_ct), "an operand is infinite, so the local gradient is.", "keep the operand finite: a large number instead of inf"),
     Cause("inf in an operand", BACK, (), _kind("from inf"), "an operand is infinite, so the local gradient is.", "keep the operand finite: a large number instead of inf"),
     Cause("overflow", BACK, ("convert_element_type", "reduce_precision"), _always, "the cotangent is too large for the dtype it is cast to.", "scale the loss down, or keep this part in float32"),
     Cause("overflow", BACK, (), _finite_gain, "local gradient and cotangent are finite, their product is too large.", "scale the loss down, or keep this part in float32"),
-    Cause("0 times inf", BACK, (), lambda p, g: p.ct is not None and bool(np.all(p.ct == 0)), "the local gradient is infinite.", _where("{x} != 0")),
+    Cause("0 times inf", BACK, (), _zero_ct, "the local gradient is infinite.", _where("{x} != 0")),
     # On the way out.
     Cause("softmax of all -inf", OUT, (), _both(_all_minus_inf, _calls("softmax", "log_softmax", "_softmax", "dot_product_attention")), "every entry of the row is -inf (all masked), and -inf - -inf is nan.", _argument("jnp.maximum({x}, -1e9)")),
     Cause("logsumexp of all -inf", OUT, ("log",), _both(_x(lambda x: x == 0), _calls("logsumexp", "logaddexp")), "every entry is -inf, so the sum of exponentials is 0, and the derivative of log at 0 is infinite.", _argument("jnp.maximum({x}, -1e9)")),
-    Cause("log of 0", OUT, ("log", "log1p"), _x(lambda x: x in (0, -1)), "log of 0 is -inf, and its derivative is infinite.", lambda code, primitive, position: double_where(code, primitive, position, "{x} > -1" if primitive == "log1p" else "{x} > 0")),
-    Cause("log of a negative", OUT, ("log", "log1p"), _always, "log of a negative number ({a}) is nan.", lambda code, primitive, position: double_where(code, primitive, position, "{x} > -1" if primitive == "log1p" else "{x} > 0")),
+    Cause("log of 0", OUT, ("log", "log2"), _x(lambda x: x == 0), "log of 0 is -inf, and its derivative is infinite.", _where("{x} > 0")),
+    Cause("log of 0", OUT, ("log1p",), _x(lambda x: x == -1), "log1p of -1 is -inf, and its derivative is infinite.", _where("{x} > -1")),
+    Cause("log of a negative", OUT, ("log", "log2", "log1p"), _always, "log of a negative number ({a}) is nan.", lambda code, primitive, position: double_where(code, primitive, position, "{x} > -1" if primitive == "log1p" else "{x} > 0")),
     Cause("sqrt of a negative", OUT, ("sqrt", "rsqrt"), _x(lambda x: x < 0), "{name} of a negative number ({a}) is nan.", _where("{x} > 0")),
     Cause("division by 0", OUT, ("rsqrt",), _always, "1 / sqrt(0) is infinite.", _where("{x} > 0")),
     Cause("division by 0", OUT, ("div", "rem"), _x(lambda x: x == 0, 1), "{a} / 0 is {y}.", _where("{x} != 0")),
