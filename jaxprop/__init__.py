@@ -25,5 +25,8 @@ from ._tape import Shares as Shares
 from ._tape import Tape as Tape
 from .train import PerExample as PerExample
 from .train import per_example as per_example
+from .diagnosis import Finding as Finding
+from .diagnosis import Report as Report
+from .diagnosis import diagnose as diagnose
 
 __version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""Where a gradient goes wrong, why, and what to do. A report is data first, then text."""
+
+from ._diagnose import diagnose as diagnose
+from ._report import Finding as Finding
+from ._report import Report as Report
