@@ -25,5 +25,7 @@ from ._tape import Shares as Shares
 from ._tape import Tape as Tape
 from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
+from .diagnosis import Thresholds as Thresholds
+from .diagnosis import blocked as blocked
 
 __version__ = "0.1.0"

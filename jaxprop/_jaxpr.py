@@ -108,6 +108,11 @@ def as_function(eqn: Any) -> Callable[..., list[Any]]:
     return lambda *operands: eval_jaxpr(jaxpr, (), *operands)
 
 
+def run(program: Program, operands: Sequence[Any]) -> list[Any]:
+    """Run a program: the body of a custom rule, say, without the rule."""
+    return eval_jaxpr(program.jaxpr, program.consts, *operands)
+
+
 @functools.cache
 def _EMPTY() -> Any:
     return jax.make_jaxpr(lambda: ())()

@@ -46,8 +46,8 @@ def _finding(graph: Graph, group: Sequence[Lost], everything: bool) -> Finding:
     also = f" Other ways are cut as well, at {', '.join(others)}." if others else ""
     return Finding(
         kind="blocked",
-        severity="error" if everything else "warning",
-        message=f"{_subject(names)} no gradient: {_said(cut, words)}.",
+        severity="error" if everything else "note" if words.cause == "never used" else "warning",
+        message=f"{_gets(names)} no gradient: {_said(cut, words)}.",
         **(at(graph, node) if node is not None else {}),
         cause=words.cause,
         why=_sentence(words.why) + also,
@@ -62,7 +62,7 @@ def _note(graph: Graph, cut: Cut, leaves: Sequence[Value]) -> Finding:
     return Finding(
         kind="blocked in part",
         severity="note",
-        message=f"{_subject(names)} a gradient, but none by way of {_text(cut.node)}.",
+        message=f"{_gets(names)} a gradient, but none by way of {text_of(cut.node)}.",
         **at(graph, cut.node),
         cause=words.cause,
         why=_sentence(words.why),
@@ -88,22 +88,28 @@ def _most_telling(cuts: Sequence[Cut], graph: Graph) -> Cut:
 def _said(cut: Cut | None, words: Words) -> str:
     if cut is None:
         return {
-            "only in aux": "it is used for the auxiliary output only",
-            "never used": "it is never used",
+            "only in aux": "used for the auxiliary output only",
+            "never used": "never used",
             "thrown away": "what is made from it is thrown away",
         }[words.cause]
-    return f"{_text(cut.node)} cuts it off ({words.cause})"
+    return f"{text_of(cut.node)} cuts it off ({words.cause})"
 
 
-def _text(node: Node) -> str:
+def text_of(node: Node) -> str:
+    """The expression of a node where it is short, else its name; in quotes."""
     text = " ".join(node.label.split())
     return f"`{text}`" if text and len(text) <= 60 else f"`{node.name}`"
 
 
-def _subject(names: Sequence[str]) -> str:
+def subject(names: Sequence[str]) -> str:
+    """Leaves, as the subject of a sentence."""
     if len(names) <= 3:
-        return f"{' and '.join(f'`{name}`' for name in names)} {'get' if len(names) > 1 else 'gets'}"
-    return f"`{names[0]}` and {len(names) - 1} other leaves get"
+        return " and ".join(f"`{name}`" for name in names)
+    return f"`{names[0]}` and {len(names) - 1} other leaves"
+
+
+def _gets(names: Sequence[str]) -> str:
+    return f"{subject(names)} {'get' if len(names) > 1 else 'gets'}"
 
 
 def _place(node: Node) -> str:
