@@ -22,7 +22,7 @@ MOST = 24
 class Pass(Protocol):
     """One more pass over the loss: which nodes, by index, and what is recorded."""
 
-    def __call__(self, nodes: frozenset[int], record: Recorder | None = None) -> Tape: ...
+    def __call__(self, nodes: frozenset[int] | None, record: Recorder | None = None) -> Tape: ...
 
 
 def dynamic_findings(field: Field, run: Pass, thresholds: Thresholds) -> list[Finding]:
@@ -30,14 +30,15 @@ def dynamic_findings(field: Field, run: Pass, thresholds: Thresholds) -> list[Fi
 
     Only where leaves get nothing a second pass is run, that keeps the operands of the nodes where they died.
     """
-    if not _finite(field):
+    if not is_finite(field):
         return []  # with NaN about, zeros say nothing
     zero = zero_leaves(field)
     found = _zero_findings(field, zero, run) if zero else []
     return [*found, *_hampered(field, thresholds, zero)]
 
 
-def _finite(field: Field) -> bool:
+def is_finite(field: Field) -> bool:
+    """Whether the gradient is free of NaN and Inf: with such about, sizes say nothing."""
     return all(np.isfinite(field.top(leaf) or 0.0) for leaf in field.graph.inputs)
 
 
