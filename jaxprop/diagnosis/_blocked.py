@@ -28,10 +28,10 @@ def blocked(
 
     First without running anything: a leaf that is never used, or whose every way to the result goes through
     `stop_gradient`, an integer, a comparison, `round`, `argmax`, or a custom rule that drops the cotangent.
-    Then, where the arguments are numbers, at these numbers: leaves whose gradient is exactly zero (a dead relu, a
-    saturated sigmoid, a clip, a mask, an underflow, weights of zero), relus with dead units, and sigmoids that are
-    nearly flat. One compiled pass, that takes three numbers of every cotangent; a second one for the nodes where
-    something was found.
+    Then, where the arguments are numbers, at these numbers: leaves whose gradient is exactly zero (a dead relu,
+    a saturated sigmoid, a clip, a mask, an underflow, weights of zero), relus with dead units, and sigmoids
+    that are nearly flat. One compiled pass, that takes three numbers of every cotangent; a second one for the
+    nodes where something was found.
 
     Args:
         fun: a loss, as it stands.

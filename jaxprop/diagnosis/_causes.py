@@ -19,7 +19,7 @@ from .._local import evaluate
 from .._tape import Tape
 from ._cut import is_users
 from ._suspects import Suspect
-from ._words import RECTIFYING, SATURATING, Words
+from ._words import RECTIFYING, Words, saturating
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ class Point:
 
     @classmethod
     def of(cls, tape: Tape, suspect: Suspect) -> "Point":
-        """Read a tape that keeps values and cotangents at the node. In a loop, the step of the greatest cotangent."""
+        """Read a tape that keeps values and cotangents at the node.
+
+        In a loop the step of the greatest cotangent is taken.
+        """
         node = suspect.node
         steps = tape.graph.places[node.index].steps
         ct = np.asarray(tape[node.names[suspect.output]].cotangent)
@@ -56,9 +59,7 @@ class Point:
         if steps:
             sizes = np.abs(ct.astype(np.float32)).reshape(*steps, -1).max(axis=-1, initial=0)
             step = tuple(int(i) for i in np.unravel_index(np.argmax(sizes), steps))
-        operands = (
-            jnp.asarray(tape._value_of(value))[step[: tape._axes_of(value)]] for value in node.operands
-        )
+        operands = (jnp.asarray(tape._value_of(value))[step[: tape._axes_of(value)]] for value in node.operands)
         return cls(tape, suspect, tuple(operands), jnp.asarray(ct[step]))
 
     @property
@@ -90,13 +91,14 @@ class Point:
 
 def cause_of(point: Point) -> Cause:
     """Find out why no cotangent gets through a node."""
-    for look in (_empty, _branch, _rule, _underflow, _never_chosen, _factor, _stationary, _flat):
+    for look in (_empty, _branch, _overflow, _rule, _underflow, _never_chosen, _factor, _stationary, _flat):
         found = look(point)
         if found is not None:
             return found
     words = Words(
         "zero derivative",
-        f"at these numbers the derivative of `{point.node.primitive}` by `{point.suspect.operand.name}` is zero.",
+        f"at these numbers the derivative of `{point.node.primitive}` by `{point.suspect.operand.name}` "
+        "is zero.",
         "look at the operands of the node: `jp.backprop(loss, nodes=[...])` records them.",
     )
     return Cause(words)
@@ -105,7 +107,9 @@ def cause_of(point: Point) -> Cause:
 def _empty(point: Point) -> Cause | None:
     if all(0 not in np.shape(x) for x in point.operands):
         return None
-    words = Words("empty", "there are no numbers in it: an empty batch, or an empty slice.", "leave such batches out.")
+    words = Words(
+        "empty", "there are no numbers in it: an empty batch, or an empty slice.", "leave such batches out."
+    )
     return Cause(words)
 
 
@@ -141,6 +145,21 @@ def _rule(point: Point) -> Cause | None:
     return Cause(words)
 
 
+def _overflow(point: Point) -> Cause | None:
+    """Infinite operands with a finite derivative: 1 / inf is zero."""
+    x = point.operand
+    if not _jaxpr.is_inexact(x.dtype) or bool(jnp.any(jnp.isfinite(x))) or x.size == 0:
+        return None
+    most = float(jnp.finfo(x.dtype).max)
+    words = Words(
+        "overflow",
+        f"`{point.suspect.operand.name}` is more than {x.dtype} can hold ({most:.1e}): it is infinite, and the "
+        f"derivative of `{point.node.primitive}` there is zero.",
+        "compute this part in float32, or divide by the greatest element before.",
+    )
+    return Cause(words, _range(point))
+
+
 def _underflow(point: Point) -> Cause | None:
     dtype = point.operand.dtype
     top = jnp.max(jnp.abs(point.ct))
@@ -149,7 +168,8 @@ def _underflow(point: Point) -> Cause | None:
     words = Words(
         "underflow",
         f"the product is smaller than {dtype} can hold ({float(jnp.finfo(dtype).tiny):.1e}) and becomes zero.",
-        "scale the loss up by a power of two and the gradient down again, or compute this in bfloat16 or float32.",
+        "scale the loss up by a power of two and the gradient down again, or compute this in bfloat16 or "
+        "float32.",
     )
     return Cause(words, {"|ct| that came": float(top), "dtype": str(dtype)})
 
@@ -168,7 +188,7 @@ def _never_chosen(point: Point) -> Cause | None:
 
 
 def _factor(point: Point) -> Cause | None:
-    """Another operand that is zero where the cotangent is not: with ones in its place something gets through."""
+    """Another operand that is zero where the cotangent is not: with ones in its place something comes."""
     for i, x in enumerate(point.operands):
         if i == point.suspect.position or not _jaxpr.is_inexact(x.dtype) or not bool(jnp.any(x == 0)):
             continue
@@ -196,12 +216,13 @@ def _factor(point: Point) -> Cause | None:
 def _stationary(point: Point) -> Cause | None:
     """A point where the derivative is zero and is not a little further on, to both sides."""
     x = point.operand
-    little = jnp.asarray(1e-3, x.dtype) * jnp.maximum(jnp.max(jnp.abs(x)), jnp.ones((), jnp.abs(x).dtype)).astype(x.dtype)
+    little = jnp.asarray(1e-3 * max(1.0, float(jnp.max(jnp.abs(x)))), x.dtype)
     ways = [point.lets_through(operand=moved) for moved in (x + little, x - little)]
     if all(ways):
         words = Words(
             "stationary",
-            f"`{point.suspect.operand.name}` stands just where the derivative of `{point.node.primitive}` is zero: "
+            f"`{point.suspect.operand.name}` stands just where the derivative of `{point.node.primitive}` "
+            "is zero: "
             "the loss is at an optimum, or on a ridge between two.",
             "nothing, at an optimum; else begin a little beside it (random in place of zero).",
         )
@@ -212,11 +233,11 @@ def _stationary(point: Point) -> Cause | None:
 def _flat(point: Point) -> Cause | None:
     """A flat part of a function that is not flat elsewhere."""
     name = point.node.primitive
-    if name in SATURATING:
-        said = SATURATING[name]
+    if said := saturating(point.node) or ("exp" if name in ("exp", "exp2") else ""):
         words = Words(
             "saturated",
-            f"far from zero {said} is flat: in {point.operand.dtype} its derivative is zero there.",
+            f"far {'below' if said == 'exp' else 'from'} zero {said} is flat: in {point.operand.dtype} "
+            "its derivative is zero there.",
             "make what goes into it smaller: scale the inputs or the weights before it, or normalise.",
         )
         return Cause(words, _range(point))
@@ -256,7 +277,7 @@ def words_of_dead(suspect: Suspect) -> Words:
 
 
 def words_of_saturated(suspect: Suspect) -> Words:
-    said = SATURATING[suspect.node.primitive]
+    said = saturating(suspect.node)
     return Words(
         "saturated",
         f"what goes into the {said} is so large that it is nearly flat there.",

@@ -1,15 +1,15 @@
 """Norms of cotangents along depth and through the steps of loops: what they are, and what they come from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .._graph import Graph, Node, Value
-from .._wiring import makers
+from .._wiring import joints, makers
 from ._measure import Field, is_number
-from ._spine import Carry, Spine, along_depth, carries_of
+from ._spine import Carry, Spine, along_depth, carries_of, is_loop
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Chain:
     Attributes:
         parts: its parts, from the leaf on.
         leaves: the leaves it begins at.
+        start, end: `|ct|` of the first and of the last value.
     """
 
     parts: tuple[Part, ...]
@@ -49,11 +50,12 @@ class Chain:
 
 
 def chains(field: Field) -> list[Chain]:
-    """The chain of every leaf that has one, as far as the last value that parameters enter: the loss is left out."""
+    """The chain of every leaf that has one, as far as the last value parameters enter: without the loss."""
     leaves = [leaf for leaf in field.graph.inputs if leaf.active and field.top(leaf)]
     onward = along_depth(field)
     spine = Spine.of(leaves, field.sinks, onward)
-    ways = {first.id: _measured(field, spine.chain(first)) for leaf in leaves for first in onward(leaf)}
+    alone = of_one_leaf(field.graph)
+    ways = {first.id: _measured(field, spine.chain(first), alone) for leaf in leaves for first in onward(leaf)}
     found: dict[tuple[int, ...], tuple[list[Value], list[str]]] = {}
     for leaf in leaves:
         longest = max((ways[first.id] for first in onward(leaf)), key=len, default=[])
@@ -64,18 +66,36 @@ def chains(field: Field) -> list[Chain]:
     return [_chain(field, values, names) for values, names in found.values()]
 
 
-def longest_chain(field: Field, known: Sequence[Chain]) -> Chain | None:
-    """The longest chain; of several one that begins where something is computed."""
-
-    def key(chain: Chain) -> tuple[int, bool]:
-        start = makers(field.graph)[chain.parts[0].near.id]
-        return len(chain.parts), start.primitive != "broadcast_in_dim"
-
-    return max(known, key=key, default=None)
+def of_one_leaf(graph: Graph) -> Mapping[int, int]:
+    """The values made from one leaf alone, and numbers of the program: that leaf."""
+    owner = {leaf.id: leaf.id for leaf in graph.inputs}
+    _own(graph, owner)
+    return owner
 
 
-def _measured(field: Field, values: Sequence[Value]) -> list[Value]:
-    return [value for value in values if value in field]
+def _own(level: Graph, owner: dict[int, int]) -> None:
+    for node in level.equations():
+        if node.opened and len(node.graphs) == 1 and not is_loop(node):
+            joined = joints(node, node.graphs[0])
+            owner.update({inner.id: owner[outer.id] for outer, inner in joined.into if outer.id in owner})
+            _own(node.graphs[0], owner)
+            owner.update({outer.id: owner[inner.id] for inner, outer in joined.out_of if inner.id in owner})
+        elif not node.opened:
+            made_from = {owner.get(value.id) for value in node.operands if value.literal is None}
+            if len(made_from) == 1 and (only := made_from.pop()) is not None:
+                owner.update({value.id: only for value in node.outputs})
+
+
+def longest_chain(known: Sequence[Chain]) -> Chain | None:
+    """The longest chain."""
+    return max(known, key=lambda chain: len(chain.parts), default=None)
+
+
+def _measured(field: Field, values: Sequence[Value], alone: Mapping[int, int]) -> list[Value]:
+    """The measured values, from where a parameter meets the data: a bias as it is broadcast is no layer yet."""
+    known = [value for value in values if value in field]
+    met = [i for i, value in enumerate(known) if value.id not in alone]
+    return known[met[0] :] if met else known
 
 
 def _without_loss(values: Sequence[Value], ways: Iterable[Sequence[Value]]) -> list[Value]:
@@ -172,7 +192,7 @@ def _collapsed(norms: Any) -> Any:
 def growth_of(norms: Any) -> float:
     """The factor by which norms change at each step back: 1 where there are not enough of them.
 
-        log norm[t] = a - t * log(growth)      (least squares, over the steps that get a cotangent)
+    log norm[t] = a - t * log(growth)      (least squares, over the steps that get a cotangent)
     """
     norms = np.asarray(norms, np.float64)
     steps = np.flatnonzero(norms > 0)

@@ -58,12 +58,36 @@ def lost_leaves(graph: Graph, leaves: Sequence[Value], sinks: Sequence[Value]) -
     return _lost(_Walk.over(graph, leaves, sinks), leaves, sinks)
 
 
-def partial_cuts(graph: Graph, leaves: Sequence[Value], sinks: Sequence[Value]) -> list[tuple[Cut, list[Value]]]:
+def partial_cuts(
+    graph: Graph, leaves: Sequence[Value], sinks: Sequence[Value]
+) -> list[tuple[Cut, list[Value]]]:
     """The cuts on some way of leaves that do get a gradient by another way."""
     walk = _Walk.over(graph, leaves, sinks)
     alive = _mask(walk.moved, sinks)
-    found = [(cut, [leaf for i, leaf in enumerate(leaves) if bits & alive >> i & 1]) for cut, bits in walk.cuts()]
+    found = [
+        (cut, [leaf for i, leaf in enumerate(leaves) if bits & alive >> i & 1]) for cut, bits in walk.cuts()
+    ]
     return [(cut, some) for cut, some in found if some]
+
+
+def last_cuts(graph: Graph, cuts: Sequence[Cut]) -> tuple[Cut, ...]:
+    """The cuts that no other cut comes after: with the earlier ones mended, these would still cut.
+
+    `softmax` stops the gradient of its maximum, on one way; the `argmax` after it ends all ways.
+    """
+    if len(cuts) < 2:
+        return tuple(cuts)
+    walk = _Walk(graph)
+    for i, cut in enumerate(cuts):
+        made = cut.node.outputs[cut.output].id
+        walk.touched[made] = walk.touched.get(made, 0) | 1 << i
+    walk.forward(graph)
+    before = [_mask(walk.touched, cut.node.operands) for cut in cuts]
+
+    def overtaken(i: int) -> bool:
+        return any(bits >> i & 1 and not before[i] >> j & 1 for j, bits in enumerate(before) if j != i)
+
+    return tuple(cut for i, cut in enumerate(cuts) if not overtaken(i))
 
 
 def _lost(walk: "_Walk", leaves: Sequence[Value], sinks: Sequence[Value]) -> list[Lost]:
@@ -160,7 +184,9 @@ class _Walk:
     def crossing(self, node: Node) -> list[Leaves]:
         """For each output, the leaves whose tangent crosses the node, as JAX's own rule has it."""
         if any(_jaxpr.is_ref(value.aval) for value in (*node.operands, *node.outputs)):
-            return [_mask(self.moved, node.operands)] * len(node.outputs)  # what a reference holds is not followed
+            return [_mask(self.moved, node.operands)] * len(
+                node.outputs
+            )  # what a reference holds is not followed
         masks = [self.moved.get(value.id, 0) for value in node.operands]
         masks = [0 if i in self.dropped(node) else mask for i, mask in enumerate(masks)]
         found = [0] * len(node.outputs)

@@ -32,7 +32,7 @@ class Level:
         scope: the modules around it.
         norm: `|ct|`, in units of the loss per unit of the value.
         gain: `|ct|` of this value by that of the next one, a pure number; NaN at the last.
-        greatest: the greatest gain the part between the two could have had for any cotangent, by power steps: the
+        greatest: the greatest gain the part between the two could have for any cotangent, by power steps: the
             greatest singular value of its Jacobian; NaN where not estimated.
     """
 
@@ -77,16 +77,16 @@ def flow(
 ) -> Callable[..., Flow]:
     """Find where gradients vanish, explode or cancel out.
 
-    Along depth: the values that every way from a leaf to the result goes through, the norm of the cotangent at each,
-    and the gain of each part between two. Through time: the norm of the carries' cotangent at each step of a
-    loop, and its growth per step. At values read more than once: whether the shares cancel out.
+    Along depth: the values that every way from a leaf to the result goes through, the norm of the cotangent at
+    each, and the gain of each part between two. Through time: the norm of the carries' cotangent at each step
+    of a loop, and its growth per step. At values read more than once: whether the shares cancel out.
 
         gain of a part    = |ct(near)| / |ct(far)|
         growth of a loop  = exp(-slope of log |ct(carry before step t)| over t)
         cancellation      = |sum of shares| / sum of |shares|
 
-    A ratio of norms tells of this one cotangent. What a part could do to any is its greatest singular value, and
-    what a loop does in the long run its greatest Lyapunov exponent: both are estimated by power steps.
+    A ratio of norms tells of this one cotangent. What a part could do to any is its greatest singular value,
+    and what a loop does in the long run its greatest Lyapunov exponent: both are estimated by power steps.
 
     Args:
         fun: a loss, as it stands.
@@ -118,7 +118,7 @@ def flow(
         field = Field.of(run(record=recorder))
         found = flow_findings(field, run, limits) + cancellation_findings(field, run, limits)
         known = chains(field)
-        longest = longest_chain(field, known)
+        longest = longest_chain(known)
         levels = _levels(field, longest) if longest else ()
         seen = loops(field)
         if power_steps and longest:
@@ -191,7 +191,8 @@ def _chain_finding(field: Field, chain: Chain, kind: str, some: Sequence[Chain])
     return Finding(
         kind=kind,
         severity="warning",
-        message=f"The gradient {verb} on its way back: |ct| is {chain.end:.2g} at `{last.name}` and {chain.start:.2g} "
+        message=f"The gradient {verb} on its way back: |ct| is {chain.end:.2g} at `{last.name}` and "
+        f"{chain.start:.2g} "
         f"at `{first.name}`, {chain.ratio:.1e} times that.",
         **at(field.graph, worst.node),
         cause="one node" if alone else "many layers",
@@ -207,7 +208,8 @@ def _spread(chain: Chain) -> str:
     gains = [part.gain for part in chain.parts if part.node.primitive == primitive]
     mean = float(np.exp(np.mean([_log(gain) for gain in gains])))
     return (
-        f"No single node does it: `{primitive}` does most, {len(gains)} times {mean:.2g} on the average; the strongest "
+        f"No single node does it: `{primitive}` does most, {len(gains)} times {mean:.2g} on the average; "
+        "the strongest "
         "of them all is named here."
     )
 
@@ -229,11 +231,13 @@ def _cure(kind: str, primitive: str) -> str:
         )
     if primitive in SATURATING:
         return (
-            f"Use `jax.nn.gelu` or `jax.nn.relu` in place of {SATURATING[primitive]}, normalise what goes into it, or "
+            f"Use `jax.nn.gelu` or `jax.nn.relu` in place of {SATURATING[primitive]}, normalise what goes "
+            "into it, or "
             "lead around it: `h = h + f(h)`."
         )
     return (
-        "Begin with larger weights (variance 1 / fan_in, 2 / fan_in before a relu), normalise between layers, or lead "
+        "Begin with larger weights (variance 1 / fan_in, 2 / fan_in before a relu), normalise between "
+        "layers, or lead "
         "around them: `h = h + f(h)`."
     )
 
@@ -287,11 +291,13 @@ def _worst_step(loop: Loop) -> tuple[int, bool]:
 def _loop_cure(kind: str) -> str:
     if kind == "exploding":
         return (
-            "Begin with an orthogonal recurrent matrix, bound the step (`optax.clip_by_global_norm(1.0)`), or the "
+            "Begin with an orthogonal recurrent matrix, bound the step "
+            "(`optax.clip_by_global_norm(1.0)`), or the "
             'cotangent at each step: `rules=[("<carry>", jp.rules.clip(max_norm=1.0))]`.'
         )
     return (
-        "Use a gated cell (a GRU, or an LSTM whose forget bias begins at 1), an orthogonal recurrent matrix, or a way "
+        "Use a gated cell (a GRU, or an LSTM whose forget bias begins at 1), an orthogonal recurrent "
+        "matrix, or a way "
         "around the step: `h = h + f(h, x)`."
     )
 
@@ -327,7 +333,8 @@ def _cancelled(field: Field, fan: _shares.Fan) -> Finding:
         f"{fan.cancellation:.1e} of them.",
         **at(field.graph, node),
         cause="cancellation",
-        why=f"What {names} send back is nearly equal and opposite: some {digits:.0f} digits of the sum are lost.",
+        why=f"What {names} send back is nearly equal and opposite: some {digits:.0f} digits of the sum "
+        "are lost.",
         cure="Write the two as one expression whose parts do not cancel (`jnp.var`, `log1p`, `expm1`, "
         "`logsumexp`), or compute this part in float64.",
         numbers={"sum": fan.norm, **{f"share of {reader.name}": share for reader, share in ranked[:4]}},
@@ -389,4 +396,3 @@ def _line(loop: Loop) -> str:
         f"{loop.node}: {len(loop.norms) - 1} steps, |ct| of the carry {loop.norms[0]:.3g} before the first and "
         f"{loop.norms[-1]:.3g} after the last, times {loop.growth:.4g} at each step back{gain}"
     )
-

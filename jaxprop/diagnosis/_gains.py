@@ -54,9 +54,9 @@ def _greatest(local: LocalGradient, power_steps: int) -> Any:
 def gains_of_steps(graph: Graph, carry: Carry, operands: Sequence[Any]) -> np.ndarray[Any, Any]:
     """The gain of each step of a loop on a cotangent that comes from the end, losses on the way left out.
 
-    A random cotangent of the last carry is pulled back step by step through `d carry[t+1] / d carry[t]`, and made a
-    unit again after each: the gains multiply to what the loop does to a gradient that crosses all of it, and the
-    mean of their logarithms tends to the greatest Lyapunov exponent.
+    A random cotangent of the last carry is pulled back step by step through `d carry[t+1] / d carry[t]`, and
+    made a unit again after each: the gains multiply to what the loop does to a gradient that crosses all of it,
+    and the mean of their logarithms tends to the greatest Lyapunov exponent.
 
     Args:
         graph: the program.

@@ -26,9 +26,9 @@ class Measure(NamedTuple):
         dead: fraction of units that are zero throughout, between 0 and 1.
     """
 
-    top: Array
-    norm: Array
-    dead: Array
+    top: Any
+    norm: Any
+    dead: Any
 
 
 @jax.jit  # traced once for each shape

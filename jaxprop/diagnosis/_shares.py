@@ -80,4 +80,3 @@ def _share(tape: Tape, node: Node, position: int) -> float:
     moved = [i for i, value in enumerate(node.operands) if value.active]
     norms: Any = np.asarray(record[moved.index(position)], np.float64)
     return float(np.sqrt(np.sum(norms**2)))
-

@@ -1,8 +1,8 @@
 """The values every way goes through: the chain along which a gradient shrinks or grows.
 
-A value *post-dominates* another where every way from that to the result goes through it. From a weight of the first
-layer these are the activations of layer after layer, or the residual stream: what stands between two of them is
-bypassed by nothing, so the ratio of their cotangents is the gain of that part.
+A value *post-dominates* another where every way from that to the result goes through it. From a weight of the
+first layer these are the activations of layer after layer, or the residual stream: what stands between two of
+them is bypassed by nothing, so the ratio of their cotangents is the gain of that part.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .._graph import Graph, Node, Value
-from ._cut import Cut, Lost, lost_leaves, partial_cuts
+from ._cut import Cut, Lost, last_cuts, lost_leaves, partial_cuts
 from ._report import Finding, at
 from ._words import Words, words_of_cut, words_of_unused
 
@@ -21,17 +21,18 @@ def static_findings(
     """
     lost = lost_leaves(graph, leaves, sinks)
     everything = bool(leaves) and len(lost) == len(leaves)
-    found = [_finding(graph, group, everything) for group in _groups(lost)]
+    found = [_finding(graph, group, everything) for group in _groups(graph, lost)]
     if partial:
         found += [_note(graph, cut, some) for cut, some in _one_a_line(partial_cuts(graph, leaves, sinks))]
     return found
 
 
-def _groups(lost: Sequence[Lost]) -> list[list[Lost]]:
+def _groups(graph: Graph, lost: Sequence[Lost]) -> list[list[Lost]]:
     """Leaves that die at the same cuts, together."""
     groups: dict[object, list[Lost]] = {}
     for one in lost:
-        key = tuple(cut.node.index for cut in one.cuts) or (one.aux, tuple(node.index for node in one.readers))
+        last = last_cuts(graph, one.cuts)
+        key = tuple(cut.node.index for cut in last) or (one.aux, tuple(node.index for node in one.readers))
         groups.setdefault(key, []).append(one)
     return list(groups.values())
 
@@ -39,10 +40,11 @@ def _groups(lost: Sequence[Lost]) -> list[list[Lost]]:
 def _finding(graph: Graph, group: Sequence[Lost], everything: bool) -> Finding:
     names = tuple(one.leaf.name for one in group)
     first = group[0]
-    cut = _most_telling(first.cuts, graph) if first.cuts else None
+    cuts = last_cuts(graph, first.cuts)
+    cut = _most_telling(cuts, graph) if cuts else None
     node = cut.node if cut is not None else next(iter(first.readers), None)
     words = words_of_cut(cut, graph) if cut is not None else words_of_unused(first)
-    others = [other for other in _places(first.cuts) if cut is None or other != _place(cut.node)]
+    others = [other for other in _places(cuts) if cut is None or other != _place(cut.node)]
     also = f" Other ways are cut as well, at {', '.join(others)}." if others else ""
     return Finding(
         kind="blocked",
@@ -51,7 +53,7 @@ def _finding(graph: Graph, group: Sequence[Lost], everything: bool) -> Finding:
         **(at(graph, node) if node is not None else {}),
         cause=words.cause,
         why=_sentence(words.why) + also,
-        cure=words.cure,
+        cure=_sentence(words.cure),
         leaves=names,
     )
 
@@ -66,7 +68,7 @@ def _note(graph: Graph, cut: Cut, leaves: Sequence[Value]) -> Finding:
         **at(graph, cut.node),
         cause=words.cause,
         why=_sentence(words.why),
-        cure=words.cure,
+        cure=_sentence(words.cure),
         leaves=names,
     )
 

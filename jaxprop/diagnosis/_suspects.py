@@ -1,6 +1,6 @@
 """Where cotangents die at these numbers: read off the measures of one pass."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -8,7 +8,7 @@ from .._graph import Node, Value
 from .._wiring import makers
 from ._measure import Field, is_number
 from ._thresholds import Thresholds
-from ._words import RECTIFYING, SATURATING
+from ._words import RECTIFYING, saturating
 
 Kind: TypeAlias = Literal["zero", "dead", "saturated"]
 
@@ -18,7 +18,7 @@ class Suspect:
     """A node that a cotangent comes to, and does not (or hardly) get through.
 
     Attributes:
-        kind: `zero` where nothing comes out, `dead` where some units get nothing, `saturated` where little does.
+        kind: `zero` where nothing comes out, `dead` where some units get nothing, `saturated` where little.
         node: the node.
         output: the output the cotangent comes to.
         position: the operand nothing comes to.
@@ -77,7 +77,7 @@ def _entry(field: Field, node: Node, seen: set[int]) -> int:
 
 def dead_units(field: Field, thresholds: Thresholds) -> Iterator[Suspect]:
     """Rectifiers at which most units get no cotangent, though it comes to them."""
-    for node, output, position in _gates(field, RECTIFYING):
+    for node, output, position in _gates(field, lambda node, x: _rectifies(field, node, x)):
         made, operand = node.outputs[output], node.operands[position]
         if is_number(operand) or operand.shape[-1] < 2:
             continue
@@ -93,7 +93,7 @@ def saturated(field: Field, thresholds: Thresholds) -> Iterator[Suspect]:
     That of a cross entropy written as `log(sigmoid(z))` is small at the sigmoid too, because the logarithm
     made it large before: so what leaves the node is held against what came to the nodes after it as well.
     """
-    for node, output, position in _gates(field, SATURATING):
+    for node, output, position in _gates(field, lambda node, _: bool(saturating(node))):
         made, operand = node.outputs[output], node.operands[position]
         if is_number(operand) or len(field.readers.get(operand.id, ())) != 1 or field.top(operand) == 0:
             continue
@@ -104,8 +104,8 @@ def saturated(field: Field, thresholds: Thresholds) -> Iterator[Suspect]:
             yield Suspect("saturated", node, output, position, gain)
 
 
-def _gates(field: Field, table: Mapping[str, str]) -> Iterator[tuple[Node, int, int]]:
-    """Nodes of a table that were measured on both sides, with the operand that has the shape of the result."""
+def _gates(field: Field, wanted: Callable[[Node, Value], bool]) -> Iterator[tuple[Node, int, int]]:
+    """Wanted nodes that were measured on both sides, with the operand that has the shape of the result."""
     for node in field.graph.walk():
         if not node.active or node.opened or len(node.outputs) != 1:
             continue
@@ -113,13 +113,14 @@ def _gates(field: Field, table: Mapping[str, str]) -> Iterator[tuple[Node, int, 
         for position, operand in enumerate(node.operands):
             if not (operand.active and operand.shape == made.shape and operand in field and made in field):
                 continue
-            known = node.primitive in table or (table is RECTIFYING and _rectifies(field, node, operand))
-            if known and len(field.readers[operand.id]) == 1:
+            if len(field.readers[operand.id]) == 1 and wanted(node, operand):
                 yield node, 0, position
 
 
 def _rectifies(field: Field, node: Node, operand: Value) -> bool:
-    """Whether a node is `where(x > 0, x, 0)`: a choice made by what it hands on."""
+    """Whether a node cuts off one side: `relu(x)`, `maximum(x, 0)`, `where(x > 0, x, 0)`."""
+    if node.primitive in RECTIFYING:
+        return True
     if node.primitive != "select_n" or len(node.operands) != 3:
         return False
     chooser = makers(field.graph).get(node.operands[0].id)

@@ -40,7 +40,20 @@ SATURATING: Mapping[str, str] = {
     "soft_sign": "soft_sign",
 }
 #: Functions that cut off one side, likewise.
-RECTIFYING: Mapping[str, str] = {"relu": "relu", "max": "maximum", "min": "minimum", "clamp": "clip", "relu6": "relu6"}
+RECTIFYING: Mapping[str, str] = {
+    "relu": "relu",
+    "max": "maximum",
+    "min": "minimum",
+    "clamp": "clip",
+    "relu6": "relu6",
+}
+
+
+def saturating(node: Node) -> str:
+    """The name of the function that flattens out, of which a node is the part that does; "" for others."""
+    if node.primitive == "exp" and "softmax" in node.scope.rpartition("/")[2]:
+        return "softmax"
+    return SATURATING.get(node.primitive, "")
 
 
 def words_of_cut(cut: Cut, graph: Graph) -> Words:
@@ -63,7 +76,8 @@ def _words(cut: Cut) -> Words:
     if sampler is not None and name != "stop_gradient":
         return Words(
             "sampling",
-            f"a sample of `{sampler}` jumps from one value to another: its derivative is zero wherever it has one.",
+            f"a sample of `{sampler}` jumps from one value to another: its derivative is zero wherever it "
+            "has one.",
             "sample a smooth relaxation (Gumbel softmax), or use the score function: "
             "`jax.lax.stop_gradient(reward) * log_prob(sample)`.",
         )
@@ -77,7 +91,8 @@ def _by_primitive(cut: Cut, name: str, operand: str) -> Words:
         return Words(
             "stop_gradient",
             "`stop_gradient` lets the value through and no cotangent.",
-            "take it away if the gradient is wanted; if it is not, leave the leaf out of what is differentiated.",
+            "take it away if the gradient is wanted; if it is not, leave the leaf out of what is "
+            "differentiated.",
         )
     if name == "convert_element_type":
         return Words(
@@ -101,7 +116,8 @@ def _by_primitive(cut: Cut, name: str, operand: str) -> Words:
         return Words(
             "argmax" if name.startswith("arg") else "index",
             f"`{name}` gives a position, an integer: it does not change when its operand moves a little.",
-            "weigh by `jax.nn.softmax(x / temperature)` in place of picking one, or train on the scores themselves "
+            "weigh by `jax.nn.softmax(x / temperature)` in place of picking one, or train on the scores "
+            "themselves "
             "(cross entropy).",
         )
     if name == "while":
@@ -137,13 +153,17 @@ def words_of_unused(lost: Lost) -> Words:
     """What is said of a leaf nothing of which gets to the result."""
     cure = "use it, or leave it out of what is differentiated."
     if lost.aux:
-        return Words("only in aux", "it is read for the auxiliary output only, which is not differentiated.", cure)
+        return Words(
+            "only in aux", "it is read for the auxiliary output only, which is not differentiated.", cure
+        )
     if not lost.readers:
         return Words("never used", "nothing reads it.", cure)
     reader = lost.readers[0]
     place = f" at {reader.source}" if reader.source else ""
     text = reader.label or reader.name
-    return Words("thrown away", f"`{text}`{place} reads it, and nothing made from that gets to the result.", cure)
+    return Words(
+        "thrown away", f"`{text}`{place} reads it, and nothing made from that gets to the result.", cure
+    )
 
 
 # --- what becomes of it -------------------------------------------------------------------------------
