@@ -271,6 +271,7 @@ def _loop_finding(field: Field, carry: Carry, loop: Loop, kind: str) -> Finding:
         why=why,
         cure=_loop_cure(kind),
         numbers=numbers,
+        leaves=tuple(dict.fromkeys(leaf.name for out in carry.out for leaf in field.fed_by(out))),
     )
 
 
