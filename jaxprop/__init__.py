@@ -27,6 +27,7 @@ from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
 from .diagnosis import Thresholds as Thresholds
 from .diagnosis import blocked as blocked
+from .diagnosis import diagnose as diagnose
 from .diagnosis import flow as flow
 
 __version__ = "0.1.0"

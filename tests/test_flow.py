@@ -48,9 +48,7 @@ def test_the_finding_names_the_step_and_says_how_much():
     np.testing.assert_allclose(found.numbers["growth per step"], 1.5, rtol=1e-5)
     np.testing.assert_allclose(found.numbers["ratio"], 1.5**STEPS, rtol=1e-4)
     assert found.message.startswith("The gradient explodes through the steps of `h`: |ct| of the carry is ")
-    assert found.why == (
-        "Each step back multiplies it by 1.5, 30 times. Within a step `w @ h` does most: 1.5."
-    )
+    assert found.why == ("Each step back multiplies it by 1.5, 30 times. Within a step `w @ h` does most: 1.5.")
     assert found.leaves == ("w",)
 
 
@@ -102,7 +100,9 @@ def test_a_fit_of_growth_forgets_steps_that_get_nothing():
 
 def layers(depth, scale, size=16):
     keys = jax.random.split(KEY, depth)
-    return [{"w": scale * orthogonal(size) + 0.0 * jax.random.normal(k, ()), "b": jnp.zeros(size)} for k in keys]
+    return [
+        {"w": scale * orthogonal(size) + 0.0 * jax.random.normal(k, ()), "b": jnp.zeros(size)} for k in keys
+    ]
 
 
 def deep(act):

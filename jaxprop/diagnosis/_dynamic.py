@@ -1,6 +1,7 @@
 """Findings on gradients that are zero at these numbers: dead, saturated, clipped, masked, underflown."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,8 +9,9 @@ import numpy as np
 from .._graph import Graph, Node, Value
 from .._rules import Recorder
 from .._tape import Tape
+from .._wiring import makers
 from ._causes import Cause, Point, cause_of, words_of_dead, words_of_saturated
-from ._measure import Field
+from ._measure import Field, recorder
 from ._report import Finding, at
 from ._static import subject, text_of
 from ._suspects import Suspect, dead_units, saturated, zero_leaves
@@ -34,7 +36,7 @@ def dynamic_findings(field: Field, run: Pass, thresholds: Thresholds) -> list[Fi
         return []  # with NaN about, zeros say nothing
     zero = zero_leaves(field)
     found = _zero_findings(field, zero, run) if zero else []
-    return [*found, *_hampered(field, thresholds, zero)]
+    return [*found, *_hampered(field, run, thresholds, zero)]
 
 
 def is_finite(field: Field) -> bool:
@@ -118,16 +120,35 @@ def _factor(suspect: Suspect, cause: Cause) -> str:
 # --- leaves that get a gradient, but a poor one ----------------------------------------------------------
 
 
-def _hampered(field: Field, thresholds: Thresholds, zero: Mapping[Value, Any]) -> list[Finding]:
+def _hampered(
+    field: Field, run: Pass, thresholds: Thresholds, zero: Mapping[Value, Any]
+) -> list[Finding]:
     known = {suspect.node.index for some in zero.values() for suspect in some}
     found = []
-    for suspect in dead_units(field, thresholds):
+    for suspect in _dead_units(field, run, thresholds):
         if suspect.node.index not in known:
             found.append(_dead_finding(field, suspect))
     for suspect in saturated(field, thresholds):
         if suspect.node.index not in known:
             found.append(_saturated_finding(field, suspect))
     return found
+
+
+#: Half of the elements behind a relu are zero in any network: dead units show as more than that.
+MANY_ZEROS = 0.65
+
+
+def _dead_units(field: Field, run: Pass, thresholds: Thresholds) -> list[Suspect]:
+    """Rectifiers with dead units; where only zeros were counted, one more pass counts units."""
+    if field.by_unit:
+        return list(dead_units(field, thresholds))
+    many = replace(thresholds, dead=max(thresholds.dead, MANY_ZEROS))
+    likely = list(dead_units(field, many, by_unit=False))
+    if not likely:
+        return []
+    made_by = makers(field.graph)
+    nodes = {node.index for suspect in likely for node in (suspect.node, made_by[suspect.operand.id])}
+    return list(dead_units(Field.of(run(frozenset(nodes), recorder)), thresholds))
 
 
 def _dead_finding(field: Field, suspect: Suspect) -> Finding:

@@ -88,7 +88,7 @@ def events(graph: Graph, counts: Counts) -> list[Event]:
         hidden = tuple(
             (BACK, node.operands[i].id)
             for i in asked_operands(node)
-            if (back := counts.backs.get((node.index, i))) is not None and np.any(back.made)
+            if (back := counts.backs.get((node.index, i))) is not None and np.any(back.by_value)
         )
         if forward and hidden:
             forward = [replace(event, sites=(*event.sites, *hidden)) for event in forward]
@@ -215,3 +215,13 @@ def loose_ends(graph: Graph, counts: Counts, ways: Ways, known: Sequence[Event])
                 kind: Kind = "sum" if half == BACK else "unseen"
                 found.append(_event(graph, half, node, position, kind, where, at, site))
     return found
+
+
+def unseen(graph: Graph, site: Site, counts: Counts) -> Event:
+    """A bad value or cotangent as it stands, where its beginning was not found."""
+    half, id_ = site
+    node, position = next(
+        (node, i) for node in graph.walk() for i, value in enumerate(node.outputs) if value.id == id_
+    )
+    where = counts.bad[site]
+    return _event(graph, half, node, position, "unseen", where, np.zeros_like(where), site)

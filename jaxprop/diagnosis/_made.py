@@ -83,7 +83,7 @@ class Back(NamedTuple):
         by_value: not finite with harmless cotangents too: the operands do it.
         made: not finite with both harmless: made here.
         fresh: those of `made` where the output of the node is finite: nothing was to be seen on the way out.
-        from_inf: made here from an operand that is Inf.
+        from_inf: made here from an operand that is Inf, the output no NaN.
     """
 
     sent: Any
@@ -165,8 +165,8 @@ def _backward(local: Local, out_cts: OutCts) -> Any:
             continue
         bad = _not_finite(sent[i])
         made_here = bad & _not_finite(made[i])
-        fresh = made_here & _output_finite(local, i)
-        infinite = bad & _not_finite(from_inf[i]) & ~made_here
+        fresh = made_here & _unseen(local, i, jnp.isfinite)
+        infinite = bad & _not_finite(from_inf[i]) & ~made_here & _unseen(local, i, _not_nan)
         counts = [bad, bad & _not_finite(by_ct[i]), bad & _not_finite(by_value[i]), made_here]
         rows.append([*map(_count, counts), *_both(fresh), *_both(infinite)])
     return _pack(rows, len(Back._fields))
@@ -192,14 +192,17 @@ def _whole_sent(local: Local, out_cts: OutCts, sent: Any) -> tuple[Any, Any, Any
     return where(~cts), where(~values), where(values & cts), where(jnp.bool_(False))
 
 
-def _output_finite(local: Local, position: int) -> Any:
-    """Where the outputs are finite: element by element where shapes agree, else as a whole."""
+def _unseen(local: Local, position: int, fine: Callable[[Any], Any]) -> Any:
+    """Where the outputs are fine, so that nothing was to be seen on the way out.
+
+    Element by element where shapes agree, else as a whole.
+    """
     shape = np.shape(local.operands[position])
     found: Any = jnp.bool_(True)
     for i in float_outputs(local.node):
         x = local.outputs[i]
-        finite = jnp.isfinite(x)
-        found = found & (finite if np.shape(x) == shape else jnp.all(finite))
+        good = fine(x)
+        found = found & (good if np.shape(x) == shape else jnp.all(good))
     return found
 
 
@@ -208,6 +211,10 @@ def _output_finite(local: Local, position: int) -> Any:
 
 def _not_finite(x: Any) -> Any:
     return ~jnp.isfinite(x)
+
+
+def _not_nan(x: Any) -> Any:
+    return ~jnp.isnan(x)
 
 
 def _calm(x: Any, where: Callable[[Any], Any], instead: float = _HARMLESS) -> Any:

@@ -56,22 +56,31 @@ class Field:
     Attributes:
         graph: the program.
         sinks: the results that are differentiated.
+        by_unit: whether `dead` counts units; else it counts elements, which are more.
     """
 
     graph: Graph
     sinks: tuple[Value, ...]
     _measures: Mapping[int, Measure]
+    by_unit: bool = True
 
     @classmethod
     def of(cls, tape: Tape) -> "Field":
         """Read a tape that `recorder` wrote."""
-        found: dict[int, Measure] = {}
-        for entry in tape:
-            if entry.cotangent is None:
-                continue
-            value = entry.node.outputs[entry.node.names.index(entry.name)]
-            found[value.id] = Measure(*map(np.asarray, entry.cotangent))
+        found = {id_: Measure(*map(np.asarray, record)) for id_, record in _cotangents(tape)}
         return cls(tape.graph, tape.graph.outputs[: len(tape.seed)], found)
+
+    @classmethod
+    def of_summary(cls, tape: Tape) -> "Field":
+        """Read a tape that `jaxprop.summary` wrote."""
+        found = {}
+        for id_, record in _cotangents(tape):
+            top = np.maximum(np.abs(record.min), np.abs(record.max))
+            norm = np.asarray(record.norm)
+            # The squares of very small and very large numbers are 0 and Inf: then the greatest stands for all.
+            whole = np.where((norm == 0) | ~np.isfinite(norm), top, norm)
+            found[id_] = Measure(np.nan_to_num(top, nan=0.0, posinf=np.inf), whole, np.asarray(record.zeros))
+        return cls(tape.graph, tape.graph.outputs[: len(tape.seed)], found, by_unit=False)
 
     def __contains__(self, value: Value) -> bool:
         return value.id in self._measures
@@ -143,6 +152,12 @@ class Field:
                     seen.add(new.id)
                     queue.append(new)
         return False
+
+
+def _cotangents(tape: Tape) -> Iterator[tuple[int, Any]]:
+    for entry in tape:
+        if entry.cotangent is not None:
+            yield entry.node.outputs[entry.node.names.index(entry.name)].id, entry.cotangent
 
 
 @functools.lru_cache(maxsize=8)

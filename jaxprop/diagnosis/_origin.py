@@ -13,7 +13,7 @@ from .._tape import Tape
 from .._views import BACK, OUT
 from .._wiring import outside
 from ._compiled import Run, on_host
-from ._events import Event, events, given, loose_ends, read_counts, seeds
+from ._events import Event, events, given, loose_ends, read_counts, seeds, unseen
 from ._made import is_float, made
 from ._reach import Counts, Site, Ways, ways
 
@@ -140,7 +140,7 @@ def _meant(event: Event, counts: Counts) -> bool:
 def _uncovered(
     graph: Graph, counts: Counts, edges: Ways, origins: Sequence[Event], others: Sequence[Event]
 ) -> Iterator[Event]:
-    """For ends no origin explains: the first of the other events that does."""
+    """For ends no origin explains: the first of the other events that does, else the end itself."""
     ends = {*_leaf_sites(graph), *_result_sites(graph)}
     open_ends = {site for site in ends if np.any(counts.bad.get(site, 0))}
     for event in origins:
@@ -150,6 +150,7 @@ def _uncovered(
         if reached:
             open_ends -= reached
             yield event
+    yield from (unseen(graph, site, counts) for site in sorted(open_ends))
 
 
 # --- what an origin spoils -------------------------------------------------------------------------
