@@ -188,3 +188,25 @@ def test_rules_of_libraries_are_not_run_twice():
     assert eqx is not None
     for _ in range(2):
         assert not jp.blocked(loss)(jnp.float32(2.0))
+
+
+@by_name([*blocked_cases.STATIC[:2], *blocked_cases.DYNAMIC])
+def test_diagnose_says_the_same(case):
+    (expected,) = jp.blocked(case.loss)(*case.args)
+    found = [finding for finding in jp.diagnose(case.loss)(*case.args) if finding.kind == expected.kind]
+    assert [(one.node, one.cause, one.leaves) for one in found] == [
+        (expected.node, expected.cause, expected.leaves)
+    ]
+
+
+def test_diagnose_counts_dead_units_too():
+    bias = jnp.array([-50.0, -50.0, -50.0, 0.0])
+
+    def loss(w, x):
+        h = jax.nn.relu(x @ w + bias[None])
+        return jnp.sum(h)
+
+    args = (jnp.abs(blocked_cases.W), jnp.abs(blocked_cases.X))
+    (found,) = jp.diagnose(loss)(*args)
+    (expected,) = jp.blocked(loss)(*args)
+    assert (found.kind, found.numbers) == (expected.kind, expected.numbers)

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import models
 import pytest
 
 import jaxprop as jp
+import models
 from jaxprop._demo import _init, digits_loss
 from jaxprop.diagnosis._blocked import blocked_findings
 from jaxprop.diagnosis._compiled import Passes
@@ -90,3 +90,11 @@ def test_a_linear_model_at_its_optimum_is_a_note_at_most():
     x = jnp.eye(3)
     report = jp.blocked(lambda w: jnp.sum((x @ w - 1.0) ** 2))(jnp.ones(3))
     assert report.ok
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("name", ["dict_mlp", "linen_mlp", "haiku_gru"])
+def test_diagnose_finds_nothing_in_a_healthy_model(name):
+    loss, args, argnums = CASES[name].make(jax.random.key(0))
+    report = jp.diagnose(loss, argnums)(*args)
+    assert not report, str(report)

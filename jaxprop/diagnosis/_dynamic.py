@@ -120,9 +120,7 @@ def _factor(suspect: Suspect, cause: Cause) -> str:
 # --- leaves that get a gradient, but a poor one ----------------------------------------------------------
 
 
-def _hampered(
-    field: Field, run: Pass, thresholds: Thresholds, zero: Mapping[Value, Any]
-) -> list[Finding]:
+def _hampered(field: Field, run: Pass, thresholds: Thresholds, zero: Mapping[Value, Any]) -> list[Finding]:
     known = {suspect.node.index for some in zero.values() for suspect in some}
     found = []
     for suspect in _dead_units(field, run, thresholds):
