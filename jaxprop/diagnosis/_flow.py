@@ -269,7 +269,7 @@ def _loop_finding(field: Field, carry: Carry, loop: Loop, kind: str) -> Finding:
         step=(step,) if alone else (),
         cause="one step" if alone else "recurrence",
         why=why,
-        cure=_loop_cure(kind),
+        cure=_loop_cure(kind, carry.out[0].name),
         numbers=numbers,
         leaves=tuple(dict.fromkeys(leaf.name for out in carry.out for leaf in field.fed_by(out))),
     )
@@ -289,12 +289,12 @@ def _worst_step(loop: Loop) -> tuple[int, bool]:
     return step, total != 0 and logs[step] / total > 0.5
 
 
-def _loop_cure(kind: str) -> str:
+def _loop_cure(kind: str, carry: str) -> str:
     if kind == "exploding":
         return (
             "Begin with an orthogonal recurrent matrix, bound the step "
             "(`optax.clip_by_global_norm(1.0)`), or the "
-            'cotangent at each step: `rules=[("<carry>", jp.rules.clip(max_norm=1.0))]`.'
+            f'cotangent at each step: `rules=[("{carry}", jp.rules.clip(max_norm=1.0))]`.'
         )
     return (
         "Use a gated cell (a GRU, or an LSTM whose forget bias begins at 1), an orthogonal recurrent "
@@ -342,6 +342,9 @@ def _cancelled(field: Field, fan: _shares.Fan) -> Finding:
     )
 
 
+#: A gain of one, to rounding: of a bias, a reshape.
+SAME = 1e-6
+
 # --- figures -----------------------------------------------------------------------------------------------
 
 
@@ -355,17 +358,25 @@ def _levels(field: Field, chain: Chain) -> tuple[Level, ...]:
     )
 
 
+#: Of longer chains the greatest gains of so many parts are estimated, those that change the norm most.
+MOST_PARTS = 48
+
+
 def _with_greatest(levels: tuple[Level, ...], chain: Chain, run: Pass, power_steps: int) -> tuple[Level, ...]:
+    """Levels with the greatest gains of the parts between values of one body, outside of loops."""
     tape = run(None)
     places = tape.graph.places
-    found = []
-    for level, part in zip(levels, chain.parts, strict=False):
+    order = sorted(range(len(chain.parts)), key=lambda i: -abs(_log(chain.parts[i].gain)))
+    wanted = {}
+    for i in order:
+        part = chain.parts[i]
         near = tape.graph[part.near.name]
-        if places[near.index].graph is places[part.node.index].graph and not places[near.index].steps:
-            (greatest,) = greatest_gains(tape, [(part.far.name, part.near.name)], power_steps)
-            level = replace(level, greatest=greatest)
-        found.append(level)
-    return (*found, levels[-1])
+        together = places[near.index].graph is places[part.node.index].graph
+        if together and not places[near.index].steps and abs(part.gain - 1) > SAME:
+            wanted[i] = (part.far.name, part.near.name)
+    wanted = dict(list(wanted.items())[:MOST_PARTS])
+    found = dict(zip(wanted, greatest_gains(tape, list(wanted.values()), power_steps), strict=True))
+    return tuple(replace(level, greatest=found.get(i, np.nan)) for i, level in enumerate(levels))
 
 
 def _with_gains(field: Field, carry: Carry, loop: Loop, run: Pass) -> Loop:
@@ -380,8 +391,8 @@ def _with_gains(field: Field, carry: Carry, loop: Loop, run: Pass) -> Loop:
 def _table(levels: Sequence[Level]) -> str:
     rows = [("value", "|ct|", "gain", "greatest", "operation")]
     for level in levels:
-        if abs(level.gain - 1) < 1e-6:
-            continue  # a bias, a reshape: the next row says as much
+        if abs(level.gain - 1) < SAME:
+            continue  # the next row says as much
         code = " ".join(level.code.split())
         rows.append((level.name, f"{level.norm:.3g}", _number(level.gain), _number(level.greatest), code[:60]))
     return align(rows)

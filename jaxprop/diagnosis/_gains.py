@@ -6,6 +6,7 @@ stretches most, and the stretch towards the greatest singular value. No Jacobian
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -25,7 +26,17 @@ def greatest_gains(tape: Tape, parts: Sequence[tuple[str, str]], power_steps: in
 
     A lower bound that grows with the number of power steps. In a loop the greatest of all steps.
     """
-    return [float(np.max(_greatest(tape.local(of, wrt), power_steps))) for of, wrt in parts]
+    locals_ = [tape.local(of, wrt) for of, wrt in parts]
+
+    @jax.jit
+    def run(points: list[Any]) -> list[Any]:
+        at_points = [
+            replace(local, _point=point, _held=held)
+            for local, (point, held) in zip(locals_, points, strict=True)
+        ]
+        return [_greatest(local, power_steps) for local in at_points]
+
+    return [float(np.max(gain)) for gain in run([(local._point, local._held) for local in locals_])]
 
 
 def _greatest(local: LocalGradient, power_steps: int) -> Any:
@@ -37,18 +48,13 @@ def _greatest(local: LocalGradient, power_steps: int) -> Any:
         size = jnp.sqrt(jnp.sum(jnp.abs(x) ** 2, axis=axes, keepdims=True))
         return x / jnp.where(size > 0, size, jnp.ones_like(size)).astype(dtype), size
 
-    @jax.jit
-    def run(start: Any) -> Any:
-        def step(_: int, carry: Any) -> Any:
-            x, _ = carry
-            x, size = unit(local.vjp(local.jvp(x)))
-            return x, size
+    def step(_: int, carry: Any) -> Any:
+        x, _ = carry
+        return unit(local.vjp(local.jvp(x)))
 
-        start, size = unit(start)
-        _, size = jax.lax.fori_loop(0, power_steps, step, (start, size))
-        return jnp.sqrt(size)  # of J^T J: the square of that of J
-
-    return run(jax.random.normal(jax.random.key(0), shape, dtype))
+    start = unit(jax.random.normal(jax.random.key(0), shape, dtype))
+    _, size = jax.lax.fori_loop(0, power_steps, step, start)
+    return jnp.sqrt(size)  # of J^T J: the square of that of J
 
 
 def gains_of_steps(graph: Graph, carry: Carry, operands: Sequence[Any]) -> np.ndarray[Any, Any]:
