@@ -27,6 +27,9 @@ from .train import PerExample as PerExample
 from .train import per_example as per_example
 from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
+from .diagnosis import Thresholds as Thresholds
+from .diagnosis import blocked as blocked
 from .diagnosis import diagnose as diagnose
+from .diagnosis import flow as flow
 
 __version__ = "0.1.0"

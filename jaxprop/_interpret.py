@@ -99,7 +99,7 @@ class Plan:
     def defers(self, node: Node, value: Value) -> bool:
         """Whether an array is carried along as it is, and recorded with its like at the end."""
         return (
-            math.prod(value.shape) <= self.recorder.deferred
+            0 < self.recorder.deferred >= math.prod(value.shape)
             and not self.graph.places[node.index].steps
             and _jaxpr.is_whole(value.aval)
         )

@@ -40,6 +40,13 @@ class Program(NamedTuple):
         info = getattr(self.jaxpr, "debug_info", None)
         return str(info.func_src_info).split(" at ")[0] if info is not None else None
 
+    @property
+    def function_file(self) -> str | None:
+        """The file the traced function stands in, where JAX kept it."""
+        info = getattr(self.jaxpr, "debug_info", None)
+        _, found, place = str(getattr(info, "func_src_info", "")).partition(" at ")
+        return place.rpartition(":")[0] if found else None
+
 
 def as_program(jaxpr: Any) -> Program:
     """The parts of a jaxpr, closed or not."""
@@ -99,6 +106,11 @@ def as_function(eqn: Any) -> Callable[..., list[Any]]:
         ),
     )
     return lambda *operands: eval_jaxpr(jaxpr, (), *operands)
+
+
+def run(program: Program, operands: Sequence[Any]) -> list[Any]:
+    """Run a program: the body of a custom rule, say, without the rule."""
+    return eval_jaxpr(program.jaxpr, program.consts, *operands)
 
 
 @functools.cache
@@ -237,6 +249,32 @@ def derivative_program(eqn: Any) -> Program:
 
     operands = [struct_of(atom) for atom in eqn.invars]
     return trace(derivative, operands, [struct_of(eqn.outvars[i]) for i in kept])
+
+
+def dead_positions(eqn: Any) -> frozenset[int]:
+    """Positions of operands whose cotangent, by the custom rule of an equation, does not depend on out_cts.
+
+    A rule is linear in the cotangents, so what does not depend on them is zero. The rule is traced for it.
+    """
+    inexact = [i for i, atom in enumerate(eqn.invars) if is_inexact(dtype_of(atom.aval))]
+    jaxpr = derivative_program(eqn).jaxpr
+    cts = jaxpr.invars[len(eqn.invars) :]
+    in_cts = jaxpr.outvars[len(eqn.outvars) :]
+    moved = _made_from(jaxpr, [var in cts for var in jaxpr.invars])[len(eqn.outvars) :]
+    return frozenset(i for i, _, depends in zip(inexact, in_cts, moved, strict=True) if not depends)
+
+
+def _made_from(jaxpr: Any, marked: Sequence[bool]) -> list[bool]:
+    """For each output, whether it is made from one of the marked inputs."""
+    made = {var for var, mark in zip(jaxpr.invars, marked, strict=True) if mark}
+    for eqn in jaxpr.eqns:
+        touched = [not is_literal(atom) and atom in made for atom in eqn.invars]
+        if not any(touched):
+            continue
+        body = inlined_program(eqn)
+        reached = _made_from(body.jaxpr, touched) if body is not None else [True] * len(eqn.outvars)
+        made.update(var for var, depends in zip(eqn.outvars, reached, strict=True) if depends)
+    return [not is_literal(atom) and atom in made for atom in jaxpr.outvars]
 
 
 # --- types -------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from . import _jaxpr
 from ._graph import Graph, Node, Value
@@ -69,4 +69,32 @@ def loop_constants(graph: Graph) -> frozenset[int]:
         made_by[id_].index
         for id_ in outside(graph)
         if isinstance(_jaxpr.opened_form(graph.places[made_by[id_].index].parents[-1][0].eqn), _jaxpr.Scan)
+    )
+
+
+class Joints(NamedTuple):
+    """How a nested graph joins the node that holds it: pairs of values.
+
+    Attributes:
+        into: (operand of the node, input of the nested graph).
+        out_of: (output of the nested graph, output of the node).
+        around: (output of the nested graph, input it becomes in the next step of a scan).
+    """
+
+    into: tuple[tuple[Value, Value], ...]
+    out_of: tuple[tuple[Value, Value], ...]
+    around: tuple[tuple[Value, Value], ...]
+
+
+def joints(node: Node, nested: Graph) -> Joints:
+    """The joints of one of the graphs an opened node holds."""
+    form = _jaxpr.opened_form(node.eqn)
+    operands = node.operands[1:] if isinstance(form, _jaxpr.Cond) else node.operands
+    carries: tuple[Value, ...] = ()
+    if isinstance(form, _jaxpr.Scan):
+        carries = nested.inputs[form.num_consts :][: form.num_carry]
+    return Joints(
+        tuple(zip(operands, nested.inputs, strict=True)),
+        tuple(zip(nested.outputs, node.outputs, strict=True)),
+        tuple(zip(nested.outputs, carries, strict=False)),
     )

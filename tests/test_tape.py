@@ -462,3 +462,9 @@ def test_the_derivative_by_a_value_inside_a_scan_has_its_step_axis(key):
     xs = jax.random.normal(key, (6,))
     ct = jp.derivative(rnn, of="rnn", wrt="h")(0.7, xs)
     check_close(ct, jp.backprop(rnn)(0.7, xs)["h"].cotangent)
+
+
+def test_a_recorder_that_defers_nothing_defers_no_empty_array():
+    largest = jp.Recorder.each(cotangent=lambda ct: jnp.max(jnp.abs(ct), initial=0.0))
+    tape = jp.backprop(lambda w, x: jnp.sum(x @ w), record=largest)(jnp.ones((3, 2)), jnp.zeros((0, 3)))
+    assert [entry.cotangent.shape for entry in tape] == [(), (), ()]

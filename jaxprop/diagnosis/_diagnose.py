@@ -11,10 +11,14 @@ import numpy as np
 from .._call import name_of, normalize_argnums
 from .._summary import summary
 from .._types import PyTree
+from ._blocked import blocked_findings
 from ._compiled import Passes, Run, on_host
+from ._flow import flow_findings
+from ._measure import Field
 from ._origin import find_origins
 from ._report import Report
 from ._sentences import accused, origin_findings
+from ._thresholds import Thresholds
 
 
 def diagnose(
@@ -24,6 +28,7 @@ def diagnose(
     *,
     cotangent: PyTree | None = None,
     most: int = 12,
+    thresholds: Thresholds | None = None,
 ) -> Callable[..., Report]:
     """Say where a gradient goes wrong, why, and what to do.
 
@@ -38,11 +43,14 @@ def diagnose(
         has_aux: whether it returns a pair (value, aux).
         cotangent: the cotangent to begin with, as in `backprop`.
         most: how many origins are spelled out; of the rest only the number is told.
+        thresholds: from where on a gradient is said to vanish, to explode, ...; see `Thresholds`.
 
     Returns:
         A function of the arguments of `loss` that gives a `Report`. Its findings of kind `origin` are the nodes
         that made a NaN or Inf, not those that carried it on: first those that reach the gradient, then those
-        that reach the loss alone, then, as notes, a NaN that is masked and reaches neither.
+        that reach the loss alone, then, as notes, a NaN that is masked and reaches neither. After them come
+        the leaves that get no gradient and where it is cut (see `blocked`), and gradients that vanish or
+        explode (see `flow`).
 
     Raises:
         TypeError: called inside a traced function, or a differentiated leaf is no float.
@@ -65,16 +73,18 @@ def diagnose(
     @functools.wraps(loss, updated=())
     def diagnosed(*args: Any, **kwargs: Any) -> Report:
         with jax.debug_nans(False), jax.debug_infs(False):
-            return _report(passes.at(*args, **kwargs), most)
+            return _report(passes.at(*args, **kwargs), most, thresholds)
 
     return diagnosed
 
 
-def _report(run: Run, most: int) -> Report:
+def _report(run: Run, most: int, thresholds: Thresholds | None) -> Report:
     health = on_host(run(record=summary))
     origins = find_origins(run, health)
     shown = origins[:most]
     findings = origin_findings(shown, on_host(run(nodes=accused(shown))), _batch_length(run)) if shown else []
+    field = Field.of_summary(health)
+    findings += blocked_findings(field, run, thresholds) + flow_findings(field, run, thresholds)
     left = len(origins) - len(shown)
     notes = [f"{left} more {'origins are' if left > 1 else 'origin is'} left out."] if left else []
     return Report.of(f"diagnose {name_of(run.passes.loss)}", findings, {"nodes": len(health.names)}, notes)

@@ -1,0 +1,274 @@
+"""Gradients that vanish, explode or cancel: numbers known in closed form, and the place named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprop as jp
+from jaxprop.diagnosis import Thresholds
+from jaxprop.diagnosis._chain import growth_of
+from jaxprop.diagnosis._spine import Spine
+
+KEY = jax.random.key(0)
+STEPS = 30
+
+
+def orthogonal(size):
+    return jnp.linalg.qr(jax.random.normal(KEY, (size, size)))[0]
+
+
+def rnn(w, xs):
+    h, _ = jax.lax.scan(lambda h, x: (w @ h + x, None), jnp.zeros(4), xs)
+    return jnp.sum(h * jnp.arange(1.0, 5.0))
+
+
+# --- through time: an orthogonal recurrence keeps norms exactly -------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
+def test_the_growth_of_an_orthogonal_recurrence_is_its_scale(scale):
+    xs = jax.random.normal(KEY, (STEPS, 4))
+    report = jp.flow(rnn)(scale * orthogonal(4), xs)
+    (loop,) = report.loops
+    seed = np.linalg.norm(np.arange(1.0, 5.0))
+    expected = seed * scale ** np.arange(STEPS, -1, -1.0)
+    np.testing.assert_allclose(loop.norms, expected, rtol=1e-5)
+    np.testing.assert_allclose(loop.growth, scale, rtol=1e-6)
+    np.testing.assert_allclose(loop.gains, scale, rtol=1e-5)
+    assert len(loop.gains) == STEPS
+    kinds = {0.5: ["vanishing"], 1.0: [], 1.5: ["exploding"]}
+    assert [found.kind for found in report] == kinds[scale]
+
+
+def test_the_finding_names_the_step_and_says_how_much():
+    (found,) = jp.flow(rnn, power_steps=0)(1.5 * orthogonal(4), jnp.ones((STEPS, 4)))
+    assert (found.kind, found.severity, found.cause) == ("exploding", "warning", "recurrence")
+    assert (found.code, found.primitive, found.path) == ("w @ h", "dot_general", ("h",))
+    np.testing.assert_allclose(found.numbers["growth per step"], 1.5, rtol=1e-5)
+    np.testing.assert_allclose(found.numbers["ratio"], 1.5**STEPS, rtol=1e-4)
+    assert found.message.startswith("The gradient explodes through the steps of `h`: |ct| of the carry is ")
+    assert found.why == ("Each step back multiplies it by 1.5, 30 times. Within a step `w @ h` does most: 1.5.")
+    assert found.leaves == ("w",)
+
+
+def test_one_bad_step_is_named():
+    factors = jnp.ones(STEPS).at[7].set(1e-6)
+
+    def loss(w, factors):
+        h, _ = jax.lax.scan(lambda h, f: (f * (w @ h) + 1.0, None), jnp.ones(4), factors)
+        return jnp.sum(h)
+
+    (found,) = jp.flow(loss)(orthogonal(4), factors)
+    assert (found.kind, found.cause, found.step) == ("vanishing", "one step", (7,))
+    assert found.why == "Step 7 alone changes it by 1e-06."
+
+
+def test_a_reversed_loop_is_read_in_the_order_of_time():
+    def loss(w, xs):
+        h, _ = jax.lax.scan(lambda h, x: (w @ h + x, None), jnp.zeros(4), xs, reverse=True)
+        return jnp.sum(h)
+
+    (loop,) = jp.flow(loss)(0.5 * orthogonal(4), jnp.ones((STEPS, 4))).loops
+    np.testing.assert_allclose(loop.norms, 2.0 * 0.5 ** np.arange(STEPS, -1, -1.0), rtol=1e-5)
+    np.testing.assert_allclose(loop.gains, 0.5, rtol=1e-5)
+
+
+def test_losses_on_the_way_do_not_hide_the_gain_of_a_step():
+    def loss(w, xs):
+        _, hs = jax.lax.scan(lambda h, x: (w @ h + x, h), jnp.zeros(4), xs)
+        return jnp.sum(hs)
+
+    report = jp.flow(loss)(0.5 * orthogonal(4), jnp.ones((STEPS, 4)))
+    assert not report
+    np.testing.assert_allclose(report.loops[0].gain, 0.5, rtol=1e-5)
+
+
+def test_the_gain_tends_to_the_greatest_eigenvalue():
+    w = jnp.diag(jnp.array([0.9, 0.3, 0.2, 0.1]))
+    (loop,) = jp.flow(rnn)(w, jnp.ones((STEPS, 4))).loops
+    np.testing.assert_allclose(loop.gains[0], 0.9, rtol=1e-5)
+
+
+def test_a_fit_of_growth_forgets_steps_that_get_nothing():
+    np.testing.assert_allclose(growth_of([8.0, 4.0, 2.0, 1.0, 0.0, 0.0]), 2.0, rtol=1e-12)
+    assert growth_of([1.0, 0.0, 0.0]) == 1.0
+
+
+# --- along depth ---------------------------------------------------------------------------------------------
+
+
+def layers(depth, scale, size=16):
+    keys = jax.random.split(KEY, depth)
+    return [
+        {"w": scale * orthogonal(size) + 0.0 * jax.random.normal(k, ()), "b": jnp.zeros(size)} for k in keys
+    ]
+
+
+def deep(act):
+    def loss(params, x):
+        h = x
+        for p in params:
+            h = act(h @ p["w"] + p["b"][None])
+        return jnp.mean(h**2)
+
+    return loss
+
+
+def residual(params, x):
+    h = x
+    for p in params:
+        h = h + jnp.tanh(h @ p["w"] + p["b"][None]) / 10
+    return jnp.mean(h**2)
+
+
+X = jax.random.normal(KEY, (4, 16))
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(0.2, "vanishing"), (1.0, None), (5.0, "exploding")])
+def test_a_deep_linear_network_of_orthogonal_layers(scale, kind):
+    depth = 9
+    report = jp.flow(deep(lambda z: z))(layers(depth, scale), X)
+    products = [level for level in report.levels if abs(level.gain - 1) > 1e-4]
+    if kind is None:
+        assert not report
+        assert not products
+        return
+    (found,) = report
+    assert (found.kind, found.cause, found.primitive) == (kind, "many layers", "dot_general")
+    np.testing.assert_allclose(found.numbers["ratio"], scale ** (depth - 1), rtol=1e-4)
+    assert len(products) == depth - 1
+    np.testing.assert_allclose([level.gain for level in products], scale, rtol=1e-4)
+    np.testing.assert_allclose([level.greatest for level in products], scale, rtol=1e-4)
+
+
+def test_a_deep_sigmoid_network_vanishes_and_a_residual_one_does_not():
+    params = layers(10, 1.0)
+    (found,) = jp.flow(deep(jax.nn.sigmoid), power_steps=0)(params, X)
+    assert (found.kind, found.primitive, found.cause) == ("vanishing", "logistic", "many layers")
+    assert "params[0]['w']" in found.leaves
+    assert "params[9]['w']" not in found.leaves
+    assert found.code == 'act(h @ p["w"] + p["b"][None])'
+    assert found.cure.startswith("Use `jax.nn.gelu` or `jax.nn.relu` in place of sigmoid")
+    assert not jp.flow(residual, power_steps=0)(params, X)
+    assert not jp.flow(deep(jax.nn.sigmoid), power_steps=0, thresholds=Thresholds(vanishing=1e-9))(params, X)
+
+
+def test_one_node_that_does_it_all_is_named():
+    def loss(params, x):
+        h = x @ params["a"]
+        small = h * 1e-6
+        return jnp.sum((small @ params["b"]) ** 2)
+
+    w = orthogonal(16)
+    (found,) = jp.flow(loss, power_steps=0)({"a": w, "b": w}, X)
+    assert (found.kind, found.cause, found.node, found.code) == ("vanishing", "one node", "small", "h * 1e-6")
+    assert found.leaves == ("params['a']",)
+    np.testing.assert_allclose(found.numbers["gain here"], 1e-6, rtol=1e-5)
+
+
+def test_the_greatest_gain_is_the_greatest_singular_value():
+    w = jax.random.normal(KEY, (16, 16))
+
+    def loss(params, x):
+        h = x @ params["a"]
+        y = h @ params["b"]
+        return jnp.sum(y**2)
+
+    report = jp.flow(loss, power_steps=60)({"a": w, "b": w}, X)
+    (level,) = report.levels[:-1]
+    np.testing.assert_allclose(level.greatest, np.linalg.svd(w, compute_uv=False)[0], rtol=1e-3)
+    assert level.gain <= level.greatest
+
+
+def test_the_levels_are_the_norms_of_the_cotangents():
+    params = layers(3, 1.0)
+    tape = jp.backprop(deep(jnp.tanh))(params, X)
+    for level in jp.flow(deep(jnp.tanh), power_steps=0)(params, X).levels:
+        np.testing.assert_allclose(level.norm, np.linalg.norm(tape[level.name].cotangent), rtol=1e-5)
+
+
+def test_a_bias_before_a_normalisation_is_no_finding():
+    """Its gradient is zero in truth, and comes out as round-off."""
+
+    def loss(params, x):
+        z = x @ params["w"] + params["b"][None]
+        h = (z - jnp.mean(z, 0, keepdims=True)) / jnp.std(z, axis=0, keepdims=True)
+        return jnp.sum(jnp.tanh(h @ params["w"]) ** 2)
+
+    params = {"w": jax.random.normal(KEY, (16, 16)), "b": jnp.ones(16)}
+    grads = jax.grad(loss)(params, X)
+    assert np.linalg.norm(grads["b"]) < 1e-5 * np.linalg.norm(grads["w"])
+    assert not jp.flow(loss, power_steps=0)(params, X)
+    assert not jp.blocked(loss)(params, X)
+
+
+def test_the_spine_goes_round_what_is_bypassed():
+    edges = {1: [2, 3], 2: [4], 3: [4], 4: [5, 6], 5: [6], 6: []}
+    values = {i: _Vertex(i) for i in edges}
+    spine = Spine.of([values[1]], [values[6]], lambda value: [values[i] for i in edges[value.id]])
+    assert [value.id for value in spine.chain(values[1])] == [1, 4, 6]
+    assert [value.id for value in spine.chain(values[5])] == [5, 6]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_spine_is_what_cuts_every_way(seed):
+    """By the definition: without such a value nothing gets from the start to the end."""
+    rng = np.random.default_rng(seed)
+    count = 12
+    edges = {i: sorted({int(j) for j in rng.integers(i + 1, count, 2)}) for i in range(count - 1)}
+    edges[count - 1] = []
+    values = {i: _Vertex(i) for i in edges}
+    spine = Spine.of([values[0]], [values[count - 1]], lambda value: [values[i] for i in edges[value.id]])
+
+    def reaches(closed):
+        seen, queue = {0}, [0]
+        for i in queue:
+            new = [j for j in edges[i] if j not in seen and j != closed]
+            seen.update(new)
+            queue += new
+        return count - 1 in seen
+
+    between = [i for i in range(1, count - 1) if not reaches(i)]
+    assert [value.id for value in spine.chain(values[0])] == [0, *between, count - 1]
+
+
+class _Vertex:
+    def __init__(self, number):
+        self.id = number
+
+
+# --- cancellation --------------------------------------------------------------------------------------------
+
+
+def variance(w, x):
+    y = w * x + 3e4
+    return jnp.mean(y**2) - jnp.mean(y) ** 2
+
+
+def test_cancellation_at_a_value_read_twice():
+    w, x = jnp.ones(8), 1e-2 * jax.random.normal(KEY, (8,))
+    (found,) = jp.flow(variance, power_steps=0)(w, x)
+    assert (found.kind, found.cause, found.severity) == ("cancellation", "cancellation", "warning")
+    assert found.message.startswith("The shares of the cotangent of `y` cancel out: their sum is ")
+    tape = jp.backprop(variance)(w, x)
+    measured = found.numbers["sum"] / sum(v for k, v in found.numbers.items() if k.startswith("share"))
+    np.testing.assert_allclose(measured, tape.shares("y").cancellation, rtol=1e-4)
+    assert not jp.flow(lambda w, x: jnp.var(w * x + 3e4), power_steps=0)(w, x)
+
+
+# --- the report ------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_data_and_text():
+    report = jp.flow(rnn)(0.5 * orthogonal(4), jnp.ones((STEPS, 4)))
+    data = report.data()
+    assert data["ok"] is False
+    assert data["loops"][0]["node"] == "h"
+    assert len(data["loops"][0]["norms"]) == STEPS + 1
+    assert "30 steps, |ct| of the carry" in str(report)
+    assert isinstance(report.json(), str)
+
+
+def test_what_is_not_finite_is_left_to_others():
+    assert not jp.flow(lambda w: jnp.sum(jnp.sqrt(w @ w)), power_steps=0)(jnp.zeros((3, 3)))
