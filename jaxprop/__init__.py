@@ -23,5 +23,7 @@ from ._summary import summary as summary
 from ._tape import Entry as Entry
 from ._tape import Shares as Shares
 from ._tape import Tape as Tape
+from .diagnosis import Finding as Finding
+from .diagnosis import Report as Report
 
 __version__ = "0.1.0"

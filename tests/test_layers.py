@@ -20,11 +20,11 @@ LAYERS = (
     ("_rules", "_summary"),
     ("_channel", "_views", "_control", "_interpret", "_batch"),
     ("_call", "_seed", "_tape", "_pass", "_api"),
-    ("rules", "show", "diagnose"),
+    ("rules", "show", "diagnosis"),
     ("train",),
     ("__init__", "_demo", "cli", "__main__"),
 )
-APART = {"rules", "show", "diagnose"}  # public rooms: none imports another
+APART = {"rules", "show", "diagnosis"}  # public rooms: none imports another
 INSIDES = {"jax.core", "jax.extend"}  # only `_jaxpr` may touch these
 OPTIONAL = {"sklearn"}  # comes with an extra, so it may be imported where it is used
 

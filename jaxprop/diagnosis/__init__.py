@@ -1,1 +1,4 @@
 """Where a gradient goes wrong, why, and what to do. A report is data first, then text."""
+
+from ._report import Finding as Finding
+from ._report import Report as Report
