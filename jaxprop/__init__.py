@@ -25,5 +25,7 @@ from ._tape import Shares as Shares
 from ._tape import Tape as Tape
 from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
+from .diagnosis import assert_gradients as assert_gradients
+from .diagnosis import check as check
 
 __version__ = "0.1.0"

@@ -218,6 +218,15 @@ def has_reverse_rule(eqn: Any) -> bool:
     return eqn.primitive.name.startswith("custom_vjp_call")
 
 
+def primal_function(eqn: Any) -> Callable[..., list[Any]]:
+    """An equation as a function of its operands, without the custom rule of its own."""
+    programs = nested_programs(eqn) if has_custom_rule(eqn) else ()
+    if not programs:
+        return as_function(eqn)
+    jaxpr, consts = programs[0]
+    return lambda *operands: eval_jaxpr(jaxpr, consts, *operands)
+
+
 def derivative_program(eqn: Any) -> Program:
     """The derivative of an equation as a program: operands and out_cts to outputs and in_cts."""
     fun = as_function(eqn)

@@ -1,4 +1,6 @@
 """Where a gradient goes wrong, why, and what to do. A report is data first, then text."""
 
+from ._check import assert_gradients as assert_gradients
+from ._check import check as check
 from ._report import Finding as Finding
 from ._report import Report as Report
