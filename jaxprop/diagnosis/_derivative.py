@@ -23,7 +23,7 @@ from .. import _jaxpr
 from .._graph import Node
 from .._local import Local, moved_operands, node_function, partial_function, scatter, take
 from .._rules import Rule, check_in_cts
-from ._wide import size_of, slopes, wide_equation, widen
+from ._wide import Slope, size_of, slopes, wide_equation, widen
 
 #: Relative differences allowed between a rule and differences, by the dtype the rule computes in. Far above
 #: what rounding gives, far below what a wrong rule gives.
@@ -161,26 +161,25 @@ class Subject:
 
     @functools.cached_property
     def differ(self) -> Callable[..., Any]:
-        """(operands, number of the moved operand, tangents) -> ((slope, doubt, smooth), ...), jvp or None."""
+        """(operands, tangents of each moved operand) -> for each (slopes of the outputs, jvp or None).
 
-        def run(operands: list[Any], which: int, ts: Any) -> Any:
+        Tangents have the directions on the first axis; None leaves an operand out.
+        """
+
+        def run(operands: list[Any], tangents: list[Any]) -> Any:
             of = self._wide_function(operands)
             points = [widen(x) for x in take(operands, self.moved)]
+            found = []
+            for which, ts in enumerate(tangents):
+                alone = partial_function(of, points, (which,))
+                found.append(
+                    ts
+                    if ts is None
+                    else (slopes(alone, [points[which]], [ts]), _pushed(alone, points[which], ts))
+                )
+            return found
 
-            def alone(x: Any) -> list[Any]:
-                return of(*points[:which], x, *points[which + 1 :])
-
-            found = jax.lax.map(lambda t: slopes(alone, [points[which]], [t]), ts)
-            return found, self._derived(alone, points[which], ts)
-
-        return jax.jit(run, static_argnums=1)
-
-    @staticmethod
-    def _derived(of: Callable[..., list[Any]], point: Any, ts: Any) -> Any:
-        try:
-            return jax.lax.map(lambda t: jax.jvp(of, (point,), (t,))[1], ts)
-        except Exception:  # JAX derives nothing from this program
-            return None
+        return jax.jit(run)
 
     @functools.cached_property
     def pull_wide(self) -> Callable[..., list[Any]]:
@@ -204,41 +203,58 @@ class Subject:
         return jax.jit(run)
 
 
-def examine(
-    subject: Subject, operands: list[Any], directions: int, seed: int, again: bool = True
-) -> list[Verdict]:
+def _pushed(of: Callable[..., list[Any]], point: Any, ts: Any) -> Any:
+    try:
+        return jax.lax.map(lambda t: jax.jvp(of, (point,), (t,))[1], ts)
+    except Exception:  # JAX derives nothing from this program
+        return None
+
+
+def examine(subject: Subject, operands: list[Any], directions: int, seed: int) -> list[Verdict]:
     """Hold the rule of a node against its program, at one point.
 
     Raises:
         RuleError: the rule itself fails.
     """
     rng = np.random.default_rng(seed)
+    tangents = [
+        np.stack([random_tangent(operands[position], rng, relative=k % 2 == 0) for k in range(directions)])
+        for position in subject.moved
+    ]
     found = []
-    for which, position in enumerate(subject.moved):
-        ts = np.stack([_tangent(operands[position], rng, relative=k % 2 == 0) for k in range(directions)])
-        found += _along(subject, operands, which, ts, rng, again)
+    for which, slopes_and_jvp in enumerate(measured(subject, operands, tangents)):
+        found += _along(subject, operands, which, tangents[which], slopes_and_jvp, rng)
     return found
 
 
-def _along(
-    subject: Subject, operands: list[Any], which: int, ts: Any, rng: np.random.Generator, again: bool
-) -> list[Verdict]:
+def measured(subject: Subject, operands: list[Any], tangents: list[Any]) -> list[Any]:
     with jax.enable_x64(True):
-        measured, derived = jax.tree.map(np.asarray, subject.differ(operands, which, jnp.asarray(ts)))
-    found = []
+        ts = [None if t is None else jnp.asarray(t) for t in tangents]
+        return jax.tree.map(np.asarray, subject.differ(operands, ts))
+
+
+def _along(
+    subject: Subject, operands: list[Any], which: int, ts: Any, seen: Any, rng: np.random.Generator
+) -> list[Verdict]:
+    found, (changes, derived) = [], seen
     for k, t in enumerate(ts):
-        parts = [tuple(x[k] for x in part) for part in measured]
+        parts = [Slope(*(x[k] for x in slope)) for slope in changes]
+        along = None if derived is None else [x[k] for x in derived]
         cts = [
-            np.where(smooth, _cotangent(subject.node.outputs[i], rng), 0).astype(subject.node.outputs[i].dtype)
-            for i, (_, _, smooth) in zip(subject.kept, parts, strict=True)
+            np.where(part.smooth, random_cotangent(subject.node.outputs[i], rng), 0).astype(
+                subject.node.outputs[i].dtype
+            )
+            for i, part in zip(subject.kept, parts, strict=True)
         ]
         in_ct = np.asarray(_pulled(subject, operands, cts)[which])
-        bad = ~np.isfinite(_double(in_ct))
-        if bad.any() and not bad.all() and again:
+        bad = ~np.isfinite(double(in_ct))
+        if bad.any() and not bad.all():
             # Where the rule is infinite nothing moves; there is a derivative elsewhere.
-            return _along(subject, operands, which, np.where(bad, 0, ts), rng, again=False)
-        in_ct = np.where(bad & (t == 0), 0, in_ct)
-        along = None if derived is None else [x[k] for x in derived]
+            t, in_ct = np.where(bad, 0, t), np.where(bad, 0, in_ct)
+            alone = [t[None] if i == which else None for i in range(len(subject.moved))]
+            slopes_here, derived_here = measured(subject, operands, alone)[which]
+            parts = [Slope(*(x[0] for x in slope)) for slope in slopes_here]
+            along = None if derived_here is None else [x[0] for x in derived_here]
         verdict = _verdict(subject, operands, which, t, cts, in_ct, parts, along)
         if verdict.wrong:
             verdict = _without_rounding(verdict, subject, operands, which, t, cts, parts, along)
@@ -257,17 +273,17 @@ def _without_rounding(
     along: list[Any] | None,
 ) -> Verdict:
     """The verdict once it is known what rounding alone does here: an ill-conditioned node is no wrong rule."""
-    wide = [_double(ct) for ct in cts]
+    wide = [double(ct) for ct in cts]
     try:
         if not subject.custom:
             with jax.enable_x64(True):
                 exact = subject.pull_wide(operands, [widen(ct) for ct in wide])[which]
-            error = _apart(_pairing([_double(exact)], [t]), _pairing(wide, [value for value, _, _ in parts]))
+            error = apart(pairing([double(exact)], [t]), pairing(wide, [part.value for part in parts]))
             return verdict._replace(error=min(error, verdict.error))
         if along is None or subject.rule is not None:
             return verdict
         plain = subject.pull_plain(operands, cts)[which]
-        rounding = _apart(_pairing([_double(plain)], [t]), _pairing(wide, along))
+        rounding = apart(pairing([double(plain)], [t]), pairing(wide, along))
     except Exception:  # JAX derives nothing from this program
         return verdict
     return verdict._replace(allowed=verdict.allowed + 10 * rounding) if math.isfinite(rounding) else verdict
@@ -290,28 +306,28 @@ def _verdict(
     parts: list[Any],
     along: list[Any] | None,
 ) -> Verdict:
-    wide = [_double(ct) for ct in cts]
-    rule = _pairing([_double(in_ct)], [t])
-    slope = _pairing(wide, [value for value, _, _ in parts])
-    doubt = 3 * _pairing(wide, [doubt for _, doubt, _ in parts]).norm
+    wide = [double(ct) for ct in cts]
+    rule = pairing([double(in_ct)], [t])
+    slope = pairing(wide, [part.value for part in parts])
+    doubt = 3 * pairing(wide, [part.doubt for part in parts]).norm
     scale = max(rule.norm, slope.norm)
     allowed = subject.tolerance + (doubt / scale if scale else 0.0)
     derived, agree = None, False
     if along is not None and all(np.isfinite(x).all() for x in along):
-        derived = _apart(rule, _pairing(wide, along))
-        agree = _apart(slope, _pairing(wide, along)) <= allowed
+        derived = apart(rule, pairing(wide, along))
+        agree = apart(slope, pairing(wide, along)) <= allowed
     linear = None
     if subject.push is not None:
         tangents = [
             jnp.asarray(t if i == which else 0 * np.asarray(x), x.dtype).reshape(np.shape(x))
             for i, x in enumerate(map(jnp.asarray, take(operands, subject.moved)))
         ]
-        pushed = [_double(x) for x in subject.push(operands, tangents)]
-        linear = _apart(rule, _pairing(wide, pushed)) if all(np.isfinite(x).all() for x in pushed) else None
-    count = sum(np.size(smooth) for *_, smooth in parts)
-    fraction = sum(int(np.sum(smooth)) for *_, smooth in parts) / count if count else 1.0
+        pushed = [double(x) for x in subject.push(operands, tangents)]
+        linear = apart(rule, pairing(wide, pushed)) if all(np.isfinite(x).all() for x in pushed) else None
+    count = sum(np.size(part.smooth) for part in parts)
+    fraction = sum(int(np.sum(part.smooth)) for part in parts) / count if count else 1.0
     full = scatter(cts, subject.kept, len(subject.node.outputs))
-    error = _apart(rule, slope)
+    error = apart(rule, slope)
     return Verdict(subject.moved[which], error, allowed, derived, linear, agree, in_ct, full, fraction)
 
 
@@ -322,26 +338,26 @@ class _Pairing(NamedTuple):
     norm: float
 
 
-def _pairing(a: Sequence[Any], b: Sequence[Any]) -> _Pairing:
+def pairing(a: Sequence[Any], b: Sequence[Any]) -> _Pairing:
     terms = np.concatenate([np.real(x * y).ravel() for x, y in zip(a, b, strict=True)] or [np.zeros(0)])
     return _Pairing(float(terms.sum()), float(np.sqrt(np.sum(terms**2))))
 
 
-def _apart(a: _Pairing, b: _Pairing) -> float:
+def apart(a: _Pairing, b: _Pairing) -> float:
     if not (math.isfinite(a.total) and math.isfinite(b.total)):
         return math.inf
     scale = max(a.norm, b.norm)
     return abs(a.total - b.total) / scale if scale else 0.0
 
 
-def _double(x: Any) -> Any:
+def double(x: Any) -> Any:
     x = np.asarray(x)
     return x.astype(np.complex128 if np.issubdtype(x.dtype, np.complexfloating) else np.float64)
 
 
-def _tangent(x: Any, rng: np.random.Generator, relative: bool) -> Any:
+def random_tangent(x: Any, rng: np.random.Generator, relative: bool) -> Any:
     """A random direction: in proportion to each element, so that small ones keep their sign; or to their size."""
-    wide = _double(x)
+    wide = double(x)
     size = size_of(wide)
     signs = rng.choice([-1.0, 1.0], wide.shape) * rng.uniform(0.5, 1.5, wide.shape)
     if np.iscomplexobj(wide):
@@ -352,7 +368,7 @@ def _tangent(x: Any, rng: np.random.Generator, relative: bool) -> Any:
     return signs * np.where((length > 0) & np.isfinite(length), length, size)
 
 
-def _cotangent(value: Any, rng: np.random.Generator) -> Any:
+def random_cotangent(value: Any, rng: np.random.Generator) -> Any:
     ct = rng.normal(size=value.shape)
     if jnp.issubdtype(value.dtype, np.complexfloating):
         return ct + 1j * rng.normal(size=value.shape)

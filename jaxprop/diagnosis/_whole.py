@@ -11,10 +11,9 @@ from .. import _jaxpr
 from .._call import Traced
 from .._interpret import Plan
 from .._pass import run
-from ._derivative import _apart, _cotangent, _double, _pairing, _tangent, tolerance_of
+from ._derivative import apart, double, pairing, random_cotangent, random_tangent, tolerance_of
 from ._points import Points
-from ._wide import slopes, wide_graph, widen
-
+from ._wide import Slope, slopes, wide_graph, widen
 
 #: Relative to the size of the arguments: so short that few kinks of a whole network lie within.
 STEPS = (1e-6, 1e-7)
@@ -50,7 +49,7 @@ def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, direct
     ]
     if not moved or not kept:
         return Whole(0.0, 0.0, "no cotangent reaches a differentiated argument.")
-    cts = [np.asarray(_cotangent(graph.outputs[i], rng)).astype(graph.outputs[i].dtype) for i in kept]
+    cts = [np.asarray(random_cotangent(graph.outputs[i], rng)).astype(graph.outputs[i].dtype) for i in kept]
     read = (value for node in graph.walk() if node.active for value in node.operands)
     held = points.held(value for value in read if not value.active)
     try:
@@ -58,17 +57,19 @@ def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, direct
         results = _slopes(traced, plan, held, moved, kept, rng, directions)
     except Exception as error:
         return Whole(0.0, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    tolerance = 20 * tolerance_of([value.dtype for node in graph.walk() if node.active for value in node.outputs])
+    tolerance = 20 * tolerance_of(
+        [value.dtype for node in graph.walk() if node.active for value in node.outputs]
+    )
     whole: Whole | None = None
     for ts, parts in results:
-        masked = [np.where(smooth, _double(ct), 0) for ct, (_, _, smooth) in zip(cts, parts, strict=True)]
+        masked = [np.where(part.smooth, double(ct), 0) for ct, part in zip(cts, parts, strict=True)]
         if any(np.any(m != c) for m, c in zip(masked, cts, strict=True)):
             continue  # a kink within the step: nothing is decided
-        gradient = _pairing([_double(grads[i]) for i in moved], ts)
-        slope = _pairing(masked, [value for value, _, _ in parts])
-        doubt = 3 * _pairing(masked, [doubt for _, doubt, _ in parts]).norm
+        gradient = pairing([double(grads[i]) for i in moved], ts)
+        slope = pairing(masked, [part.value for part in parts])
+        doubt = 3 * pairing(masked, [part.doubt for part in parts]).norm
         scale = max(gradient.norm, slope.norm)
-        error, allowed = _apart(gradient, slope), tolerance + (doubt / scale if scale else 0.0)
+        error, allowed = apart(gradient, slope), tolerance + (doubt / scale if scale else 0.0)
         if whole is None or error - allowed > whole.error - whole.allowed:
             whole = Whole(error, allowed)
     return whole or Whole(0.0, 0.0, "there is a kink within the step in every direction tried.")
@@ -77,7 +78,9 @@ def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, direct
 def _gradient(traced: Traced, plan: Plan, cts: dict[int, Any]) -> list[Any]:
     def pull(points: list[Any], cts: dict[int, Any]) -> Any:
         seed: list[Any] = [cts.get(i) for i in range(traced.outputs.count)]
-        at = type(traced)(traced.program, points, traced.point_tree, traced.outputs, traced.name, traced.describe)
+        at = type(traced)(
+            traced.program, points, traced.point_tree, traced.outputs, traced.name, traced.describe
+        )
         return jax.tree.leaves(run(at, plan, seed, (0,)).grads)
 
     return jax.jit(pull)(traced.points, cts)
@@ -87,7 +90,7 @@ def _slopes(
     traced: Traced, plan: Plan, held: Any, moved: list[int], kept: list[int], rng: Any, directions: int
 ) -> list[tuple[list[Any], list[Any]]]:
     ts = [
-        [_tangent(traced.points[i], rng, relative=k % 2 == 0) for i in moved] for k in range(directions)
+        [random_tangent(traced.points[i], rng, relative=k % 2 == 0) for i in moved] for k in range(directions)
     ]
     stacked = [np.stack(parts) for parts in zip(*ts, strict=True)]
 
@@ -103,9 +106,9 @@ def _slopes(
             return [outputs[i] for i in kept]
 
         points = [wide[i] for i in moved]
-        return jax.lax.map(lambda t: slopes(of, points, t, STEPS), stacked)
+        return slopes(of, points, stacked, STEPS)
 
     with jax.enable_x64(True):
         found = jax.jit(measure)(traced.operands, held, [jnp.asarray(x) for x in stacked])
         found = jax.tree.map(np.asarray, found)
-    return [(ts[k], [tuple(x[k] for x in part) for part in found]) for k in range(directions)]
+    return [(ts[k], [Slope(*(x[k] for x in part)) for part in found]) for k in range(directions)]

@@ -7,7 +7,7 @@ as it stands, and its results are widened. To be run under `jax.enable_x64(True)
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,17 +158,18 @@ def _widened_program(param: Any) -> Any:
 # --- differences ---------------------------------------------------------------------------------
 
 
-class Slope:
-    """The change of the results of a function along a direction, by differences.
+class Slope(NamedTuple):
+    """How an output changes along a direction, by differences; directions stand on the first axis.
 
     Attributes:
-        value: `(f(x + h t) - f(x - h t)) / 2 h`, for each output.
+        value: `(f(x + h t) - f(x - h t)) / 2 h`, zero where it is not smooth.
         doubt: how far two steps differ in it.
         smooth: where the two sides agree, so that there is a derivative.
     """
 
-    def __init__(self, value: Any, doubt: Any, smooth: Any) -> None:
-        self.value, self.doubt, self.smooth = value, doubt, smooth
+    value: Any
+    doubt: Any
+    smooth: Any
 
 
 #: The steps of the differences, relative to the size of the point, in double precision.
@@ -181,31 +182,39 @@ def slopes(
     tangents: Sequence[Any],
     steps: tuple[float, float] = STEPS,
     eps: float = 2.0**-52,
-) -> list[tuple[Any, Any, Any]]:
-    """Differences of `fun` at `points` along `tangents`: for each output (value, doubt, smooth).
+) -> list[Slope]:
+    """Differences of `fun` at `points` along `tangents`, which have the directions on the first axis.
 
     Central differences at two steps. Where the one-sided ones part, and do not come together as the step gets
     smaller, there is a kink or a jump, and no derivative.
     """
     long, short = steps
-    offsets = jnp.asarray([0.0, long, -long, short, -short], jnp.result_type(float))
+    count = len(tangents[0])
+    offsets = np.array([0.0, long, -long, short, -short])
 
-    def at(offset: Any) -> list[Any]:
-        return fun(*(x + jnp.asarray(offset, x.dtype) * t for x, t in zip(points, tangents, strict=True)))
+    def at(offset: Any, number: Any) -> list[Any]:
+        return fun(
+            *(x + jnp.asarray(offset, x.dtype) * t[number] for x, t in zip(points, tangents, strict=True))
+        )
 
-    return [_slope(values, long, short, eps) for values in jax.lax.map(at, offsets)]
+    # One loop, so that the function is compiled once.
+    every = jnp.asarray(np.tile(offsets, count)), jnp.repeat(jnp.arange(count), len(offsets))
+    values = jax.lax.map(lambda pair: at(*pair), every)
+    values = [value.reshape(count, len(offsets), *value.shape[1:]) for value in values]
+    return [jax.vmap(lambda v: _slope(v, long, short, eps))(value) for value in values]
 
 
-def _slope(values: Any, long: float, short: float, eps: float) -> tuple[Any, Any, Any]:
+def _slope(values: Any, long: float, short: float, eps: float) -> Slope:
     at, far, far_back, near, near_back = values
     slope_far, slope = (far - far_back) / (2 * long), (near - near_back) / (2 * short)
-    jump_far, jump = (jnp.abs(a + b - 2 * at) / h for a, b, h in ((far, far_back, long), (near, near_back, short)))
+    jump_far = jnp.abs(far + far_back - 2 * at) / long
+    jump = jnp.abs(near + near_back - 2 * at) / short
     noise = 16 * eps * jnp.max(jnp.abs(at), initial=0.0, where=jnp.isfinite(at)) / short
     size = jnp.maximum(jnp.abs(near - at), jnp.abs(at - near_back)) / short
     smooth = (jump <= 1e-4 * size + noise) | (jump <= 2 * (short / long) * jump_far + noise)
     smooth &= jnp.isfinite(slope) & jnp.isfinite(slope_far)
     doubt = jnp.where(smooth, jnp.abs(slope - slope_far) + noise, 0)
-    return jnp.where(smooth, slope, 0), doubt, smooth
+    return Slope(jnp.where(smooth, slope, 0), doubt, smooth)
 
 
 def size_of(x: Any) -> float:
