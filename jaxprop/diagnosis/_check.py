@@ -270,7 +270,7 @@ def _failed(graph: Graph, node: Node, step: tuple[int, ...], error: str) -> Find
         step=step,
         cause="fails",
         why="JAX cannot apply it to these operands and a cotangent.",
-        cure="Return one cotangent for each operand, of its shape and dtype; a jvp rule is linear in the tangent.",
+        cure="Return one cotangent for each operand, of its type; a jvp rule is linear in the tangent.",
     )
 
 

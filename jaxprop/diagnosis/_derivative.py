@@ -67,7 +67,7 @@ class Verdict(NamedTuple):
 
     @property
     def undecided(self) -> bool:
-        """Whether the point decides nothing: the rule is not finite there, and there is no derivative either."""
+        """Whether the point decides nothing: the rule is not finite, and there is no derivative either."""
         return not math.isfinite(self.error) and self.smooth < 1.0
 
     @property
@@ -356,7 +356,7 @@ def double(x: Any) -> Any:
 
 
 def random_tangent(x: Any, rng: np.random.Generator, relative: bool) -> Any:
-    """A random direction: in proportion to each element, so that small ones keep their sign; or to their size."""
+    """A random direction, in proportion to each element (small ones keep their sign) or to their size."""
     wide = double(x)
     size = size_of(wide)
     signs = rng.choice([-1.0, 1.0], wide.shape) * rng.uniform(0.5, 1.5, wide.shape)

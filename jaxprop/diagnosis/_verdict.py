@@ -90,46 +90,31 @@ def _cause(
     if not np.isfinite(got).all():
         return "not finite", "it is not finite", "The derivative is finite here."
     if not _linear(subject, verdict, operands, which):
-        return (
-            "not linear",
-            "it is not linear in the cotangent",
-            "Twice the cotangent does not give twice as much.",
-        )
+        return "not linear", "it is not linear in the cotangent", "Twice the cotangent gives no twice as much."
     if not np.abs(got).any():
         return "zero", "it is zero", "Nothing is sent back to this operand."
-    cts = [double(ct).ravel() for ct in verdict.cts if ct is not None]
-    for ct in cts:
+    for ct in (double(ct).ravel() for ct in verdict.cts if ct is not None):
         if got.size == ct.size and same(got, ct):
-            return (
-                "straight-through",
-                "it hands on the cotangent as it is",
-                "It takes the node for the identity.",
-            )
+            why = "It takes the node for the identity."
+            return "straight-through", "it hands on the cotangent as it is", why
         if got.size == ct.size and same(got, -ct):
-            return (
-                "reversal",
-                "it hands on the cotangent with its sign turned",
-                "A gradient reversal, it seems.",
-            )
+            why = "A gradient reversal, it seems."
+            return "reversal", "it hands on the cotangent with its sign turned", why
     ratio = _ratio(got, right)
     if ratio is not None and same(got, ratio * right):
         if abs(ratio + 1) < 1e-2:
             return "sign", "its sign is wrong", "It is -1 times the derivative."
         return "factor", f"it is {ratio:.4g} times the derivative", "A constant factor."
     for other, reference in enumerate(references):
-        if (
-            other != which
-            and reference is not None
-            and reference.size == got.size
-            and same(got, reference.ravel())
-        ):
+        if other == which or reference is None or reference.size != got.size:
+            continue
+        if same(got, reference.ravel()):
             name = subject.node.operands[subject.moved[other]].name
             return "operands", f"it is the cotangent of `{name}`", "The cotangents stand in a wrong order."
     shape = np.shape(operands[verdict.position])
-    full = len(indices) == math.prod(shape)
-    if full and len(shape) >= 2 and shape[-1] == shape[-2]:
-        if same(got.reshape(shape), np.swapaxes(right.reshape(shape), -1, -2)):
-            return "transposed", "it is transposed", "Its last two axes are exchanged."
+    square = len(indices) == math.prod(shape) and len(shape) >= 2 and shape[-1] == shape[-2]
+    if square and same(got.reshape(shape), np.swapaxes(right.reshape(shape), -1, -2)):
+        return "transposed", "it is transposed", "Its last two axes are exchanged."
     return _some_elements(subject, verdict, operands, got, right, indices, off)
 
 
