@@ -26,6 +26,8 @@ from ._tape import Tape as Tape
 from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
 from .diagnosis import assert_gradients as assert_gradients
+from .diagnosis import assert_residuals as assert_residuals
 from .diagnosis import check as check
+from .diagnosis import residuals as residuals
 
 __version__ = "0.1.0"

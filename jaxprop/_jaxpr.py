@@ -60,6 +60,12 @@ def trace(fun: Callable[..., Any], *args: Any) -> Program:
     return as_program(jax.make_jaxpr(fun)(*args))
 
 
+def program_function(program: Program) -> Callable[..., list[Any]]:
+    """A program as a function of its arguments."""
+    jaxpr, consts = program
+    return lambda *args: eval_jaxpr(jaxpr, consts, *args)
+
+
 def is_literal(atom: Any) -> bool:
     return isinstance(atom, Literal)
 
@@ -223,8 +229,7 @@ def primal_function(eqn: Any) -> Callable[..., list[Any]]:
     programs = nested_programs(eqn) if has_custom_rule(eqn) else ()
     if not programs:
         return as_function(eqn)
-    jaxpr, consts = programs[0]
-    return lambda *operands: eval_jaxpr(jaxpr, consts, *operands)
+    return program_function(programs[0])
 
 
 def derivative_program(eqn: Any) -> Program:

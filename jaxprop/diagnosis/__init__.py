@@ -4,3 +4,7 @@ from ._check import assert_gradients as assert_gradients
 from ._check import check as check
 from ._report import Finding as Finding
 from ._report import Report as Report
+from ._residuals import Ledger as Ledger
+from ._residuals import Residual as Residual
+from ._residuals import assert_residuals as assert_residuals
+from ._residuals import residuals as residuals

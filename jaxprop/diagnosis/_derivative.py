@@ -339,8 +339,9 @@ class _Pairing(NamedTuple):
 
 
 def pairing(a: Sequence[Any], b: Sequence[Any]) -> _Pairing:
-    terms = np.concatenate([np.real(x * y).ravel() for x, y in zip(a, b, strict=True)] or [np.zeros(0)])
-    return _Pairing(float(terms.sum()), float(np.sqrt(np.sum(terms**2))))
+    with np.errstate(invalid="ignore", over="ignore"):
+        terms = np.concatenate([np.real(x * y).ravel() for x, y in zip(a, b, strict=True)] or [np.zeros(0)])
+        return _Pairing(float(terms.sum()), float(np.sqrt(np.sum(terms**2))))
 
 
 def apart(a: _Pairing, b: _Pairing) -> float:
