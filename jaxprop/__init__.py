@@ -28,6 +28,8 @@ from .diagnosis import Report as Report
 from .diagnosis import assert_gradients as assert_gradients
 from .diagnosis import assert_residuals as assert_residuals
 from .diagnosis import check as check
+from .diagnosis import compare as compare
+from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
 
 __version__ = "0.1.0"

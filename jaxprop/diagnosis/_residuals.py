@@ -63,8 +63,8 @@ class Residual:
 class Ledger(Report):
     """What the backward pass keeps, largest first.
 
-    Figures: `kept`, bytes made on the way out and kept; `arguments` and `constants`, bytes that are kept but there
-    anyway; `temporary`, bytes of temporary memory of the compiled gradient, where it was asked for.
+    Figures: `kept`, bytes made on the way out and kept; `arguments` and `constants`, bytes that are kept but
+    there anyway; `temporary`, bytes of temporary memory of the compiled gradient, where it was asked for.
 
     Attributes:
         residuals: all of them, what costs first.
@@ -76,7 +76,7 @@ class Ledger(Report):
         ...     return jnp.sum(h)
         >>> ledger = jp.residuals(loss, compiled=False)(jnp.ones((3, 2)), jnp.ones((4, 3)))
         >>> ledger.total, [(r.name, r.kind, r.type) for r in ledger.residuals]
-        (32, [('cos', 'value', 'f32[4,2]'), ('x', 'argument', 'f32[4,3]')])
+        (32, [('cos for h', 'value', 'f32[4,2]'), ('x', 'argument', 'f32[4,3]')])
     """
 
     residuals: tuple[Residual, ...] = ()
@@ -170,14 +170,14 @@ def residuals(
 ) -> Callable[..., Ledger]:
     """List what the backward pass keeps of the forward pass: bytes, producer, consumers.
 
-    They are the arrays JAX hands from one half of `jax.vjp` to the other. Each is followed to the operation that
+    They are the arrays JAX hands from one half of `jax.vjp` to the other. Each is followed to what
     makes it, into loops and checkpoints, and to those of the backward pass that read it. An array that is an
     argument or a constant is shown apart: it costs nothing more. Nothing is run.
 
     Args:
         fun, argnums, has_aux: as in `backprop`.
-        compiled: whether to compile the gradient too, and say how much temporary memory XLA gives it. That is of
-            the same size, not the same number: XLA fuses, recomputes cheap operations, and needs memory for
+        compiled: whether to compile the gradient too, and say how much temporary memory XLA gives it. That is
+            of the same size, not the same number: XLA fuses, recomputes cheap operations, and needs memory for
             the operations themselves.
 
     Returns:
@@ -285,7 +285,7 @@ _KINDS = ("value", "argument", "constant")
 
 
 def _halves(traced: Traced) -> tuple[_jaxpr.Program, _jaxpr.Program, int]:
-    """The forward half, whose last results are the residuals; the backward half, whose first inputs they are."""
+    """The forward half, whose last results are the residuals; the backward half, which takes them first."""
     body = _jaxpr.program_function(traced.program)
     kept = [
         i
