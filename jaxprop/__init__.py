@@ -31,5 +31,11 @@ from .diagnosis import Thresholds as Thresholds
 from .diagnosis import blocked as blocked
 from .diagnosis import diagnose as diagnose
 from .diagnosis import flow as flow
+from .diagnosis import assert_gradients as assert_gradients
+from .diagnosis import assert_residuals as assert_residuals
+from .diagnosis import check as check
+from .diagnosis import compare as compare
+from .diagnosis import precision as precision
+from .diagnosis import residuals as residuals
 
 __version__ = "0.1.0"

@@ -67,6 +67,12 @@ def trace(fun: Callable[..., Any], *args: Any) -> Program:
     return as_program(jax.make_jaxpr(fun)(*args))
 
 
+def program_function(program: Program) -> Callable[..., list[Any]]:
+    """A program as a function of its arguments."""
+    jaxpr, consts = program
+    return lambda *args: eval_jaxpr(jaxpr, consts, *args)
+
+
 def is_literal(atom: Any) -> bool:
     return isinstance(atom, Literal)
 
@@ -228,6 +234,14 @@ def has_custom_rule(eqn: Any) -> bool:
 def has_reverse_rule(eqn: Any) -> bool:
     """Whether the rule is a `custom_vjp`, with halves that are functions of the user's."""
     return eqn.primitive.name.startswith("custom_vjp_call")
+
+
+def primal_function(eqn: Any) -> Callable[..., list[Any]]:
+    """An equation as a function of its operands, without the custom rule of its own."""
+    programs = nested_programs(eqn) if has_custom_rule(eqn) else ()
+    if not programs:
+        return as_function(eqn)
+    return program_function(programs[0])
 
 
 def derivative_program(eqn: Any) -> Program:

@@ -9,3 +9,15 @@ from ._flow import flow as flow
 from ._report import Finding as Finding
 from ._report import Report as Report
 from ._thresholds import Thresholds as Thresholds
+from ._check import assert_gradients as assert_gradients
+from ._check import check as check
+from ._compare import Comparison as Comparison
+from ._compare import compare as compare
+from ._precision import Precision as Precision
+from ._precision import precision as precision
+from ._report import Finding as Finding
+from ._report import Report as Report
+from ._residuals import Ledger as Ledger
+from ._residuals import Residual as Residual
+from ._residuals import assert_residuals as assert_residuals
+from ._residuals import residuals as residuals

@@ -1,0 +1,304 @@
+"""Whether the rules of a program are the derivatives of what it computes: node by node, at its own numbers."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import _jaxpr
+from .._call import check_points, name_of, trace_call
+from .._graph import Graph, Node, Selector, matches, select
+from .._pass import make_plan
+from .._rules import Recorder, Rules
+from .._same import fingerprint
+from ._derivative import RuleError, Subject, Verdict, examine
+from ._points import Points
+from ._report import Finding, Report, at
+from ._verdict import explain
+from ._whole import Whole, whole_gradient
+
+#: What every custom rule that is meant to be no derivative can be told by.
+BY_DESIGN = "If it is meant so, say so: check(..., expected={name!r})."
+
+
+def check(
+    fun: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    *,
+    nodes: Selector | None = None,
+    rules: Rules = (),
+    expected: Selector = (),
+    directions: int = 2,
+    steps: int = 3,
+    total: bool = True,
+    seed: int = 0,
+) -> Callable[..., Report]:
+    """Check every local gradient of a function at its actual operands.
+
+    For a random cotangent `ct` of a node's outputs and a random tangent `t` of one of its operands
+
+        <rule(ct), t> = <ct, (f(x + h t) - f(x - h t)) / 2h> = <ct, jvp(t)>
+
+    The left side is the rule in force (JAX's, a `custom_vjp`'s or `custom_jvp`'s, or one of `rules`), in the
+    precision of the program. The others are had from what the node computes, in float64: by central
+    differences at two steps, and by what JAX derives from its program with all custom rules taken out. A
+    rule is suspect where it is neither. Where an output has no derivative (relu at 0, ties of max, a jump) its
+    cotangent is zero, so the point decides nothing. Random keys stay what they are.
+
+    Cost: some ten evaluations in float64 for each operand of each node, and two compilations for all nodes that
+    are the same.
+
+    Args:
+        fun, argnums, has_aux: as in `backprop`.
+        nodes: which nodes; by default all a cotangent can reach.
+        rules: as in `backprop`: what is checked is the rule in force.
+        expected: nodes whose rule is no derivative by design (straight-through, reversal): no finding.
+        directions: random tangents for each operand, each with a cotangent of its own. They go in proportion to
+            each element and to the size of the array, in turn.
+        steps: inside a loop, at how many steps: the first, the last and some between.
+        total: whether the whole gradient is held against differences as well, values that carry no derivative
+            held where they are.
+        seed: of the directions.
+
+    Returns:
+        A function of the same arguments that gives a `Report`: suspects, worst first. Figures: `nodes` checked,
+        `kinds` of nodes (compiled apart), `worst` relative error of a node that is no suspect, `total`
+        relative error of the whole gradient.
+
+    Raises:
+        TypeError, ValueError: as `backprop`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxprop as jp
+        >>> @jax.custom_vjp
+        ... def square(x):
+        ...     return x**2
+        >>> square.defvjp(lambda x: (x**2, x), lambda x, ct: (x * ct,))     # forgot the 2
+        >>> report = jp.check(lambda w: jnp.sum(square(w)))(jnp.arange(3.0))
+        >>> [(finding.node, finding.cause) for finding in report]
+        [('square', 'factor')]
+    """
+    name = name_of(fun)
+    settings = Settings(directions, steps, seed)
+
+    @functools.wraps(fun, updated=())
+    def checked(*args: Any, **kwargs: Any) -> Report:
+        check_points(args, argnums, fun, False, False, "check")
+        traced = trace_call(fun, args, kwargs, argnums, has_aux)
+        plan = make_plan(traced, None, Recorder(), rules)
+        graph = plan.graph
+        chosen = _checkable(graph, nodes)
+        reading = [node for node in graph.walk() if node.active] if total else chosen
+        points = Points.of(traced, graph, [value for node in reading for value in node.operands])
+        subjects: dict[Any, Subject] = {}
+        found: list[tuple[float, Finding]] = []
+        margins, unread = [0.0], 0
+        excused = 0
+        for node in chosen:
+            subject = _subject(node, plan.rules.get(node.index), subjects)
+            outcome = _check_node(graph, node, subject, points, settings)
+            margins += outcome.margins
+            unread += outcome.unread
+            if outcome.finding is None:
+                continue
+            if expected and matches(expected, node):
+                excused += 1
+            else:
+                found.append(outcome.finding)
+        whole = whole_gradient(traced, plan, points, settings.seed) if total else None
+        findings = [finding for _, finding in sorted(found, key=lambda pair: -pair[0])]
+        if whole is not None and not whole.failed and not whole.wrong:
+            findings = [_harmless(finding) if finding.kind == "primitive" else finding for finding in findings]
+        if whole is not None and whole.wrong and not findings and not excused:
+            findings.append(_whole_finding(name, whole))
+        figures = {"nodes": len(chosen), "kinds": len(subjects), "worst": max(margins)}
+        if whole is not None and not whole.failed:
+            figures["total"] = whole.error
+        return Report.of(f"check {name}", findings, figures, _notes(unread, excused, whole))
+
+    return checked
+
+
+def assert_gradients(
+    fun: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    **settings: Any,
+) -> Callable[..., None]:
+    """Assert that every rule of a function is a derivative: `check`, for a test suite.
+
+    Args:
+        fun, argnums, has_aux: as in `backprop`.
+        settings: as in `check`.
+
+    Returns:
+        A function of the same arguments that returns None.
+
+    Raises:
+        AssertionError: with the report.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxprop as jp
+        >>> jp.assert_gradients(lambda w: jnp.sum(jax.nn.gelu(w)))(jnp.linspace(-2.0, 2.0, 5))
+    """
+    checked = check(fun, argnums, has_aux, **settings)
+
+    @functools.wraps(fun, updated=())
+    def asserted(*args: Any, **kwargs: Any) -> None:
+        report = checked(*args, **kwargs)
+        if not report.ok:
+            raise AssertionError(str(report))
+
+    return asserted
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is tried."""
+
+    directions: int
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found at one node.
+
+    Attributes:
+        finding: the worst, with how bad it is; None where there is none.
+        margins: errors where the rule is right.
+        unread: places where nothing could be decided: no derivative there, or not finite.
+    """
+
+    finding: tuple[float, Finding] | None
+    margins: list[float]
+    unread: int
+
+
+def _checkable(graph: Graph, nodes: Selector | None) -> list[Node]:
+    """The nodes that have a rule of their own: a loop's is that of the nodes in it."""
+    picked = None if nodes is None else {node.index for node in select(graph, nodes)}
+    return [
+        node
+        for node in graph.walk()
+        if node.eqn is not None
+        and node.active
+        and (picked is None or node.index in picked)
+        and not (node.opened and node.graphs)
+        and not _jaxpr.is_while(node.eqn)
+        and all(parent.opened for parent, _ in graph.places[node.index].parents)
+        and not any(_jaxpr.is_ref(value.aval) for value in (*node.operands, *node.outputs))
+    ]
+
+
+def _subject(node: Node, rule: Any, subjects: dict[Any, Subject]) -> Subject:
+    """The node as functions, shared by nodes that are the same."""
+    types = tuple((v.shape, str(v.dtype), v.active) for v in (*node.operands, *node.outputs))
+    key = (fingerprint(node.eqn), types, None if rule is None else id(rule))
+    return subjects.setdefault(key, Subject(node, rule))
+
+
+def _check_node(graph: Graph, node: Node, subject: Subject, points: Points, settings: Settings) -> Outcome:
+    worst: tuple[Verdict, tuple[int, ...], list[Any]] | None = None
+    margins, unread = [], 0
+    if not subject.moved or not subject.kept:
+        return Outcome(None, [], 0)
+    for number, step in enumerate(points.steps(node, settings.steps)):
+        operands = points.operands(node, step)
+        seed = settings.seed + 1000 * node.index + number
+        try:
+            verdicts = examine(subject, operands, settings.directions, seed)
+        except RuleError as error:
+            return Outcome((float("inf"), _failed(graph, node, step, str(error))), margins, unread)
+        for verdict in verdicts:
+            if verdict.undecided:
+                unread += 1
+            elif not (verdict.wrong or verdict.crooked):
+                margins.append(verdict.error)
+            elif worst is None or verdict.badness > worst[0].badness:
+                worst = verdict, step, operands
+    if worst is None:
+        return Outcome(None, margins, unread)
+    verdict, step, operands = worst
+    return Outcome((verdict.badness, _finding(graph, node, subject, verdict, step, operands)), margins, unread)
+
+
+# --- what is said ------------------------------------------------------------------------------------
+
+
+def _kind(node: Node, subject: Subject) -> tuple[str, str]:
+    if subject.rule is not None:
+        return "rule", f"the rule given for `{node.name}`"
+    if _jaxpr.has_custom_rule(node.eqn):
+        form = "custom_vjp" if _jaxpr.has_reverse_rule(node.eqn) else "custom_jvp"
+        return "custom rule", f"the {form} rule of `{node.primitive}`"
+    return "primitive", f"JAX's rule for `{node.primitive}`"
+
+
+def _finding(
+    graph: Graph, node: Node, subject: Subject, verdict: Verdict, step: tuple[int, ...], operands: list[Any]
+) -> Finding:
+    kind, subject_text = _kind(node, subject)
+    told = explain(subject, verdict, operands)
+    operand = node.operands[verdict.position].name
+    numbers = {"relative error": verdict.error, "tolerance": verdict.allowed, **told.numbers}
+    if verdict.derived is not None:
+        numbers["error against its primal's own derivative"] = verdict.derived
+    if verdict.crooked and not verdict.wrong:
+        numbers["jvp against its transpose"] = verdict.linear
+    differs = "its primal" if kind != "primitive" else "what it computes"
+    return Finding(
+        kind,
+        "error",
+        f"{subject_text} is not the derivative of {differs} with respect to `{operand}`: {told.summary}.",
+        **at(graph, node),
+        step=step,
+        element=told.element,
+        cause=told.cause,
+        why=told.why,
+        cure=f"{told.cure} {BY_DESIGN.format(name=node.name)}" if kind != "primitive" else told.cure,
+        numbers=numbers,
+    )
+
+
+def _failed(graph: Graph, node: Node, step: tuple[int, ...], error: str) -> Finding:
+    return Finding(
+        "custom rule" if _jaxpr.has_custom_rule(node.eqn) else "primitive",
+        "error",
+        f"the rule of `{node.name}` fails: {error[:300]}",
+        **at(graph, node),
+        step=step,
+        cause="fails",
+        why="JAX cannot apply it to these operands and a cotangent.",
+        cure="Return one cotangent for each operand, of its type; a jvp rule is linear in the tangent.",
+    )
+
+
+def _harmless(finding: Finding) -> Finding:
+    """A primitive may have a rule that is right only where it is used: in place writes of a library, say."""
+    return replace(finding, severity="note", why="The gradient as a whole is right: its use here allows it.")
+
+
+def _whole_finding(name: str, whole: Whole) -> Finding:
+    return Finding(
+        "total",
+        "warning",
+        f"the gradient of `{name}` differs from differences, though every node by itself is right.",
+        cause="whole",
+        why="It may lie in a loop at steps that were not looked at, or in a form that was not opened.",
+        cure="Check at more steps: check(..., steps=100).",
+        numbers={"relative error": whole.error, "tolerance": whole.allowed},
+    )
+
+
+def _notes(unread: int, excused: int, whole: Whole | None) -> Sequence[str]:
+    notes = []
+    if unread:
+        notes.append(f"{unread} directions decide nothing: no derivative there, or one that is not finite.")
+    if excused:
+        notes.append(f"{excused} rules are no derivatives, as expected.")
+    if whole is not None and whole.failed:
+        notes.append(f"The whole gradient was not checked: {whole.failed}")
+    return notes

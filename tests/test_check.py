@@ -1,0 +1,312 @@
+"""Planted wrong rules are found, ranked first and told apart; what is right is left alone.
+
+The oracle of `check` is differences in float64. Its own oracle is this file: rules whose mistake is known.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import pytest
+from jax import lax
+from wrong_rules import WRONG
+
+import jaxprop as jp
+
+RULES = {case.name: case for case in WRONG}
+
+
+def draw(*shapes, scale=1.0):
+    """Arrays of our own, one for each shape: the same every time."""
+    source = np.random.default_rng(5)
+    return [jnp.asarray(scale * source.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def first(outputs):
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def sign_flipped():
+    return RULES["sign flipped"].make()
+
+
+# --- planted -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_wrong_rule_is_found_and_ranked_first(name):
+    case = RULES[name]
+    wrong, args = case.make(), draw(*case.shapes)
+
+    def loss(*xs):
+        h = [jnp.tanh(x) for x in xs]
+        y = first(wrong(*h))
+        return jnp.mean(y * y)
+
+    report = jp.check(loss, tuple(range(len(args))), total=False)(*args)
+    assert not report.ok
+    found = report[0]
+    assert (found.primitive, found.cause, found.kind) == ("wrong", case.cause, "custom rule"), report
+    assert {finding.primitive for finding in report} == {"wrong"}
+    assert found.code.startswith("wrong(") or "wrong(" in found.code
+    assert found.source is not None and found.source.file.endswith("test_check.py")
+
+
+def in_scan(wrong):
+    def loss(x):
+        def body(h, _):
+            h = jnp.cos(wrong(h))
+            return h, jnp.sum(h)
+
+        _, sums = lax.scan(body, x, None, length=5)
+        return jnp.sum(sums)
+
+    return loss
+
+
+def in_cond(wrong):
+    def loss(x):
+        return jnp.sum(lax.cond(jnp.sum(x) < 1e3, wrong, jnp.sin, x) ** 2)
+
+    return loss
+
+
+def in_remat(wrong):
+    return lambda x: jnp.sum(jax.checkpoint(lambda x: jnp.sin(wrong(x)))(x))
+
+
+def in_jit(wrong):
+    return lambda x: jnp.sum(jax.jit(lambda x: jnp.sin(wrong(x)))(x))
+
+
+def in_vmap(wrong):
+    return lambda x: jnp.sum(jax.vmap(lambda x: jnp.sin(wrong(x)))(x))
+
+
+def in_linen(wrong):
+    nn = models.need("flax.linen")
+    model = nn.Sequential([nn.Dense(3), wrong, nn.Dense(2)])
+    params = model.init(jax.random.key(0), jnp.ones((4, 3)))
+    return lambda x: jnp.sum(model.apply(params, x) ** 2)
+
+
+def in_equinox(wrong):
+    eqx = models.need("equinox")
+    one, two = jax.random.split(jax.random.key(0))
+    model = eqx.nn.Sequential([eqx.nn.Linear(3, 3, key=one), eqx.nn.Lambda(wrong), eqx.nn.Linear(3, 2, key=two)])
+    return lambda x: jnp.sum(jax.vmap(model)(x) ** 2)
+
+
+PLACES = (in_scan, in_cond, in_remat, in_jit, in_vmap, in_linen, in_equinox)
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_a_wrong_rule_is_found_wherever_it_stands(place):
+    report = jp.check(place(sign_flipped()), total=False)(*draw((4, 3)))
+    assert [(finding.primitive, finding.cause) for finding in report] == [("wrong", "sign")], report
+    assert (report[0].step != ()) == (place is in_scan)
+
+
+def test_a_rule_wrong_at_one_step_only_is_found_at_that_step():
+    wrong = jax.custom_vjp(lambda x, i: x**2)
+    wrong.defvjp(
+        lambda x, i: (x**2, (x, i)),
+        lambda kept, ct: (jnp.where(kept[1] == 3, ct, 2 * kept[0] * ct), None),
+    )
+
+    def loss(x):
+        y, _ = lax.scan(lambda h, i: (jnp.sin(wrong(h, i)), None), x, jnp.arange(5))
+        return jnp.sum(y)
+
+    report = jp.check(loss, steps=5, total=False)(jnp.array([0.7, 1.1], jnp.float32))
+    assert [finding.step for finding in report] == [(3,)]
+    few = jp.check(loss, steps=3)(jnp.array([0.7, 1.1], jnp.float32))
+    assert [finding.kind for finding in few] == ["total"]  # steps 0, 2 and 4 were looked at
+
+
+def test_the_wrong_rule_of_two_with_the_greater_error_comes_first():
+    slightly, badly = RULES["half a percent"].make(), sign_flipped()
+    report = jp.check(lambda x: jnp.sum(badly(slightly(x))), total=False)(*draw((4, 3)))
+    assert [finding.cause for finding in report] == ["sign", "factor"]
+    errors = [finding.numbers["relative error"] for finding in report]
+    assert errors[0] > errors[1] > 1e-3
+
+
+def test_a_rule_of_jaxprop_is_checked_too():
+    def loss(x):
+        h = jnp.sin(x)
+        return jnp.sum(h**3)
+
+    (x,) = draw((4,))
+    report = jp.check(loss, rules=[("h", jp.rules.scale(0.5))], total=False)(x)
+    assert [(f.kind, f.node, f.cause) for f in report] == [("rule", "h", "factor")]
+    assert report[0].message == (
+        "the rule given for `h` is not the derivative of its primal with respect to `x`: it is 0.5 times the "
+        "derivative."
+    )
+
+
+def test_what_is_said_of_an_element():
+    report = jp.check(lambda x: jnp.sum(RULES["one element"].make()(x)), total=False)(*draw((4, 3)))
+    (found,) = report
+    assert found.element == (0, 0)
+    assert found.numbers["sent back"] == 0.0
+    assert found.numbers["derivative"] == pytest.approx(3 * found.numbers["derivative"] / 3)
+    assert found.numbers["elements wrong"] == "1 of 12"
+
+
+# --- by design -----------------------------------------------------------------------------------------
+
+
+def straight_through():
+    rounded = jax.custom_vjp(jnp.round)
+    rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, ct: (ct,))
+    return rounded, "straight-through"
+
+
+def reversal():
+    reverse = jax.custom_vjp(lambda x: x)
+    reverse.defvjp(lambda x: (x, None), lambda _, ct: (-ct,))
+    return reverse, "reversal"
+
+
+def clipping():
+    clipped = jax.custom_vjp(lambda x: x)
+    clipped.defvjp(lambda x: (x, None), lambda _, ct: (jnp.clip(ct, -0.3, 0.3),))
+    return clipped, "not linear"
+
+
+@pytest.mark.parametrize("make", (straight_through, reversal, clipping), ids=lambda make: make.__name__)
+def test_a_rule_that_is_no_derivative_by_design_is_a_finding_unless_expected(make):
+    rule, cause = make()
+
+    def loss(x):
+        y = rule(1.7 * x)
+        return jnp.sum(y**2)
+
+    (x,) = draw((6,))
+    assert [(f.node, f.cause) for f in jp.check(loss, total=False)(x)] == [("y", cause)]
+    report = jp.check(loss, expected="y")(x)
+    assert report.ok and report.notes == ("1 rules are no derivatives, as expected.",)
+
+
+# --- healthy -------------------------------------------------------------------------------------------
+
+KINKS = {
+    "relu at 0": lambda x: jnp.sum(jax.nn.relu(x - x[0]) * x),
+    "abs at 0": lambda x: jnp.sum(jnp.abs(x - x[1]) * jnp.sin(x)),
+    "ties of max": lambda x: jnp.max(jnp.concatenate([x, x])) + jnp.sum(jnp.maximum(x, x)),
+    "a kink within the step": lambda x: jnp.sum(jax.nn.relu(x - x[0] + 1e-6) ** 1),
+    "round and sign": lambda x: jnp.sum(x * jnp.round(3 * x) + jnp.sign(x) * x),
+    "argmax and one hot": lambda x: jnp.sum(jax.nn.one_hot(jnp.argmax(x), 5) * x),
+    "clip at its bound": lambda x: jnp.sum(jnp.clip(x, x[0], x[1] + 5) * x),
+    "sort": lambda x: jnp.sum(jnp.sort(x) * jnp.arange(5.0)),
+    "sqrt at 0": lambda x: jnp.sum(jnp.where(x > 9, jnp.sqrt(jnp.maximum(x - 9, 0)), x)),
+    "where": lambda x: jnp.sum(jnp.where(x > 0, x, jnp.expm1(x))),
+    "stop_gradient": lambda x: jnp.sum(x * lax.stop_gradient(jnp.exp(x))),
+    "straight through by hand": lambda x: jnp.sum((x + lax.stop_gradient(jnp.round(x) - x)) ** 2),
+    "dropout": lambda x: jnp.sum(jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, (5,)), x**2, 0.0)),
+    "reparametrised": lambda x: jnp.sum((x + jnp.exp(x) * jax.random.normal(jax.random.key(0), (5,))) ** 2),
+    "logsumexp, softplus": lambda x: jax.nn.logsumexp(30 * x) + jnp.sum(jax.nn.softplus(100 * x)),
+    "small and large": lambda x: jnp.sum(lax.rsqrt(x**2 * jnp.array([1e-12, 1.0, 1e6, 1e-6, 1e3]) + 1e-10)),
+    "linear algebra": lambda x: jnp.linalg.slogdet(jnp.outer(x, x) + jnp.eye(5))[1],
+    "eigenvalues": lambda x: jnp.sum(jnp.linalg.eigvalsh(jnp.outer(x, x) + jnp.diag(jnp.arange(5.0))) ** 2),
+    "complex": lambda x: jnp.sum(jnp.abs(jnp.fft.fft(x)) ** 2) + jnp.real(jnp.vdot(jnp.exp(1j * x), x + 0j)),
+    "while ahead": lambda x: jnp.sum(x) * lax.while_loop(lambda i: i < 3.0, lambda i: i + 1, 0.0),
+    "scatter and gather": lambda x: jnp.sum(jnp.zeros(3).at[jnp.array([0, 1, 0])].add(x[:3]) ** 2 * x[2]),
+    "cumulative": lambda x: jnp.sum(jnp.cumsum(x) * jnp.cumprod(x)) + jnp.max(lax.cummax(x)),
+    "switch in scan": lambda x: jnp.sum(
+        lax.scan(lambda h, i: (lax.switch(i % 2, (jnp.sin, jnp.cos), h), h), x, jnp.arange(4))[1]
+    ),
+    "special functions": lambda x: jnp.sum(lax.erf(x) + lax.lgamma(x**2 + 1) + lax.digamma(x**2 + 1)),
+}
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("name", KINKS)
+def test_what_is_right_gives_no_finding(name):
+    report = jp.check(KINKS[name], total=name in ("stop_gradient", "straight through by hand", "switch in scan"))(
+        *draw((5,))
+    )
+    assert not len(report), report
+    assert report.figures["worst"] < 1e-4
+    if "total" in report.figures:
+        assert report.figures["total"] < 1e-4
+
+
+HEALTHY = ("dict_two_arguments", "dict_scan_layers", "dict_checkpoint_policy", "dict_bf16")
+MORE = (
+    *("linen_cnn", "linen_lstm", "linen_bf16", "linen_vae", "nnx_attention", "eqx_gru"),
+    *("haiku_cnn", "diffrax_ode", "diffrax_ode_direct", "distrax_flow", "flowjax_flow"),
+)
+MODELS = {case.name: case for case in models.CASES}
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("name", [*HEALTHY, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+def test_a_healthy_model_has_no_suspect(name, key):
+    loss, args, argnums = MODELS[name].make(key)
+    report = jp.check(loss, argnums)(*args)
+    assert report.ok, report
+    assert report.figures["nodes"] > 5
+    assert report.figures["total"] < (0.05 if "bf16" in name else 1e-3)
+
+
+def test_a_while_loop_solver_with_an_implicit_rule_is_right():
+    """Its program cannot be differentiated backwards: differences decide."""
+
+    def solve(a):
+        return lax.fori_loop(0, 40, lambda _, x: jnp.cos(x) * a, jnp.ones_like(a))
+
+    root = jax.custom_vjp(lambda a: lax.while_loop(lambda s: s[0] < 60, lambda s: (s[0] + 1, a * jnp.cos(s[1])), (0, a))[1])
+    root.defvjp(
+        lambda a: (solve(a), (a, solve(a))),
+        lambda kept, ct: (ct * jnp.cos(kept[1]) / (1 + kept[0] * jnp.sin(kept[1])),),
+    )
+    assert jp.check(lambda a: jnp.sum(root(a) ** 2), total=False)(jnp.array([0.3, 0.6], jnp.float32)).ok
+
+
+# --- in force ------------------------------------------------------------------------------------------
+
+
+def test_assert_gradients_says_the_report():
+    with pytest.raises(AssertionError) as caught:
+        jp.assert_gradients(lambda x: jnp.sum(sign_flipped()(x)))(*draw((3,)))
+    text = str(caught.value)
+    assert text.startswith("check <lambda>: 1 error\n\n1. error: the custom_vjp rule of `wrong` is not the derivative")
+    assert "If it is meant so, say so: check(..., expected=" in text
+    assert re.search(r"test_check.py:\d+", text)
+    jp.assert_gradients(lambda x: jnp.sum(jnp.sin(x)))(*draw((3,)))
+
+
+def test_nodes_that_are_the_same_are_compiled_once():
+    def loss(x):
+        for _ in range(4):
+            x = jnp.sin(x) * 1.5
+        return jnp.sum(x)
+
+    figures = jp.check(loss)(*draw((3,))).figures
+    assert (figures["nodes"], figures["kinds"]) == (9, 3)
+
+
+def test_only_the_nodes_asked_for():
+    wrong = sign_flipped()
+    report = jp.check(lambda x: jnp.sum(wrong(jnp.sin(x))), nodes="sin", total=False)(*draw((3,)))
+    assert report.ok and report.figures["nodes"] == 1
+
+
+def test_double_precision_holds_rules_to_more(x64):
+    wrong = jax.custom_vjp(jnp.exp)
+    wrong.defvjp(lambda x: (jnp.exp(x), x), lambda x, ct: ((1 + 1e-5) * ct * jnp.exp(x),))
+    report = jp.check(lambda x: jnp.sum(wrong(x)))(jnp.linspace(0.0, 1.0, 4))
+    assert [finding.cause for finding in report] == ["factor"]
+
+
+def test_the_report_is_data():
+    data = jp.check(lambda x: jnp.sum(sign_flipped()(x)), total=False)(*draw((3,))).data()
+    (found,) = data["findings"]
+    assert (data["ok"], found["cause"], found["kind"]) == (False, "sign", "custom rule")
+    assert found["source"]["line"] > 0 and found["numbers"]["relative error"] == pytest.approx(2, rel=1)
