@@ -384,6 +384,8 @@ class Tape:
             _point=jnp.asarray(point),
             _held=values,
             _held_axes=[self._axes_of(value) for value in held],
+            path=tuple(path),
+            ends=(target, source),
         )
 
     def _needed(self, value: Value, reader: Node) -> Any:
