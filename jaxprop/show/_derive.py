@@ -52,6 +52,35 @@ def derive_node(node: Node, wrt: Value) -> Derived | None:
     return _derive_cached(_Key(node, position), position)
 
 
+def operation(node: Node) -> Expr | None:
+    """What a node computes, as an expression of its operands; None where there is no spelling."""
+    if node.eqn is None or node.opened or len(node.outputs) != 1:
+        return None
+    return _operation_cached(_Key(node, -1))
+
+
+@functools.lru_cache(maxsize=2048)
+def _operation_cached(key: "_Key") -> Expr | None:
+    node = key.node
+    inputs = distinct(node.operands)
+    try:
+        structs = [_struct(v) for v in inputs]
+        leaves = [Sym("in", i, v.shape) for i, v in enumerate(inputs)]
+        return _forward(_function_of(node, inputs), structs, leaves, 1)[0]
+    except (TypeError, ValueError, NotImplementedError, AssertionError):
+        return None
+
+
+def _function_of(node: Node, inputs: Sequence[Value]) -> _Fun:
+    """A node as a function of the distinct values it reads."""
+
+    def fun(*values: Any) -> Sequence[Any]:
+        at = dict(zip((value.id for value in inputs), values, strict=True))
+        return list(evaluate(node, [at[v.id] if v.id >= 0 else v.literal for v in node.operands]))
+
+    return fun
+
+
 class _Key:
     """What decides the derivative of a node: compared by structure, so that one answer serves all its like."""
 
@@ -84,12 +113,7 @@ def _derive_one(node: Node, position: int) -> Derived:
     if node.opened or not _may_open(node):
         return _MAP
     inputs = distinct(node.operands)
-
-    def fun(*values: Any) -> Sequence[Any]:
-        at = dict(zip((value.id for value in inputs), values, strict=True))
-        return evaluate(node, [at[v.id] if v.id >= 0 else v.literal for v in node.operands])
-
-    return _derive(fun, [_struct(v) for v in inputs], position)
+    return _derive(_function_of(node, inputs), [_struct(v) for v in inputs], position)
 
 
 def _may_open(node: Node) -> bool:
@@ -259,13 +283,8 @@ def _names_between(route: Route) -> dict[Expr, Expr]:
     names: dict[Expr, Expr] = {}
     for node in route.nodes:
         inputs = distinct(node.operands)
-
-        def fun(*values: Any, node: Node = node, inputs: list[Value] = inputs) -> Sequence[Any]:
-            at = dict(zip((value.id for value in inputs), values, strict=True))
-            return list(evaluate(node, [at[v.id] if v.id >= 0 else v.literal for v in node.operands]))
-
         leaves = [symbols[v.id] for v in inputs]
-        found = read(_jaxpr.trace(fun, *map(_struct, inputs)), leaves)
+        found = read(_jaxpr.trace(_function_of(node, inputs), *map(_struct, inputs)), leaves)
         for expr, value in zip(found, node.outputs, strict=True):
             if not isinstance(expr, Sym | Num):
                 names[expr] = symbols[value.id]

@@ -4,7 +4,7 @@ They are read from the program of JAX's own rule and simplified; no derivative i
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,13 @@ from .. import _jaxpr
 from .._graph import Node, Value, spell_type
 from .._local import Local, LocalGradient
 from ._algebra import Call, Expr, Num, Prod, Sum, Sym
-from ._derive import Derived, Route, derive_node, derive_route, distinct, route_of
+from ._derive import Derived, Route, derive_node, derive_route, distinct, operation, route_of
+from ._describe import spell as spell_short
 from ._kinds import COMPOSITE, OWN, Kind, kind_of, word_of
 from ._latex import latex
 from ._names import latex_cotangent, latex_name, text_cotangent, text_name
-from ._spell import Names, atom, spell_number, text
+from ._rows import Spelled
+from ._spell import Names, atom, bracketed, spell_number, text
 
 
 @dataclass(frozen=True)
@@ -96,79 +98,113 @@ def formula(local: LocalGradient | Local) -> Formula | tuple[Formula | None, ...
     return _of_route(route_of(local.path, local.ends[1], local.ends[0]))
 
 
-def formulas_of(node: Node) -> tuple[Formula | None, ...]:
+#: What a value is called in a formula; by default its name.
+Called = Callable[[Value], str]
+
+
+def _by_name(value: Value) -> str:
+    return value.name
+
+
+def formulas_of(node: Node, called: Called = _by_name) -> tuple[Formula | None, ...]:
     """The formulas of a node, one for each operand position; None where no derivative goes there.
 
     A value that stands in several positions is differentiated in all of them at once: `d(x**2)/dx = 2*x` for
-    `x * x`, twice.
+    `x * x`, twice. `called` says what a value is called in them.
     """
     if node.eqn is None:
         return ()
-    found = {value.id: _of_node(node, value, node.outputs[0]) for value in distinct(node.operands)}
+    found = {value.id: _of_node(node, value, node.outputs[0], called) for value in distinct(node.operands)}
     return tuple(found.get(value.id) for value in node.operands)
 
 
 def expression_of(node: Node) -> str | None:
     """What a node computes, as a line of NumPy; None where it has no spelling."""
-    derived = _forward_of(node)
-    return None if derived is None else text(derived, _names(node)[0])
+    found = operation(node)
+    return None if found is None else text(found, _names(node)[0])
 
 
-def _forward_of(node: Node) -> Expr | None:
-    for value in distinct(node.operands):
-        derived = derive_node(node, value)
-        if derived is not None:
-            return derived.forward
-    return None
-
-
-def _of_node(node: Node, wrt: Value, of: Value) -> Formula | None:
+def _of_node(node: Node, wrt: Value, of: Value, called: Called = _by_name) -> Formula | None:
     derived = derive_node(node, wrt)
     if derived is None:
         return None
     kind = OWN if _jaxpr.has_custom_rule(node.eqn) else kind_of(node.eqn.primitive.name)
-    return _write(derived, of, wrt, kind, *_names(node))
+    return _write(derived, (of, wrt), (called(of), called(wrt)), kind, *_names(node, None, called))
 
 
-def _names(node: Node) -> tuple[Names, Names]:
-    return _named({"in": distinct(node.operands), "out": node.outputs, "ct": node.outputs})
+def _names(
+    node: Node, numbers: Mapping[int, Any] | None = None, called: Called = _by_name
+) -> tuple[Names, Names]:
+    return _named({"in": distinct(node.operands), "out": node.outputs, "ct": node.outputs}, numbers, called)
+
+
+def spelled_operation(
+    node: Node, numbers: Mapping[int, Any] | None = None, called: Called = _by_name
+) -> Spelled | None:
+    """What a node computes; with `numbers`, by id of the value, these in place of the names."""
+    found = operation(node)
+    return None if found is None else _spelled(found, _names(node, numbers, called))
+
+
+def spelled_factor(
+    node: Node, wrt: Value, numbers: Mapping[int, Any] | None = None, called: Called = _by_name
+) -> Spelled | None:
+    """The number that a cotangent is multiplied by on its way to `wrt`; None where it is no such number."""
+    derived = derive_node(node, wrt)
+    if derived is None or derived.form != "local" or derived.right is None:
+        return None
+    return _spelled(derived.right, _names(node, numbers, called))
+
+
+def _spelled(x: Expr, names: tuple[Names, Names]) -> Spelled:
+    return Spelled(text(x, names[0]), latex(x, names[1]))
 
 
 def _of_route(route: Route) -> Formula:
     target = route.between[-1]
     names = _named({"in": route.inputs, "mid": route.between, "out": (target,), "ct": (target,)})
-    return _write(derive_route(route), target, route.inputs[0], COMPOSITE, *names)
+    ends = (target, route.inputs[0])
+    return _write(derive_route(route), ends, (target.name, route.inputs[0].name), COMPOSITE, *names)
 
 
-def _named(groups: Mapping[str, Any]) -> tuple[Names, Names]:
-    """What symbols are called, in text and in LaTeX."""
+def _named(
+    groups: Mapping[str, Any], numbers: Mapping[int, Any] | None = None, called: Called = _by_name
+) -> tuple[Names, Names]:
+    """What symbols are called, in text and in LaTeX; or the numbers they stand for."""
 
     def spell(plain: Any, cotangent: Any) -> Names:
-        return Names(
-            {
-                (role, i): (cotangent if role == "ct" else plain)(value.name)
-                for role, values in groups.items()
-                for i, value in enumerate(values)
-            }
-        )
+        def name(role: str, value: Value) -> str:
+            if numbers is not None and role != "ct" and value.id in numbers:
+                return bracketed(spell_short(numbers[value.id]))
+            return (cotangent if role == "ct" else plain)(called(value))
+
+        return Names({(role, i): name(role, v) for role, vs in groups.items() for i, v in enumerate(vs)})
 
     return spell(text_name, text_cotangent), spell(latex_name, latex_cotangent)
 
 
-def _write(derived: Derived, of: Value, wrt: Value, kind: Kind, names: Names, latex_names: Names) -> Formula:
+def _write(
+    derived: Derived,
+    ends: tuple[Value, Value],
+    called: tuple[str, str],
+    kind: Kind,
+    names: Names,
+    in_latex: Names,
+) -> Formula:
     form, right = derived.form, derived.right
-    types = {"of_type": spell_type(of.dtype, of.shape), "wrt_type": spell_type(wrt.dtype, wrt.shape)}
-    base = {"of": of.name, "wrt": wrt.name, **types, "form": form}
+    of, wrt = called
+    of_type, wrt_type = (spell_type(value.dtype, value.shape) for value in ends)
+    base = {"of": of, "wrt": wrt, "of_type": of_type, "wrt_type": wrt_type, "form": form}
     if right is None:
         return _described(of, wrt, kind, base)
     if form == "local":
-        left, latex_left = _quotient(derived, of, wrt, kind, names, latex_names)
+        left, latex_left = _quotient(derived, of, wrt, kind, names, in_latex)
     else:
-        left, latex_left = text_cotangent(wrt.name), latex_cotangent(wrt.name)
+        left, latex_left = text_cotangent(wrt), latex_cotangent(wrt)
     word = word_of(kind, form)
     spelled = text(right, names)
     data = base | {"kind": word, "left": left, "right": spelled, "tree": _tree(right, names)}
-    return Formula(f"{left} = {spelled}", f"{latex_left} = {latex(right, latex_names)}", word, data)
+    return Formula(f"{left} = {spelled}", f"{latex_left} = {latex(right, in_latex)}", word, data)
 
 
 #: Operations longer than this are called by the name of their result.
@@ -176,28 +212,28 @@ _SHORT = 12
 
 
 def _quotient(
-    derived: Derived, of: Value, wrt: Value, kind: Kind, names: Names, latex_names: Names
+    derived: Derived, of: str, wrt: str, kind: Kind, names: Names, in_latex: Names
 ) -> tuple[str, str]:
     """`d(s**2)/ds`, where the operation is short; else `dy/ds`."""
-    below, latex_below = text_cotangent(wrt.name), rf"\partial {latex_name(wrt.name)}"
+    below, latex_below = text_cotangent(wrt), rf"\partial {latex_name(wrt)}"
     forward = derived.forward
     if forward is None or forward.size > _SHORT or kind is COMPOSITE or isinstance(forward, Sym | Num):
-        above, latex_above = text_cotangent(of.name), rf"\partial {latex_name(of.name)}"
+        above, latex_above = text_cotangent(of), rf"\partial {latex_name(of)}"
     else:
         spelled = text(forward, names)
         above = f"d {spelled}" if atom(forward, names) else f"d({spelled})"
-        inside = latex(forward, latex_names)
+        inside = latex(forward, in_latex)
         bare = isinstance(forward, Call) or (isinstance(forward, Prod) and len(forward.factors) == 1)
         latex_above = rf"\partial\,{inside}" if bare else rf"\partial\left({inside}\right)"
     return f"{above}/{below}", rf"\frac{{{latex_above}}}{{{latex_below}}}"
 
 
-def _described(of: Value, wrt: Value, kind: Kind, base: dict[str, Any]) -> Formula:
-    d_of, d_wrt = text_cotangent(of.name), text_cotangent(wrt.name)
-    sentence = kind.sentence.format(d_of=d_of, wrt=text_name(wrt.name))
+def _described(of: str, wrt: str, kind: Kind, base: dict[str, Any]) -> Formula:
+    d_of, d_wrt = text_cotangent(of), text_cotangent(wrt)
+    sentence = kind.sentence.format(d_of=d_of, wrt=text_name(wrt))
     types = f"{base['wrt_type']} -> {base['of_type']}"
     said = f"{d_wrt}: {sentence} ({kind.word}, {types})"
-    shown = rf"{latex_cotangent(wrt.name)}: \text{{{kind.word}, {types.replace('->', 'to')}}}"
+    shown = rf"{latex_cotangent(wrt)}: \text{{{kind.word}, {types.replace('->', 'to')}}}"
     data = base | {"kind": kind.word, "left": d_wrt, "right": sentence, "tree": None}
     return Formula(said, shown, kind.word, data)
 

@@ -56,7 +56,7 @@ class _Latex(Text):
         parts = [] if coefficient == 1 else [self.wrapped(self.number(coefficient), UNARY)]
         alone = len(factors) == 1 and not parts
         parts += [self.wrapped(self.raised(f, e), SUM if alone else UNARY) for f, e in factors]
-        return r"\,".join(parts)
+        return _juxtaposed(parts)
 
     def raised(self, base: Expr, exponent: Number) -> Piece:
         if exponent == 1:
@@ -82,6 +82,14 @@ class _Latex(Text):
 
     def transposed(self, x: Expr) -> str:
         return rf"{self.at(x, ATOM)}^{{\top}}"
+
+
+def _juxtaposed(parts: list[str]) -> str:
+    """A product: with a dot where the next factor is a number."""
+    line = parts[0]
+    for part in parts[1:]:
+        line += (r" \cdot " if part[:1].isdigit() or part.startswith(("(-", r"\left(-")) else r"\,") + part
+    return line
 
 
 def latex_number(value: Any) -> str:

@@ -54,6 +54,11 @@ def spell_number(value: Any) -> str:
     return f"{value:.15g}"
 
 
+def bracketed(number: str) -> str:
+    """A number inside a formula: a negative one in parentheses."""
+    return f"({number})" if number.startswith("-") else number
+
+
 def fraction_of(value: Number) -> tuple[Number, Number]:
     """A coefficient as (above, below) the line: what is shorter to read."""
     if isinstance(value, Fraction):
@@ -187,7 +192,7 @@ def _plain(self: Text, x: Expr) -> str:
 
 
 def _tuple(items: Sequence[Any]) -> str:
-    return f"({items[0]},)" if len(items) == 1 else f"({', '.join(map(str, items))})"
+    return f"({', '.join(map(str, items))}{',' if len(items) == 1 else ''})"
 
 
 def _axes(axes: Sequence[int]) -> str:
@@ -270,8 +275,9 @@ def _place(self: Text, x: Call) -> Piece:
 def _pad(self: Text, x: Call) -> Piece:
     width = x.params["width"]
     spelled = str(width if len(width) > 1 else next(iter(width)))
-    value = f", constant_values={_plain(self, x.args[1])}" if len(x.args) > 1 else ""
-    return Piece(f"pad({_plain(self, x.args[0])}, {spelled}{value})", ATOM)
+    inner, *filled = (_plain(self, arg) for arg in x.args)
+    value = f", constant_values={filled[0]}" if filled else ""
+    return Piece(f"pad({inner}, {spelled}{value})", ATOM)
 
 
 def _concatenate(self: Text, x: Call) -> Piece:
