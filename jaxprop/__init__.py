@@ -37,5 +37,7 @@ from .diagnosis import check as check
 from .diagnosis import compare as compare
 from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
+from .show import explain as explain
+from .show import formula as formula
 
 __version__ = "0.1.0"
