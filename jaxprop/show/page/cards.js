@@ -27,9 +27,12 @@ const typeOf = (node) => (node.main.shape || []).length ? node.main.type : "";
 
 /** The longest text a cell will hold, whatever the step. */
 function longest(shown) {
-  if (!shown) return "";
-  return shown.steps ? shown.steps.text.reduce((a, b) => (b.length > a.length ? b : a), shown.text) : shown.text;
+  if (!shown.steps) return brief(shown);
+  return shown.steps.text.map((text, i) => brief({ text, norm: shown.steps.norm[i] })).reduce((a, b) => (b.length > a.length ? b : a));
 }
+
+/** A value as a card has room for it: long vectors by their norm. */
+const brief = (shown) => (shown.text.length > 20 && shown.norm !== undefined ? `‖·‖ ${number(shown.norm)}` : number(shown.text));
 
 const hasThumb = (shown) => Boolean(shown) && Boolean(shown.steps ? (shown.steps.thumbs || []).length : shown.thumb);
 
@@ -42,7 +45,7 @@ function planCard(model, node) {
   const value = node.main.value;
   const cotangent = node.main.cotangent;
   const tall = hasThumb(value) || hasThumb(cotangent);
-  const cellWidth = (shown, sign) => (shown ? measureText(number(sign + longest(shown)), "cell") + 18 + (hasThumb(shown) ? CARD.thumb + 6 : 0) : 0);
+  const cellWidth = (shown, sign) => (shown ? measureText(sign + longest(shown), "cell") + 18 + (hasThumb(shown) ? CARD.thumb + 6 : 0) : 0);
   const cells = [cellWidth(value, ""), cellWidth(cotangent, "∂ ")];
   const gap = cells[0] && cells[1] ? CARD.gap : 0;
   const top = measureText(title, "title") + (tag ? measureText(tag.toUpperCase(), "tag") * 1.1 + 16 : 0) + (type ? measureText(type, "label") + 12 : 0);
@@ -60,7 +63,8 @@ function planBox(box) {
   const sub = boxWords(box);
   const cotangent = box.cotangent === undefined || box.cotangent === null ? "" : `max ‖∂‖ ${number(box.cotangent, 3)}`;
   const inner = Math.max(measureText(title, "title") + 40, measureText(sub, "label"), cotangent ? measureText(cotangent, "cell") + 18 : 0, 120);
-  box.plan = { title, sub, cotangent, width: Math.ceil(inner + 2 * CARD.pad), height: CARD.pad + CARD.title + CARD.label + (cotangent || box.nonfinite ? CARD.cell + 6 : 0) + CARD.pad - 4 };
+  const row = Boolean(cotangent || box.badCotangents);
+  box.plan = { title, sub, cotangent, width: Math.ceil(inner + 2 * CARD.pad), row, height: CARD.pad + CARD.title + CARD.label + (row ? CARD.cell + 6 : 0) + CARD.pad - 4 };
   return box.plan;
 }
 
@@ -90,7 +94,7 @@ function colourClass(model, norm, nonfinite) {
 }
 
 const colourOf = (model, shown) => (shown ? colourClass(model, shown.norm, bad(shown)) : "");
-const boxColour = (model, box) => colourClass(model, box.cotangent, box.nonfinite);
+const boxColour = (model, box) => colourClass(model, box.cotangent, box.badCotangents);
 
 /** A heat map as a picture: blue below zero, warm above, a cross where a number is not finite. */
 function heatMap(thumb, cell = 1) {
@@ -145,7 +149,6 @@ function drawNode(model, group, node, state) {
   if (node.kind === "loss") group.append(s("rect", { class: "halo", x: -4, y: -4, width: plan.width + 8, height: plan.height + 8, rx: 13 }));
   const round = ARGUMENTS.has(node.kind) ? Math.min(18, plan.height / 2) : 9;
   group.append(s("rect", { class: "body", width: plan.width, height: plan.height, rx: round }));
-  if (node.kind === "parameter") group.append(s("path", { class: "bar", d: `M${round} 1.5h-2a${round - 2} ${round - 2} 0 0 0 -${round - 2} ${round - 2}v${plan.height - 2 * round + 1}a${round - 2} ${round - 2} 0 0 0 ${round - 2} ${round - 2}h2` }));
   const base = CARD.pad + 13 - 4;
   group.append(s("text", { class: "name", x: CARD.pad, y: base }, plan.title));
   let right = plan.width - CARD.pad;
@@ -186,7 +189,7 @@ function drawCell(group, style, x, y, width, height, shown, sign) {
       cell.append(thumbImage(shown.thumb, 5, (height - CARD.thumb) / 2));
       left = CARD.thumb + 11;
     }
-    const text = s("text", { x: left, y: height / 2 + 4 }, sign ? s("tspan", { class: "sign" }, sign) : null, number(shown.text));
+    const text = s("text", { x: left, y: height / 2 + 4 }, sign ? s("tspan", { class: "sign" }, sign) : null, brief(shown));
     cell.append(text);
   }
   group.append(cell);
@@ -220,8 +223,8 @@ function drawClosed(model, group, box, state) {
   group.append(s("text", { class: "name", x: CARD.pad, y: base }, plan.title));
   group.append(s("text", { class: "label", x: CARD.pad, y: base + CARD.label }, plan.sub));
   if (box.nonfinite) group.append(warningSign(plan.width - CARD.pad - 34, base - 11));
-  if (plan.cotangent || box.nonfinite) {
-    const shown = state.cotangent ? { text: plan.cotangent || `${plural(box.nonfinite, "value")} not finite` } : null;
+  if (plan.row) {
+    const shown = state.cotangent ? { text: plan.cotangent || "not finite" } : null;
     drawCell(group, `cell cotangent ${state.cotangent ? boxColour(model, box) : "waiting"}`, CARD.pad, plan.height - CARD.pad - CARD.cell + 6, plan.width - 2 * CARD.pad, CARD.cell, shown, "");
   }
   group.append(toggleSign(plan.width - 27, 6, ICONS.open));
@@ -272,27 +275,58 @@ function chipSize(lines) {
   return { width: Math.max(...lines.map(({ text }) => measureText(text, "chip"))) + 14, height: 15 * lines.length + 5 };
 }
 
-/** A smooth path through points: straight at the ends, rounded at the bends. */
-function pathOf(points) {
-  if (points.length < 3) return `M${points.map(({ x, y }) => `${round1(x)} ${round1(y)}`).join("L")}`;
-  let path = `M${round1(points[0].x)} ${round1(points[0].y)}`;
-  for (let i = 1; i < points.length - 1; i += 1) {
-    const last = i === points.length - 2;
-    const end = last ? points[i + 1] : { x: (points[i].x + points[i + 1].x) / 2, y: (points[i].y + points[i + 1].y) / 2 };
-    path += `Q${round1(points[i].x)} ${round1(points[i].y)} ${round1(end.x)} ${round1(end.y)}`;
+/**
+ * A smooth path through points, leaving and arriving along the direction of the graph. It never swings past its
+ * points (the slopes are those of monotone cubic interpolation).
+ */
+function pathOf(points, across) {
+  const at = points.map(({ x, y }) => (across ? [x, y] : [y, x]));
+  const show = ([t, c]) => (across ? `${round1(t)} ${round1(c)}` : `${round1(c)} ${round1(t)}`);
+  const slopes = at.map(([t, c], i) => {
+    if (i === 0 || i === at.length - 1) return 0;
+    const before = (c - at[i - 1][1]) / (t - at[i - 1][0]);
+    const after = (at[i + 1][1] - c) / (at[i + 1][0] - t);
+    return before * after > 0 ? (2 * before * after) / (before + after) : 0;
+  });
+  let path = `M${show(at[0])}`;
+  for (let i = 1; i < at.length; i += 1) {
+    const [[t0, c0], [t1, c1]] = [at[i - 1], at[i]];
+    const reach = (t1 - t0) * (slopes[i - 1] || slopes[i] ? 1 / 3 : 0.5);
+    path += `C${show([t0 + reach, c0 + slopes[i - 1] * reach])} ${show([t1 - reach, c1 - slopes[i] * reach])} ${show([t1, c1])}`;
   }
   return path;
 }
 
+/** Straight lines with rounded corners. */
+function corneredPath(points, radius = 9) {
+  let path = `M${round1(points[0].x)} ${round1(points[0].y)}`;
+  for (let i = 1; i < points.length - 1; i += 1) {
+    const toward = (other) => {
+      const length = Math.hypot(other.x - points[i].x, other.y - points[i].y) || 1;
+      const part = Math.min(radius, length / 2) / length;
+      return `${round1(points[i].x + (other.x - points[i].x) * part)} ${round1(points[i].y + (other.y - points[i].y) * part)}`;
+    };
+    path += `L${toward(points[i - 1])}Q${round1(points[i].x)} ${round1(points[i].y)} ${toward(points[i + 1])}`;
+  }
+  return `${path}L${round1(points[points.length - 1].x)} ${round1(points[points.length - 1].y)}`;
+}
+
 const round1 = (x) => Math.round(x * 10) / 10;
 
-/** The line beside a line, `distance` to its right. */
-function beside(points, distance) {
-  return points.map((point, i) => {
-    const before = points[Math.max(0, i - 1)];
-    const after = points[Math.min(points.length - 1, i + 1)];
-    const length = Math.hypot(after.x - before.x, after.y - before.y) || 1;
-    return { x: point.x - ((after.y - before.y) / length) * distance, y: point.y + ((after.x - before.x) / length) * distance };
+/** A line moved sideways. */
+function beside(points, distance, across) {
+  return points.map(({ x, y }) => (across ? { x, y: y + distance } : { x: x + distance, y }));
+}
+
+/** A line of straight pieces along the axes, moved to its right. */
+function laneBeside(points, distance) {
+  const normals = points.slice(1).map(({ x, y }, i) => {
+    const length = Math.hypot(x - points[i].x, y - points[i].y) || 1;
+    return { x: -(y - points[i].y) / length, y: (x - points[i].x) / length };
+  });
+  return points.map(({ x, y }, i) => {
+    const around = [normals[i - 1], normals[i]].filter(Boolean);
+    return { x: x + distance * around.reduce((sum, n) => sum + n.x, 0), y: y + distance * around.reduce((sum, n) => sum + n.y, 0) };
   });
 }
 

@@ -17,8 +17,12 @@ const MANY = 60; // beyond so many children a cheaper ranking is used
 function layout(view) {
   const shown = visibleTree(view);
   const placed = layoutBox(view, shown, view.model.root, 0);
-  const out = { items: [], edges: [], width: placed.width, height: placed.height };
+  const out = { items: [], edges: [], width: placed.width, height: placed.height, lanes: new Map() };
   flattenBox(view, placed, 0, 0, 0, out);
+  const items = new Map(out.items.map((item) => [item.id, item]));
+  spreadEnds(out.edges, items, view.direction === "LR");
+  for (const line of out.edges) line.points = withoutBends(line);
+  for (const carry of view.model.carries) addCarry(carry, shown.itemOf, items, view, out);
   return out;
 }
 
@@ -135,7 +139,7 @@ function runDagre(view, here, sizes, box) {
   const framed = Boolean(box.item);
   if (framed) addPorts(graph, here, across);
   dagre.layout(graph);
-  return readDagre(view, graph, here, framed);
+  return readDagre(view, graph, here, box);
 }
 
 function addPorts(graph, here, across) {
@@ -156,7 +160,8 @@ function addPorts(graph, here, across) {
   }
 }
 
-function readDagre(view, graph, here, framed) {
+function readDagre(view, graph, here, box) {
+  const framed = Boolean(box.item);
   const across = view.direction === "LR";
   let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
   const places = new Map();
@@ -201,8 +206,9 @@ function readDagre(view, graph, here, framed) {
   }
   if (!Number.isFinite(left)) [left, top, right, bottom] = [0, 0, 0, 0];
   const pad = framed ? GAP.frame : 0;
-  const before = { x: pad + (framed && across && here.entering.size ? GAP.port : 0), y: pad + (framed ? GAP.head : 0) + (framed && !across && here.entering.size ? GAP.port : 0) };
-  const after = { x: pad + (framed && across && here.leaving.size ? GAP.port : 0), y: pad + (framed && !across && here.leaving.size ? GAP.port - 8 : 0) };
+  const lanes = box.kind === "scan" ? 10 + 12 * view.model.carries.filter((carry) => carry.to.box === box.id).length : 0;
+  const before = { x: pad + (across ? 0 : lanes) + (framed && across && here.entering.size ? GAP.port : 0), y: pad + (framed ? GAP.head : 0) + (framed && !across && here.entering.size ? GAP.port : 0) };
+  const after = { x: pad + (framed && across && here.leaving.size ? GAP.port : 0), y: pad + (across ? lanes : 0) + (framed && !across && here.leaving.size ? GAP.port - 8 : 0) };
   const move = ({ x, y }) => ({ x: x - left + before.x, y: y - top + before.y });
   const shiftPort = (at) => at - (across ? top - before.y : left - before.x);
   return {
@@ -248,7 +254,7 @@ function flattenBox(view, placed, x0, y0, depth, out) {
       out.edges.push({
         id: `${line.key}:${group.key}`,
         edges: group.edges,
-        points: attach(points, end(view, frames.get(top.id), "out", group.value, placed.nested.get(top.id)), end(view, frames.get(bottom.id), "in", group.value, placed.nested.get(bottom.id))),
+        ...attach(points, end(view, frames.get(top.id), "out", group.value, placed.nested.get(top.id)), end(view, frames.get(bottom.id), "in", group.value, placed.nested.get(bottom.id))),
         label,
         from: top.id,
         to: bottom.id,
@@ -278,11 +284,70 @@ function end(view, item, side, value, nested) {
   return { x: item.x + at, y: side === "in" ? item.y : item.y + item.height };
 }
 
+/** Points with their ends at ports, where there are any; `fixed` says at which. */
 function attach(points, first, last) {
   const result = [...points];
   if (first) result[0] = first;
   if (last) result[result.length - 1] = last;
-  return result;
+  return { points: result, fixed: [Boolean(first), Boolean(last)] };
+}
+
+/**
+ * Let lines meet their cards on the side they come from, straight where they can, next to one another: dagre aims
+ * them all at the middle.
+ */
+function spreadEnds(edges, items, across) {
+  const [along, main, size, length] = across ? ["y", "x", "height", "width"] : ["x", "y", "width", "height"];
+  const ends = new Map(); // item and side -> the ends of lines there
+  for (const line of edges) {
+    const count = line.points.length;
+    for (const [which, id, at, next, side] of [[0, line.from, 0, 1, 1], [1, line.to, count - 1, count - 2, 0]]) {
+      const item = items.get(id);
+      if (line.fixed[which] || !item) continue;
+      const key = `${id}|${side}`;
+      if (!ends.has(key)) ends.set(key, { item, side, list: [] });
+      ends.get(key).list.push({ line, at, wish: line.points[next][along], wide: line.edges.some((edge) => edge.active) ? 22 : 14 });
+    }
+  }
+  for (const { item, side, list } of ends.values()) {
+    list.sort((a, b) => a.wish - b.wish);
+    const margin = Math.min(18, item[size] / 3);
+    const [low, high] = [item[along] + margin, item[along] + item[size] - margin];
+    const gap = Math.min(1, (high - low) / Math.max(1, list.slice(1).reduce((sum, each) => sum + each.wide, 0)));
+    let least = low;
+    for (const each of list) {
+      each.place = Math.max(least, Math.min(high, each.wish));
+      least = each.place + each.wide * gap;
+    }
+    let most = high;
+    for (const each of [...list].reverse()) {
+      each.place = Math.min(most, each.place);
+      most = each.place - each.wide * gap;
+    }
+    for (const each of list) each.line.points[each.at] = { [along]: each.place, [main]: item[main] + (side ? item[length] : 0) };
+  }
+}
+
+/** Only the bends a line needs: none where it goes from one rank to the next, unless a label stands in it. */
+function withoutBends(line) {
+  const { points } = line;
+  if (line.label || points.length < 3) return points;
+  return points.length <= 4 ? [points[0], points[points.length - 1]] : [points[0], ...points.slice(2, -2), points[points.length - 1]];
+}
+
+/** What goes on to the next step of an open scan: from the body's result, around the outside, to where it enters. */
+function addCarry(carry, itemOf, items, view, out) {
+  const [source, target] = [itemOf.get(carry.from.id), itemOf.get(carry.to.id)];
+  const [from, to] = [items.get(source.id), items.get(target.id)];
+  const body = framesAround(carry.to.item).find((box) => box.kind === "scan");
+  const frame = body && items.get(body.item.id);
+  if (!from || !to || !frame || frame.kind !== "frame" || from === to) return;
+  const lane = 13 + 12 * (out.lanes.get(frame.id) || 0);
+  out.lanes.set(frame.id, (out.lanes.get(frame.id) || 0) + 1);
+  const points = view.direction === "LR"
+    ? [[from.x + from.width / 2, from.y + from.height], [from.x + from.width / 2, frame.y + frame.height - lane], [to.x - 16, frame.y + frame.height - lane], [to.x - 16, to.y + to.height - 14], [to.x, to.y + to.height - 14]]
+    : [[from.x, from.y + from.height / 2], [frame.x + lane, from.y + from.height / 2], [frame.x + lane, to.y - 16], [to.x + 14, to.y - 16], [to.x + 14, to.y]];
+  out.edges.push({ id: `carry${carry.id}`, edges: [carry], points: points.map(([x, y]) => ({ x, y })), carry: true, label: null, from: from.id, to: to.id, depth: frame.depth + 1 });
 }
 
 /** The lines between a frame's ports and what lies in it. */
@@ -298,7 +363,7 @@ function flattenStubs(view, placed, x0, y0, depth, frames, out) {
     out.edges.push({
       id: `${placed.box.id}:${side}:${port.key}:${child.id}`,
       edges: port.ends.get(child.id).edges,
-      points: side === "in" ? attach([border, ...moved], null, inner) : attach([...moved, border], inner, null),
+      ...(side === "in" ? attach([...moved], border, inner) : attach([...moved], inner, border)),
       label: null,
       port: { side, name: port.name, at: border, first: [...port.ends.keys()][0] === child.id },
       from: side === "in" ? placed.box.id : child.id,

@@ -37,6 +37,7 @@ class Page {
     if (wish.has("step")) this.player.go(Number(wish.get("step")) || 0);
     this.sheet.fit(false, true);
     if (wish.has("node") && this.model.order.some((node) => node.name === wish.get("node"))) this.reveal(this.model.order.find((node) => node.name === wish.get("node")), false);
+    this.openLegend();
     this.played();
     document.addEventListener("keydown", (event) => this.key(event));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.themeChosen || this.setTheme(null));
@@ -257,14 +258,24 @@ class Page {
     const rows = [
       [key(s("path", { class: "forward", d: "M1 7h21" }), s("path", { class: "forward-tip", d: "M21 3.5L27 7l-6 3.5z" })), "forward: values"],
       [key(s("path", { class: "backward", d: "M27 7H6" }), s("path", { class: "backward-tip", d: "M7 3.5L1 7l6 3.5z" })), "backward: cotangents"],
-      [key(s("rect", { class: "given", x: 1, y: 1, width: 26, height: 12, rx: 6 }), s("path", { d: "M4.5 3v8", stroke: "currentColor", "stroke-width": 2.5, fill: "none" })), "parameter"],
+      [key(s("rect", { class: "given", x: 1, y: 1, width: 26, height: 12, rx: 6 })), "parameter"],
       [key(s("rect", { class: "off", x: 1, y: 1, width: 26, height: 12, rx: 6 })), "no gradient goes there"],
     ];
     if ((scene.residuals || []).length) rows.push([key(s("path", { class: "kept", d: "M2 7h25" })), "kept for the backward pass"]);
     if (this.model.order.some((node) => node.outputs.some((output) => bad(output.value) || bad(output.cotangent)))) rows.push([key(s("rect", { class: "bad", x: 1, y: 1, width: 26, height: 12, rx: 3 })), "NaN or infinite"]);
     const ramp = scale ? [h("div", {}, "norm of the cotangent"), h("div", { class: "ramp", "aria-hidden": "true" }, Array.from({ length: BINS }, (_, i) => h("span", { class: `swatch c${i}` }))), h("div", { class: "ends" }, h("span", {}, number(10 ** scale[0], 2)), h("span", {}, number(10 ** scale[1], 2)))] : [];
-    const wide = matchMedia("(min-width: 900px) and (min-height: 620px)").matches;
-    document.getElementById("legend").append(h("details", { open: wide }, h("summary", {}, "Legend"), ramp, h("dl", {}, rows.flatMap(([picture, text]) => [h("dt", {}, picture), h("dd", {}, text)])), (scene.notes || []).map((note) => h("p", {}, note))));
+    document.getElementById("legend").append(h("details", {}, h("summary", {}, "Legend"), ramp, h("dl", {}, rows.flatMap(([picture, text]) => [h("dt", {}, picture), h("dd", {}, text)])), (scene.notes || []).map((note) => h("p", {}, note))));
+  }
+
+  /** The legend lies open where it covers nothing. */
+  openLegend() {
+    const legend = document.querySelector("#legend details");
+    legend.open = true;
+    const { width, height } = document.getElementById("legend").getBoundingClientRect();
+    const stage = document.getElementById("stage").getBoundingClientRect();
+    const { x, y, k } = this.sheet.camera;
+    const covered = this.sheet.layout.items.some((item) => item.x * k + x < width + 20 && (item.x + item.width) * k + x > 10 && item.y * k + y < height + 20 && (item.y + item.height) * k + y > 10);
+    legend.open = !covered && height < stage.height * 0.8 && width < stage.width * 0.4;
   }
 
   buildPlayer() {
@@ -310,7 +321,7 @@ class Page {
     const said = narrate(this.model, step);
     this.spoken = said;
     this.line.dataset.act = step.act;
-    this.line.replaceChildren(h("div", { class: "act" }, said.title), h("div", { class: `formulas ${said.lines.length > 1 ? "small" : ""}` }, said.lines.map((each) => h("div", { class: "said", "data-text": each.text }, each.parts.filter(Boolean)))), said.note ? h("div", { class: "note" }, said.note) : null);
+    this.line.replaceChildren(h("div", { class: "act" }, said.title), h("div", { class: `formulas ${said.lines.length > 1 ? "small" : ""}` }, said.lines.map((each) => h("div", { class: "said", "data-text": each.text }, each.parts.filter(Boolean)))), h("div", { class: "note" }, said.note || ""));
     range.setAttribute("aria-valuetext", `${said.title}, ${said.lines.map((each) => each.text).join("; ")}`);
   }
 
@@ -349,18 +360,18 @@ class Page {
       const width = item.width * k;
       holder.hidden = width < 190 || item.height * k < 60;
       if (holder.hidden) continue;
-      const top = clamp(item.y * k + y - 14, 10, Math.max(10, (item.y + item.height) * k + y - 34));
-      holder.style.transform = `translate(${Math.round(Math.max(8, (item.x + item.width) * k + x - Math.min(width, holder.offsetWidth + 14) ))}px, ${Math.round(top)}px)`;
+      const top = clamp(item.y * k + y + 6, 6, Math.max(6, (item.y + item.height) * k + y - 34));
+      const left = Math.max(8, (item.x + item.width) * k + x - holder.offsetWidth - 8);
+      holder.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`;
     }
   }
 
-  /** The part of the sheet that lies under the player. */
+  /** How much of the sheet's lower end lies under the panel, on a small screen. */
   insets() {
-    const player = document.getElementById("player").getBoundingClientRect();
-    const stage = document.getElementById("stage").getBoundingClientRect();
     const detail = document.getElementById("detail");
-    const under = !detail.hidden && getComputedStyle(detail).position === "fixed" ? detail.getBoundingClientRect().height : 0;
-    return { left: 0, right: 0, top: 10, bottom: Math.min(stage.height * 0.7, Math.max(stage.bottom - player.top + 10, under + 8)) };
+    const over = !detail.hidden && getComputedStyle(detail).position === "fixed";
+    const stage = document.getElementById("stage").getBoundingClientRect();
+    return { left: 0, right: 0, top: 4, bottom: over ? Math.max(0, stage.bottom - detail.getBoundingClientRect().top) : 0 };
   }
 
   // --- keys -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ function readScene(scene) {
   model.losses = new Set(scene.loss.map(([id]) => id));
   model.loss = nodes.get(scene.loss.length ? scene.loss[0][0] : undefined);
   model.lossName = scene.title;
-  model.scale = scene.scale || null;
+  model.scale = scene.scale ? widened(scene.scale) : null;
   return model;
 }
 
@@ -123,6 +123,12 @@ function settleOrder(box) {
   return box.children.reduce((least, child) => (isArgument(child.node) && !child.box ? least : Math.min(least, child.at)), Infinity);
 }
 
+/** A range of at least two decades, so that near numbers have near colours. */
+function widened([low, high]) {
+  const more = Math.max(0, 2 - (high - low)) / 2;
+  return [low - more, high + more];
+}
+
 const ARGUMENTS = new Set(["parameter", "data", "const", "constant", "carry", "slice", "operand"]);
 const isArgument = (node) => Boolean(node) && ARGUMENTS.has(node.kind);
 
@@ -141,6 +147,7 @@ function countInside(box) {
   }
   if (box.node) box.all.push(box.node);
   box.count = box.inside.length;
+  box.badCotangents = box.inside.filter((node) => node.outputs.some((output) => bad(output.cotangent))).length;
   box.length = box.length || null;
   box.steps = box.kind === "scan" ? shownSteps(box) : null;
 }
@@ -196,7 +203,15 @@ function shownAt(node, shown) {
   return { text: steps.text[best], norm: steps.norm[best], number: thumb || Number.isNaN(value) ? undefined : value, nonfinite: bad, thumb: thumb || null, at: steps.at[best] };
 }
 
-const valueOf = (node, output = node.main) => shownAt(node, output.value);
+/** The value of a node; of the head of a body that holds none, the value that is handed in. */
+function valueOf(node, output = node.main) {
+  if (!output.value && node.entered.length === 1 && node.kind !== "slice") {
+    const [edge] = node.entered;
+    return valueOf(edge.from, edge.from.outputs[edge.output]);
+  }
+  return shownAt(node, output.value);
+}
+
 const cotangentOf = (node, output = node.main) => shownAt(node, output.cotangent);
 
 /** Whether what is shown holds NaN or an infinity. */

@@ -221,12 +221,20 @@ function sayBox(model, { act, box }) {
 
 function sayDone(model, step) {
   const loss = model.lossName;
-  const lines = step.nodes.slice(0, 3).map((node) => {
-    const cotangent = cotangentOf(node);
-    const isScalar = typeof cotangent.number === "number";
-    return line(`d${loss}/d${node.name} ${isScalar ? "= " : ": "}${cotangent.text}`, math(derivative(loss, node.name), isScalar ? [equals(), numeral(cotangent.text)] : []), isScalar ? null : h("span", { class: "total" }, number(cotangent.text)));
-  });
-  const value = model.scene.value ? `${loss} = ${number(model.scene.value)}` : plural(model.order.length, "node");
-  const more = step.nodes.length > 3 ? `; ${step.nodes.length} gradients in all` : "";
-  return { title: lines.length ? "The gradient" : "The graph", lines: lines.length ? lines : [line(loss, h("span", { class: "box-name" }, loss))], note: value + more };
+  const gradients = step.nodes;
+  const value = model.scene.value;
+  const parts = value ? [math(symbol(loss), equals(), numeral(value))] : [h("span", { class: "box-name" }, loss)];
+  if (!gradients.length) return { title: "The graph", lines: [line(value ? `${loss} = ${value}` : loss, parts)], note: plural(model.order.length, "node") };
+  if (gradients.length <= 2) return { title: "The gradient", lines: [line(gradients.map((node) => gradientText(loss, node)).join(", "), ...gradients.flatMap((node, i) => [i ? h("span", { class: "between" }) : null, ...gradientParts(loss, node)]))], note: value ? `at ${loss} = ${number(value)}` : "" };
+  const largest = gradients.reduce((a, b) => ((cotangentOf(b).norm ?? 0) > (cotangentOf(a).norm ?? 0) ? b : a));
+  return { title: "The gradient", lines: [line(`${loss} = ${value}`, parts)], note: `${gradients.length} gradients, the largest that of ${largest.name}: ‖·‖ ${number(cotangentOf(largest).norm)}` };
+}
+
+const isNumber = (shown) => typeof shown.number === "number";
+const gradientText = (loss, node) => `d${loss}/d${node.name} ${isNumber(cotangentOf(node)) ? "= " : ": "}${cotangentOf(node).text}`;
+
+function gradientParts(loss, node) {
+  const cotangent = cotangentOf(node);
+  if (isNumber(cotangent)) return [math(derivative(loss, node.name), equals(), numeral(cotangent.text))];
+  return [math(derivative(loss, node.name)), h("span", { class: "colon" }, ":"), h("span", { class: "total" }, number(cotangent.text))];
 }

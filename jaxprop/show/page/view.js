@@ -73,9 +73,10 @@ class Sheet {
     const room = this.room();
     const scale = (direction) => {
       const { width, height } = this.layoutIn(direction, labels);
-      return Math.min(room.width / width, room.height / height, 1.15);
+      return Math.min((room.width - 56) / width, (room.height - 56) / height, 1);
     };
-    return scale("LR") > scale("TB") * 1.02 ? "LR" : "TB";
+    const wide = scale("LR");
+    return room.width > room.height && wide > 0.6 && wide >= scale("TB") * 0.92 ? "LR" : "TB";
   }
 
   placeOf(id) {
@@ -102,14 +103,18 @@ class Sheet {
   fit(animate = true, readable = false) {
     const { width, height } = this.layout;
     let camera = this.cameraFor({ x: 0, y: 0, width, height }, 1.35);
-    if (readable && camera.k < 0.55) {
-      const room = this.room();
-      const k = clamp((room.width - 48) / width, 0.55, 0.9);
-      const first = this.layout.items.reduce((least, item) => (item.y < least.y ? item : least), this.layout.items[0]);
-      const middle = width * k <= room.width ? width / 2 : first.x + first.width / 2;
-      camera = { k, x: room.x + room.width / 2 - middle * k, y: room.y + 24 };
-    }
+    if (readable && camera.k < 0.5) camera = this.beginning(width, height);
     this.goTo(camera, animate);
+  }
+
+  /** Where reading begins, at a size that can be read. */
+  beginning(width, height) {
+    const room = this.room();
+    const across = this.direction === "LR";
+    const k = clamp(across ? (room.height - 48) / height : (room.width - 48) / width, 0.5, 0.9);
+    const first = this.layout.items.reduce((least, item) => ((across ? item.x < least.x : item.y < least.y) ? item : least));
+    const middle = (along, size, all, free) => room[along] + free / 2 - k * (all * k <= free ? all / 2 : first[along] + first[size] / 2);
+    return across ? { k, x: room.x + 24, y: middle("y", "height", height, room.height) } : { k, x: middle("x", "width", width, room.width), y: room.y + 24 };
   }
 
   /** Bring an item into the middle, zoomed so that it can be read. */
@@ -296,23 +301,24 @@ class Sheet {
     group.replaceChildren();
     group.setAttribute("class", ["edge", active ? "active" : "inactive", look.focus && "focus", look.flow, look.dim && "dim"].filter(Boolean).join(" "));
     const gap = active ? 3.5 : 0;
-    const points = line.points;
-    const enters = !line.port || line.port.side === "in";
-    const leaves = !line.port || line.port.side === "out";
-    const forward = shorten(beside(points, -gap), enters ? 2 : 0);
-    group.append(s("path", { class: "forward", d: pathOf(forward), "marker-end": enters ? "url(#tip-forward)" : null }));
-    if (active) {
-      const back = shorten(beside([...points].reverse(), -gap), leaves ? 2 : 0);
-      group.append(s("path", { class: `backward ${look.backward ? "" : "waiting"}`, d: pathOf(back), "marker-end": leaves ? "url(#tip-backward)" : null }));
-    }
+    const [forward, back] = line.carry ? [line.points, laneBeside(line.points, this.direction === "LR" ? -6 : 6).reverse()] : [this.aside(line.points, gap), this.aside([...line.points].reverse(), -gap)];
+    const path = (points) => (line.carry ? corneredPath(shorten(points, 2)) : pathOf(shorten(points, 2), this.direction === "LR"));
+    const enters = this.items.get(line.to)?.kind !== "frame";
+    const leaves = this.items.get(line.from)?.kind !== "frame";
+    group.append(s("path", { class: `forward ${line.carry ? "carry" : ""}`, d: path(forward), "marker-end": enters ? "url(#tip-forward)" : null }));
+    if (active) group.append(s("path", { class: `backward ${line.carry ? "carry" : ""} ${look.backward ? "" : "waiting"}`, d: path(back), "marker-end": leaves ? "url(#tip-backward)" : null }));
     if (look.kept) this.drawKept(group, line, look.kept);
     if (line.port && line.port.first) this.drawPort(group, line);
     if (line.label && look.local) this.drawChip(group, line, look);
   }
 
+  aside(points, distance) {
+    return beside(points, distance, this.direction === "LR");
+  }
+
   drawKept(group, line, kept) {
-    const points = beside(line.points, 9);
-    group.append(s("path", { class: "kept", d: pathOf(points) }));
+    const points = this.aside(line.points, -10);
+    group.append(s("path", { class: "kept", d: pathOf(points, this.direction === "LR") }));
     const at = points[Math.floor(points.length / 2)];
     const other = points[Math.floor(points.length / 2) - 1];
     const [x, y] = [(at.x + other.x) / 2, (at.y + other.y) / 2];
@@ -356,7 +362,7 @@ class Sheet {
       rects.set(name, `${rects.get(name)}M${Math.round(item.x)} ${Math.round(item.y)}h${Math.round(item.width)}v${Math.round(item.height)}h-${Math.round(item.width)}z`);
     }
     const lines = ["", ""];
-    for (const line of this.layout.edges) lines[line.edges.some((edge) => edge.active) ? 1 : 0] += pathOf(line.points);
+    for (const line of this.layout.edges) lines[line.edges.some((edge) => edge.active) ? 1 : 0] += line.carry ? corneredPath(line.points) : pathOf(line.points, this.direction === "LR");
     this.layers.far.replaceChildren(
       s("path", { class: "far-edge inactive", d: lines[0] }),
       s("path", { class: "far-edge", d: lines[1] }),
