@@ -234,18 +234,22 @@ function toggleSign(x, y, path) {
   return s("g", { class: "toggle", transform: `translate(${x} ${y})`, "data-toggle": "" }, s("rect", { width: 21, height: 21, rx: 5 }), s("path", { transform: "translate(2.5 2.5) scale(0.667)", d: path }));
 }
 
-/** Fill the group of an open box. */
-function drawFrame(group, box, item) {
-  group.replaceChildren();
-  group.append(s("rect", { class: "frame-body", width: item.width, height: item.height, rx: 12 }));
-  group.append(toggleSign(9, 8, ICONS.fold));
-  const title = cut(box.name || box.path || box.kind, 40);
-  group.append(s("text", { class: "name", x: 38, y: 23 }, title));
+/** Fill the two groups of an open box: its ground, under the edges, and its head, above them. */
+function drawFrame(ground, head, box, item) {
+  ground.replaceChildren(s("rect", { class: "frame-body", width: item.width, height: item.height, rx: 12 }));
+  const title = frameTitle(box);
   const words = boxWords(box);
-  if (item.width > measureText(title, "title") + measureText(words, "label") + 70) {
-    group.append(s("text", { class: "label", x: 48 + measureText(title, "title"), y: 23 }, words));
-  }
+  const rest = 48 + measureText(title, "title");
+  const fits = item.width > rest + measureText(words, "label") + 20;
+  head.replaceChildren(...[
+    toggleSign(9, 8, ICONS.fold),
+    s("text", { class: "name", x: 38, y: 23 }, title),
+    fits ? s("text", { class: "label", x: rest, y: 23 }, words) : null,
+    item.depth ? null : s("text", { class: "far-name", x: item.width, y: 0, dx: "0.6em", dy: "1em" }, title),
+  ].filter(Boolean));
 }
+
+const frameTitle = (box) => cut(box.name || box.path || box.kind, 40);
 
 // --- edges ------------------------------------------------------------------------------------------
 

@@ -209,6 +209,9 @@ function readDagre(view, graph, here, box) {
   const lanes = box.kind === "scan" ? 10 + 12 * view.model.carries.filter((carry) => carry.to.box === box.id).length : 0;
   const before = { x: pad + (across ? 0 : lanes) + (framed && across && here.entering.size ? GAP.port : 0), y: pad + (framed ? GAP.head : 0) + (framed && !across && here.entering.size ? GAP.port : 0) };
   const after = { x: pad + (framed && across && here.leaving.size ? GAP.port : 0), y: pad + (across ? lanes : 0) + (framed && !across && here.leaving.size ? GAP.port - 8 : 0) };
+  const spare = Math.max(0, (framed ? view.headWidth(box) : 0) - (right - left + before.x + after.x));
+  before.x += spare / 2;
+  after.x += spare / 2;
   const move = ({ x, y }) => ({ x: x - left + before.x, y: y - top + before.y });
   const shiftPort = (at) => at - (across ? top - before.y : left - before.x);
   return {

@@ -19,7 +19,7 @@ function readScene(scene) {
   model.losses = new Set(scene.loss.map(([id]) => id));
   model.loss = nodes.get(scene.loss.length ? scene.loss[0][0] : undefined);
   model.lossName = scene.title;
-  model.scale = scene.scale ? widened(scene.scale) : null;
+  model.scale = scene.scale ? colourRange(scene) : null;
   return model;
 }
 
@@ -123,8 +123,14 @@ function settleOrder(box) {
   return box.children.reduce((least, child) => (isArgument(child.node) && !child.box ? least : Math.min(least, child.at)), Infinity);
 }
 
-/** A range of at least two decades, so that near numbers have near colours. */
-function widened([low, high]) {
+/**
+ * The range of log10 |cotangent| that colours span: at least two decades, so that near numbers have near colours,
+ * and without the smallest twentieth, so that a few round-off norms do not make all others look alike.
+ */
+function colourRange(scene) {
+  const norms = scene.nodes.flatMap((node) => (node.outputs || []).map((output) => output.cotangent && output.cotangent.norm)).filter((norm) => typeof norm === "number" && norm > 0).sort((a, b) => a - b);
+  const high = scene.scale[1];
+  const low = norms.length ? Math.max(scene.scale[0], Math.log10(norms[Math.floor(norms.length / 20)])) : scene.scale[0];
   const more = Math.max(0, 2 - (high - low)) / 2;
   return [low - more, high + more];
 }

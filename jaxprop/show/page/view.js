@@ -13,7 +13,7 @@ class Sheet {
     this.cache = { TB: new Map(), LR: new Map() };
     this.shown = new Map(); // id -> {group, item or edge}
     this.world = svg.querySelector("#world");
-    this.layers = Object.fromEntries(["frames", "far", "edges", "cards"].map((name) => [name, svg.querySelector(`#${name}`)]));
+    this.layers = Object.fromEntries(["frames", "far", "edges", "heads", "cards"].map((name) => [name, svg.querySelector(`#${name}`)]));
     this.frame = 0;
     this.listen();
   }
@@ -49,6 +49,7 @@ class Sheet {
       labels,
       cache: this.cache[direction],
       measure: (child) => measureChild(model, child),
+      headWidth: (box) => measureText(frameTitle(box), "title") + 62,
       label: (edges) => (labels ? chipSize(chipLines(model, edges)) : null),
     });
   }
@@ -189,7 +190,7 @@ class Sheet {
   // --- what is in the document ------------------------------------------------------------------------
 
   clear() {
-    for (const { group } of this.shown.values()) group.remove();
+    for (const entry of this.shown.values()) takeOut(entry);
     this.shown.clear();
     this.layers.far.replaceChildren();
     this.farDrawn = null;
@@ -219,6 +220,7 @@ class Sheet {
     if (!this.layout) return;
     const { x, y, k } = this.camera;
     this.world.setAttribute("transform", `matrix(${k} 0 0 ${k} ${x} ${y})`);
+    this.layers.heads.style.fontSize = `${12 / k}px`; // of names that keep their size on the screen
     const far = this.isFar();
     this.svg.classList.toggle("is-far", far);
     this.svg.classList.toggle("is-middle", !far && k < 0.5);
@@ -229,6 +231,8 @@ class Sheet {
     const sight = { left: -x / k, top: -y / k, right: (width - x) / k, bottom: (height - y) / k };
     if (!this.window || !within(sight, this.window)) this.fillWindow(sight, far);
     this.on.moved(this.camera, sight);
+    if (!this.drawnOnce) performance.mark("jaxprop: first picture");
+    this.drawnOnce = true;
   }
 
   fillWindow(sight, far) {
@@ -241,9 +245,9 @@ class Sheet {
       if (overlap(item.x, item.y, item.x + item.width, item.y + item.height, this.window)) wanted.add(`i${item.id}`);
     }
     if (!far) for (const line of this.layout.edges) if (overlap(line.bounds.left, line.bounds.top, line.bounds.right, line.bounds.bottom, this.window)) wanted.add(`e${line.id}`);
-    for (const [id, { group }] of this.shown) {
+    for (const [id, entry] of this.shown) {
       if (wanted.has(id)) continue;
-      group.remove();
+      takeOut(entry);
       this.shown.delete(id);
     }
     for (const id of wanted) if (!this.shown.has(id)) this.add(id);
@@ -252,13 +256,18 @@ class Sheet {
   add(id) {
     const isItem = id[0] === "i";
     const thing = isItem ? this.items.get(id.slice(1)) : this.lines.get(id.slice(1));
-    const group = isItem ? s("g", { transform: `translate(${round1(thing.x)} ${round1(thing.y)})` }) : s("g", {});
-    const entry = { group, thing, isItem };
+    const place = isItem ? { transform: `translate(${round1(thing.x)} ${round1(thing.y)})` } : {};
+    const group = s("g", place);
+    const head = isItem && thing.kind === "frame" ? s("g", { ...place, class: "item head", "data-id": thing.id }) : null;
+    const entry = { group, head, thing, isItem };
     this.shown.set(id, entry);
     this.fillGroup(id, entry);
     if (!isItem) this.layers.edges.append(group);
-    else if (thing.kind === "frame") this.insertFrame(group, thing);
-    else this.layers.cards.append(group);
+    else if (!head) this.layers.cards.append(group);
+    else {
+      this.insertFrame(group, thing);
+      this.layers.heads.append(head);
+    }
   }
 
   /** Frames lie in the order of their depth: the inner above the outer. */
@@ -268,7 +277,7 @@ class Sheet {
     this.layers.frames.insertBefore(group, after || null);
   }
 
-  fillGroup(id, { group, thing, isItem }) {
+  fillGroup(id, { group, head, thing, isItem }) {
     if (!isItem) return this.fillLine(group, thing);
     const { state } = this;
     const child = thing.child;
@@ -281,7 +290,7 @@ class Sheet {
       drawClosed(state.model, group, child.box, look);
       names.push(!child.box.active && "inactive");
     } else {
-      drawFrame(group, child.box, thing);
+      drawFrame(group, head, child.box, thing);
       names.push(`kind-${child.box.kind}`, thing.depth % 2 && "odd");
     }
     group.setAttribute("class", names.filter(Boolean).join(" "));
@@ -432,6 +441,7 @@ class Sheet {
   }
 }
 
+const takeOut = ({ group, head }) => (group.remove(), head && head.remove());
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const within = (a, b) => a.left >= b.left && a.top >= b.top && a.right <= b.right && a.bottom <= b.bottom;
 const overlap = (left, top, right, bottom, box) => left <= box.right && right >= box.left && top <= box.bottom && bottom >= box.top;
