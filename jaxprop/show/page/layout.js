@@ -335,7 +335,7 @@ function spreadEnds(edges, items, across) {
 function withoutBends(line) {
   const { points } = line;
   if (line.label || points.length < 3) return points;
-  return points.length <= 4 ? [points[0], points[points.length - 1]] : [points[0], ...points.slice(2, -2), points[points.length - 1]];
+  return points.length <= 4 ? [points[0], points[points.length - 1]] : points;
 }
 
 /** What goes on to the next step of an open scan: from the body's result, around the outside, to where it enters. */

@@ -488,5 +488,5 @@ function keptWords(nodes, own) {
     if (wish.has("step")) page.player.go(Number(wish.get("step")) || 0);
     if (wish.has("theme")) page.setTheme(wish.get("theme"));
   });
-  window.jaxprop = page; // for the console, and for tests
+  window.jaxprop = Object.assign(page, { latexToMath }); // for the console, and for tests
 })();

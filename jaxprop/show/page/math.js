@@ -27,6 +27,7 @@ function m(tag, attributes, ...children) {
 
 /** LaTeX as a `<math>` element; null where it holds something not understood. */
 function latexToMath(latex, display = false) {
+  if (!latex) return null;
   const tokens = latex.match(/\\(?:[a-zA-Z]+|.)|\d+(?:\.\d+)?|\s+|[^\s]/g) || [];
   const reader = { tokens, at: 0 };
   try {

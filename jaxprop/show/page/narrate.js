@@ -139,13 +139,13 @@ function localLine(node, edge) {
   const right = rightSide(local.text);
   const text = [ratio, right, value !== right ? value : null].filter(Boolean).join(" = ");
   if (value === null) return line(local.text || `${ratio}: ${local.kind}`, known || math(derivative(node.name, edge.name)), known ? null : code(right || local.kind || ""));
-  const middle = right && right !== value ? expressionMath(right) || m("mtext", {}, right) : null;
+  const middle = right && right !== value ? latexToMath(rightSide(local.latex)) || m("mtext", {}, right) : null;
   return line(text, math(derivative(node.name, edge.name), middle ? [equals(), middle] : [], equals(), numeral(value)));
 }
 
 const numberText = (x) => (typeof x === "string" ? x : number(x, 5).replace(/−/g, "-"));
-/** What stands right of the last equals sign of a formula. */
-const rightSide = (text) => (text && text.includes(" = ") ? text.slice(text.lastIndexOf(" = ") + 3) : "");
+/** What stands right of the first equals sign of a formula. */
+const rightSide = (text) => (text && text.includes(" = ") ? text.slice(text.indexOf(" = ") + 3) : "");
 
 function uniqueLines(lines) {
   return [...new Map(lines.map((each) => [each.text, each])).values()];

@@ -340,8 +340,8 @@ class Sheet {
     const across = this.direction === "LR";
     const text = cut(name, 16);
     group.append(s("circle", { class: "port", cx: round1(at.x), cy: round1(at.y), r: 3 }));
-    const inside = side === "in" ? 1 : -1;
-    const place = across ? { x: at.x + inside * 8, y: at.y - 6, "text-anchor": side === "in" ? "start" : "end" } : { x: at.x + 9, y: at.y + (side === "in" ? 14 : -7) };
+    const outside = side === "in" ? -1 : 1;
+    const place = across ? { x: at.x + outside * 8, y: at.y - 8, "text-anchor": side === "in" ? "end" : "start" } : { x: at.x + 9, y: at.y + (side === "in" ? -6 : 14) };
     group.append(s("text", { class: "port-name", ...place }, text));
   }
 
