@@ -1,0 +1,327 @@
+"""A view as SVG: cards, frames, the two directions of each connection, a legend."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from . import _colour
+from ._card import Card, cards_of, draw_card, f
+from ._layout import Layout, Rect, Route, Size, Wire, lay_out
+from ._scene import Box, Scene
+from ._text import MONO_FONTS, SANS, SANS_FONTS, count, escape, minus, shorten, width
+from ._view import Line, View
+
+MARGIN, TITLE, LABEL, NOTE = 22.0, 17.0, 10.5, 10.5
+#: Up to so many connections are drawn in both directions; up to so many with their local gradients.
+PAIRED, LABELLED = 80, 40
+LONGEST_LABEL = 34
+
+
+class Label(NamedTuple):
+    """What is written on a connection: the local gradient, and what flows back."""
+
+    local: str
+    share: str
+
+    @property
+    def size(self) -> Size:
+        lines = [line for line in self if line]
+        if not lines:
+            return Size(0, 0)
+        return Size(max(width(line, LABEL) for line in lines) + 14, 13.5 * len(lines) + 4)
+
+
+def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
+    """Draw a view."""
+    cards = cards_of(view)
+    labels = [_label(line, view) for line in view.lines]
+    layout = lay_out(
+        cards={i: card.size for i, card in cards.items()},
+        frames=[box.id for box in view.open],
+        parents=_parents(view),
+        wires=[
+            Wire(line.source, line.target, label.size)
+            for line, label in zip(view.lines, labels, strict=True)
+        ],
+        direction=direction,
+    )
+    legend = _Legend(view)
+    title = minus(f"{view.scene.title} = {view.scene.value}" if view.scene.value else view.scene.title)
+    title = shorten(title, 70)
+    wide = max(layout.size.width, legend.width, width(title, TITLE)) + 2 * MARGIN
+    top = MARGIN + TITLE + 16
+    high = top + layout.size.height + 26 + legend.height + MARGIN
+    inside = (MARGIN + (wide - 2 * MARGIN - layout.size.width) / 2, top)
+    body = [
+        _frames(view, layout),
+        *(_connection(line, label, route, view) for line, label, route in zip(view.lines, labels, layout.routes, strict=True)),
+        *(draw_card(card, layout.cards[i]) for i, card in cards.items()),
+        *(_written(label, route) for label, route in zip(labels, layout.routes, strict=True)),
+    ]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="jaxprop-{theme}" role="img" '
+        f'aria-label="{escape(f"Computational graph of {view.scene.title}")}" '
+        f'width="{f(wide)}" height="{f(high)}" viewBox="0 0 {f(wide)} {f(high)}">'
+        f"<style>{style(theme)}</style>"
+        f'<rect class="paper" width="100%" height="100%"/>'
+        f'<text class="title" x="{f(MARGIN)}" y="{f(MARGIN + TITLE - 3)}">{escape(title)}</text>'
+        f'<g transform="translate({f(inside[0])} {f(inside[1])})">{"".join(body)}</g>'
+        f'<g transform="translate({f(MARGIN)} {f(top + layout.size.height + 26)})">{legend.draw()}</g>'
+        "</svg>\n"
+    )
+
+
+def _parents(view: View) -> dict[str, str]:
+    open_ids = {box.id for box in view.open}
+    places = [(str(node.id), node.box) for node in view.nodes]
+    places += [(box.id, box.parent) for box in (*view.closed, *view.open)]
+    return {item: box for item, box in places if box in open_ids}
+
+
+# --- frames ----------------------------------------------------------------------------------------
+
+
+def _frames(view: View, layout: Layout) -> str:
+    return "".join(_frame(box, layout.frames[box.id]) for box in view.open)
+
+
+def _frame(box: Box, at: Rect) -> str:
+    words = box.name if box.kind in ("scope", "function", "range") else f"{box.kind}: {box.name}"
+    if box.length:
+        words += f", {count(box.length, 'step')}"
+    if box.taken is not None:
+        words += {0.0: " (not taken)", 1.0: " (taken)"}.get(box.taken, f" (taken in {box.taken:.0%} of steps)")
+    most = max(3, int((at.width - 16) / (11 * SANS)))
+    idle = " idle" if box.taken == 0.0 else ""
+    return (
+        f'<g class="frame {box.kind}{idle}"><title>{escape(words)}</title>'
+        f'<rect x="{f(at.x)}" y="{f(at.y)}" width="{f(at.width)}" height="{f(at.height)}" rx="9"/>'
+        f'<text x="{f(at.x + 9)}" y="{f(at.y + 14)}">{escape(shorten(words, most))}</text></g>'
+    )
+
+
+# --- connections -----------------------------------------------------------------------------------
+
+
+def _label(line: Line, view: View) -> Label:
+    if len(view.lines) > LABELLED or len(line.edges) != 1:
+        return Label("", "")
+    edge = line.edges[0]
+    if edge.local is None or not edge.active:
+        return Label("", "")
+    number = "" if edge.local.number is None else minus(f"{edge.local.number:.4g}")
+    formula = shorten(edge.local.text, LONGEST_LABEL)
+    if number and formula.endswith(f"= {number}"):
+        number = ""
+    local = " = ".join(filter(None, (formula, number)))
+    return Label(local, f"↑ {minus(edge.share.text)}" if edge.share else "")
+
+
+def _connection(line: Line, label: Label, route: Route, view: View) -> str:
+    tip = ", ".join(dict.fromkeys(edge.name for edge in line.edges))
+    start = f'<g class="line{"" if line.active else " idle"}"><title>{escape(tip)}</title>'
+    if not line.active or len(view.lines) > PAIRED or view.scene.numbers == "none":
+        return f'{start}{_arrow(route.points, "there")}</g>'
+    there, back = _shifted(route.points, 2.6), _shifted(route.points, -2.6)[::-1]
+    colour = _share_colour(line, view.scene)
+    return f'{start}{_arrow(there, "there")}{_arrow(back, "back", colour)}</g>'
+
+
+def _share_colour(line: Line, scene: Scene) -> str | None:
+    norms = [edge.share.norm for edge in line.edges if edge.share is not None and edge.share.norm is not None]
+    if any(edge.share is not None and edge.share.nonfinite for edge in line.edges):
+        return _colour.ALARM
+    return _colour.of_norm(max(norms), scene.scale) if norms else None
+
+
+def _arrow(points: Sequence[tuple[float, float]], kind: str, colour: str | None = None) -> str:
+    """A smooth line with a head, which ends where the line does."""
+    (x0, y0), (x1, y1) = points[-2], points[-1]
+    length = math.hypot(x1 - x0, y1 - y0) or 1.0
+    dx, dy = (x1 - x0) / length, (y1 - y0) / length
+    neck = (x1 - dx * 6.5, y1 - dy * 6.5)
+    head = f"M{f(x1)} {f(y1)}L{f(neck[0] - dy * 3.2)} {f(neck[1] + dx * 3.2)}L{f(neck[0] + dy * 3.2)} {f(neck[1] - dx * 3.2)}z"
+    fill = f' style="stroke:{colour};fill:none"' if colour else ""
+    solid = f' style="fill:{colour}"' if colour else ""
+    return f'<path class="{kind}"{fill} d="{_smooth([*points[:-1], neck])}"/><path class="{kind} head"{solid} d="{head}"/>'
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> str:
+    """A path through the middles of the pieces, its bends rounded."""
+    text = f"M{f(points[0][0])} {f(points[0][1])}"
+    for (x0, y0), (x1, y1) in zip(points[1:], points[2:], strict=False):
+        text += f"Q{f(x0)} {f(y0)} {f((x0 + x1) / 2)} {f((y0 + y1) / 2)}"
+    return text + f"L{f(points[-1][0])} {f(points[-1][1])}"
+
+
+def _shifted(points: Sequence[tuple[float, float]], by: float) -> list[tuple[float, float]]:
+    """The line moved to its side."""
+    moved = []
+    for i, (x, y) in enumerate(points):
+        (x0, y0), (x1, y1) = points[max(i - 1, 0)], points[min(i + 1, len(points) - 1)]
+        length = math.hypot(x1 - x0, y1 - y0) or 1.0
+        moved.append((x - by * (y1 - y0) / length, y + by * (x1 - x0) / length))
+    return moved
+
+
+def _written(label: Label, route: Route) -> str:
+    lines = [(kind, line) for kind, line in zip(("local", "share"), label, strict=True) if line]
+    if not lines:
+        return ""
+    (x, y), (wide, high) = route.label, label.size
+    top = y - high / 2
+    texts = "".join(
+        f'<text class="{kind}" x="{f(x)}" y="{f(top + 12.5 + 13.5 * i)}" text-anchor="middle">{escape(line)}</text>'
+        for i, (kind, line) in enumerate(lines)
+    )
+    return f'<rect class="slip" x="{f(x - wide / 2)}" y="{f(top)}" width="{f(wide)}" height="{f(high)}" rx="3"/>{texts}'
+
+
+# --- legend ----------------------------------------------------------------------------------------
+
+
+class _Legend:
+    """What the signs mean: a row of them, the scale of colours, and the notes."""
+
+    BAR = 120.0
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        kinds = {node.kind for node in view.nodes}
+        self.items = [kind for kind in ("parameter", "data", "loss") if kind in kinds]
+        if view.scene.numbers != "none" and view.scene.scale:
+            self.items += ["there", "back"] if len(view.lines) <= PAIRED else []
+        if any(not node.active and node.kind not in ("data", "const") for node in view.nodes):
+            self.items.append("idle")
+        if any(card.alarm for card in cards_of(view).values()):
+            self.items.append("bad")
+        self.notes = [shorten(note, 120) for note in view.notes]
+        self.scale = view.scene.scale if view.scene.numbers != "none" else None
+
+    _WORDS = {
+        "parameter": "differentiated", "data": "data", "loss": "result", "there": "forward: value",
+        "back": "backward: ∂, the cotangent", "idle": "no cotangent reaches it", "bad": "not finite",
+    }  # fmt: skip
+
+    @property
+    def width(self) -> float:
+        row = sum(26 + width(self._WORDS[item], NOTE, SANS) + 16 for item in self.items)
+        ends = (2 * 70 + self.BAR + 90) if self.scale else 0
+        return max([row, ends, *(width(note, NOTE, SANS) for note in self.notes)], default=0.0)
+
+    @property
+    def height(self) -> float:
+        return (18 if self.items else 0) + (26 if self.scale else 0) + 16 * len(self.notes)
+
+    def draw(self) -> str:
+        parts, y = [], 0.0
+        if self.items:
+            parts += self._row()
+            y += 18
+        if self.scale:
+            parts += self._bar(y + 6)
+            y += 26
+        for note in self.notes:
+            parts.append(f'<text class="note" x="0" y="{f(y + 12)}">{escape(note)}</text>')
+            y += 16
+        return f'<g class="legend">{"".join(parts)}</g>'
+
+    def _row(self) -> Iterator[str]:
+        x = 0.0
+        for item in self.items:
+            if item in ("there", "back"):
+                ends = [(x, 6.0), (x + 18, 6.0)]
+                yield _arrow(ends if item == "there" else ends[::-1], item)
+            else:
+                kind = "card bad" if item == "bad" else "card op idle" if item == "idle" else f"card {item}"
+                yield f'<g class="{kind}"><rect class="plate" x="{f(x)}" y="0" width="18" height="12" rx="3"/>'
+                if item in ("parameter", "loss"):
+                    yield f'<rect class="mark" x="{f(x + 2)}" y="2.5" width="3" height="7" rx="1.5"/>'
+                yield "</g>"
+            yield f'<text class="note" x="{f(x + 24)}" y="10">{escape(self._WORDS[item])}</text>'
+            x += 26 + width(self._WORDS[item], NOTE, SANS) + 16
+
+    def _bar(self, y: float) -> Iterator[str]:
+        assert self.scale is not None
+        low, high = (f"{10**end:.2g}" for end in self.scale)
+        words = "norm of ∂ "
+        x = width(words, NOTE, SANS)
+        yield f'<text class="note" x="0" y="{f(y + 9)}">{words}</text>'
+        yield f'<text class="note" x="{f(x)}" y="{f(y + 9)}">{low}</text>'
+        x += width(low, NOTE, SANS) + 6
+        if low == high:
+            yield f'<rect x="{f(x)}" y="{f(y)}" width="18" height="11" fill="{_colour.blend(_colour.CIVIDIS, 1)}"/>'
+            return
+        pieces = 40
+        for i in range(pieces):
+            colour = _colour.blend(_colour.CIVIDIS, i / (pieces - 1))
+            yield (
+                f'<rect x="{f(x + i * self.BAR / pieces)}" y="{f(y)}" width="{f(self.BAR / pieces + 0.3)}" '
+                f'height="11" fill="{colour}"/>'
+            )
+        yield f'<text class="note" x="{f(x + self.BAR + 6)}" y="{f(y + 9)}">{high} (logarithmic)</text>'
+
+
+# --- style -----------------------------------------------------------------------------------------
+
+
+def style(theme: str) -> str:
+    """The rules of a theme; `auto` follows the reader's system. No variables: not every program knows them."""
+    if theme != "auto":
+        return _rules(f".jaxprop-{theme}", theme)
+    return _rules(".jaxprop-auto", "light") + (
+        "@media(prefers-color-scheme:dark){" + _rules(".jaxprop-auto", "dark") + "}"
+    )
+
+
+def _rules(root: str, theme: str) -> str:
+    c = _colour.THEMES[theme]
+    mono, sans = f"font-family:{MONO_FONTS}", f"font-family:{SANS_FONTS}"
+    rules = {
+        ".paper": f"fill:{c['paper']}",
+        "text": f"fill:{c['ink']}",
+        ".title": f"{mono};font-size:17px;font-weight:bold",
+        ".name": f"{mono};font-size:13px;font-weight:bold",
+        ".type": f"{mono};font-size:10.5px;fill:{c['soft']}",
+        ".call": f"{mono};font-size:11px;fill:{c['soft']}",
+        ".number": f"{mono};font-size:12px",
+        ".tag": f"{sans};font-size:9px;fill:{c['soft']};letter-spacing:.3px",
+        ".local": f"{mono};font-size:10.5px",
+        ".share": f"{mono};font-size:10.5px;fill:{c['back']}",
+        ".note": f"{sans};font-size:10.5px;fill:{c['soft']}",
+        ".plate": f"fill:{c['card']};stroke:{c['line']};stroke-width:1",
+        ".under": f"fill:{c['faint']};stroke:{c['line']};stroke-width:1",
+        ".value": f"fill:{c['faint']}",
+        ".rim": f"fill:none;stroke:{c['line']};stroke-width:.6",
+        ".parameter .plate": f"stroke:{c['parameter']};stroke-width:1.6",
+        ".parameter .mark": f"fill:{c['parameter']}",
+        ".parameter .tag": f"fill:{c['parameter']}",
+        ".loss .plate": f"stroke:{c['loss']};stroke-width:1.6",
+        ".loss .mark": f"fill:{c['loss']}",
+        ".loss .tag": f"fill:{c['loss']}",
+        ".data .plate": f"fill:{c['faint']};stroke-dasharray:4 2.5",
+        ".const .plate": f"fill:{c['faint']};stroke-dasharray:4 2.5",
+        ".data .value": f"fill:{c['card']}",
+        ".const .value": f"fill:{c['card']}",
+        ".card.idle .plate": f"fill:{c['faint']};stroke:{c['line']}",
+        ".card.idle text": f"fill:{c['soft']}",
+        ".card.bad .plate": f"stroke:{c['alarm']};stroke-width:2",
+        ".card.bad .tag": f"fill:{c['alarm']}",
+        ".sign": f"fill:{c['alarm']}",
+        ".bang": "fill:none;stroke:#fff;stroke-width:1.3",
+        ".frame rect": f"fill:{c['tint']};fill-opacity:.75;stroke:{c['line']};stroke-width:1",
+        ".frame text": f"{sans};font-size:11px;fill:{c['group']}",
+        ".scan rect": "stroke-width:1.6",
+        ".cond rect": "stroke-dasharray:6 3",
+        ".checkpoint rect": "stroke-dasharray:2 2",
+        ".frame.idle": "opacity:.55",
+        ".there": f"fill:none;stroke:{c['edge']};stroke-width:1.2",
+        ".back": f"fill:none;stroke:{c['back']};stroke-width:1.5",
+        ".line.idle .there": f"stroke:{c['line']}",
+        ".head": "stroke:none",
+        ".there.head": f"fill:{c['edge']}",
+        ".back.head": f"fill:{c['back']}",
+        ".line.idle .there.head": f"fill:{c['line']}",
+        ".slip": f"fill:{c['paper']};fill-opacity:.9",
+    }  # fmt: skip
+    return "".join(f"{root} {selector}{{{rule}}}" for selector, rule in rules.items())
