@@ -458,7 +458,9 @@ class Page {
   }
 
   showHelp() {
-    document.getElementById("help").showModal();
+    const help = document.getElementById("help");
+    help.addEventListener("close", () => document.getElementById("sheet").focus({ focusVisible: false }), { once: true });
+    help.showModal();
   }
 }
 

@@ -195,7 +195,7 @@ function sayArray(model, node, readers, leaving, cotangent) {
   const loss = model.lossName;
   const lines = [];
   const terms = [...readers.map((edge) => ({ edge, from: edge.to.name })), ...leaving.map((edge) => ({ edge, from: edge.kind === "carry" ? "next step" : "outside" }))];
-  for (const { edge } of readers.slice(0, 3)) {
+  for (const edge of readers.slice(0, 3)) {
     const { local } = edge;
     if (!local) continue;
     const known = local.latex ? latexToMath(local.latex, true) : null;
