@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, torch_hooks
+from . import engine, page, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch")
+PARTS = ("engine", "growth", "torch", "page")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,6 +40,13 @@ def main(argv: list[str] | None = None) -> None:
             _say(table(found["torch"], torch_hooks.COLUMNS))
         else:
             _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
+    if "page" in options.part:
+        _say("\nThe page of a graph: one HTML file, opened in Chromium\n")
+        chromium = page.available()
+        if not chromium:
+            _say("NOT MEASURED in a browser: Chromium or playwright is not installed.\n")
+        found["page"] = list(page.measure(options.quick, chromium))
+        _say(table(found["page"], page.COLUMNS))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

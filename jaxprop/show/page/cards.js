@@ -222,7 +222,7 @@ function drawClosed(model, group, box, state) {
   const base = CARD.pad + 9;
   group.append(s("text", { class: "name", x: CARD.pad, y: base }, plan.title));
   group.append(s("text", { class: "label", x: CARD.pad, y: base + CARD.label }, plan.sub));
-  if (box.nonfinite) group.append(warningSign(plan.width - CARD.pad - 34, base - 11));
+  if (box.badCotangents) group.append(warningSign(plan.width - CARD.pad - 34, base - 11));
   if (plan.row) {
     const shown = state.cotangent ? { text: plan.cotangent || "not finite" } : null;
     drawCell(group, `cell cotangent ${state.cotangent ? boxColour(model, box) : "waiting"}`, CARD.pad, plan.height - CARD.pad - CARD.cell + 6, plan.width - 2 * CARD.pad, CARD.cell, shown, "");

@@ -304,12 +304,15 @@ function spreadEnds(edges, items, across) {
   const ends = new Map(); // item and side -> the ends of lines there
   for (const line of edges) {
     const count = line.points.length;
+    const direct = withoutBends(line).length === 2;
     for (const [which, id, at, next, side] of [[0, line.from, 0, 1, 1], [1, line.to, count - 1, count - 2, 0]]) {
       const item = items.get(id);
       if (line.fixed[which] || !item) continue;
       const key = `${id}|${side}`;
       if (!ends.has(key)) ends.set(key, { item, side, list: [] });
-      ends.get(key).list.push({ line, at, wish: line.points[next][along], wide: line.edges.some((edge) => edge.active) ? 22 : 14 });
+      const other = items.get(which ? line.from : line.to);
+      const far = line.fixed[1 - which] || !other ? line.points[at ? 0 : count - 1][along] : other[along] + other[size] / 2;
+      ends.get(key).list.push({ line, at, wish: direct ? far : line.points[next][along], wide: line.edges.some((edge) => edge.active) ? 22 : 14 });
     }
   }
   for (const { item, side, list } of ends.values()) {

@@ -125,12 +125,12 @@ function settleOrder(box) {
 
 /**
  * The range of log10 |cotangent| that colours span: at least two decades, so that near numbers have near colours,
- * and without the smallest twentieth, so that a few round-off norms do not make all others look alike.
+ * and at most five without the smallest twentieth, so that round-off does not make all others look alike.
  */
 function colourRange(scene) {
   const norms = scene.nodes.flatMap((node) => (node.outputs || []).map((output) => output.cotangent && output.cotangent.norm)).filter((norm) => typeof norm === "number" && norm > 0).sort((a, b) => a - b);
   const high = scene.scale[1];
-  const low = norms.length ? Math.max(scene.scale[0], Math.log10(norms[Math.floor(norms.length / 20)])) : scene.scale[0];
+  const low = norms.length ? Math.max(scene.scale[0], high - 5, Math.log10(norms[Math.floor(norms.length / 20)])) : scene.scale[0];
   const more = Math.max(0, 2 - (high - low)) / 2;
   return [low - more, high + more];
 }
