@@ -111,3 +111,37 @@ def _first_difference(before: list[Any], after: list[Any]) -> str:
 
 def _type(x: Any) -> str:
     return f"{x.dtype}{list(jnp.shape(x))}"
+
+
+def check_dtypes(params: PyTree, data: PyTree) -> None:
+    """Check that data is of no wider type than params: all would be computed in it.
+
+    Raises:
+        TypeError: it is.
+    """
+    widths = [jnp.finfo(x.dtype).bits for x in jax.tree.leaves(params)]
+    for path, x in jax.tree_util.tree_leaves_with_path(data):
+        dtype = getattr(x, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            continue
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        if jnp.finfo(dtype).bits > max(widths):
+            name = "data" + jax.tree_util.keystr(path)
+            narrow = max((x.dtype for x in jax.tree.leaves(params)), key=lambda d: jnp.finfo(d).bits)
+            raise TypeError(
+                f"`{name}` is {dtype}, params are {narrow}: JAX would compute the whole loss in {dtype}. Convert the "
+                f"data once (`{name}.astype({narrow})`), or the params."
+            )
+
+
+class _Row(dict[str, Any]):
+    """A row that says which name was asked for and is not there."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+def check_until(until: Any, step: Any, evaluates: bool) -> tuple[Any, Any]:
+    """Where `until` is asked: in each step, compiled, or after each evaluation, if it reads `eval_...`."""
+    del step, evaluates
+    return (until, None) if until is not None else (None, None)
