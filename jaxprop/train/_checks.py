@@ -132,16 +132,3 @@ def check_dtypes(params: PyTree, data: PyTree) -> None:
                 f"`{name}` is {dtype}, params are {narrow}: JAX would compute the whole loss in {dtype}. Convert the "
                 f"data once (`{name}.astype({narrow})`), or the params."
             )
-
-
-class _Row(dict[str, Any]):
-    """A row that says which name was asked for and is not there."""
-
-    def __missing__(self, name: str) -> Any:
-        raise KeyError(name)
-
-
-def check_until(until: Any, step: Any, evaluates: bool) -> tuple[Any, Any]:
-    """Where `until` is asked: in each step, compiled, or after each evaluation, if it reads `eval_...`."""
-    del step, evaluates
-    return (until, None) if until is not None else (None, None)

@@ -21,8 +21,8 @@ Batch: TypeAlias = tuple[Any, ...]
 
 #: Folded into the key of a run to get the key of its orders, so that none is also the key of a step.
 _ORDERS = 0xFFFFFFFF
-#: Bytes that a group of streamed batches may have, and batches in it.
-_GROUP_BYTES, _GROUP_MOST = 32 * 2**20, 64
+#: Where a chunk has so many steps, streamed batches go to the device in groups; of so many, and so many bytes.
+_GROUP_FROM, _GROUP_MOST, _GROUP_BYTES = 16, 64, 32 * 2**20
 
 
 class Group(NamedTuple):
@@ -58,8 +58,11 @@ class Feed(Protocol):
     def per_epoch(self) -> int | None:
         """Steps in an epoch; None where that is not known beforehand."""
 
-    def next(self, done: int, most: int) -> Group | None:
-        """At most so many batches for the steps after `done`; None when there are no more."""
+    def next(self, done: int, most: int, ahead: int) -> Group | None:
+        """At most `most` batches for the steps after `done`; None when there are no more.
+
+        `ahead` is how many a chunk may have where nothing cuts it short: what is worth reading at once.
+        """
         ...
 
     def order(self, done: int) -> Array | None:
@@ -110,7 +113,7 @@ class Resident:
     def per_epoch(self) -> int:
         return 1 if self.batch is None else self.size // self.batch
 
-    def next(self, done: int, most: int) -> Group:
+    def next(self, done: int, most: int, ahead: int) -> Group:
         return Group(self.arrays, 0, most, (done + most) % self.per_epoch == 0)
 
     def order(self, done: int) -> Array | None:
@@ -164,14 +167,14 @@ class Streamed:
     per_epoch: int | None = None
     skip: int = 0
     epochs: int | None = None
-    _most: int = 1
+    _ahead: int = 1
     _group: Group | None = None
     _queue: Any = field(default_factory=lambda: queue.Queue(maxsize=1))
     _closed: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def next(self, done: int, most: int) -> Group | None:
-        self._most = most
+    def next(self, done: int, most: int, ahead: int) -> Group | None:
+        self._ahead = ahead
         if self._thread is None:
             self._thread = threading.Thread(target=self._read, daemon=True, name="jaxprop-data")
             self._thread.start()
@@ -232,15 +235,20 @@ class Streamed:
                 if skip:
                     skip -= 1
                     continue
-                members = [(batch, last), *itertools.islice(batches, self._room(batch) - 1)]
-                source = self.place(jax.tree.map(_stack, *(member for member, _ in members)))
+                room = self._room(batch)
+                members = [(batch, last), *itertools.islice(batches, room - 1)]
+                stack = functools.partial(_stack, room)
+                source = self.place(jax.tree.map(stack, *(member for member, _ in members)))
                 yield Group(source, 0, len(members), members[-1][1])
             if empty:
                 return
 
     def _room(self, batch: PyTree) -> int:
+        """Batches in a group: one, or where steps are short as many as there is room for. Each is a program."""
+        if self._ahead < _GROUP_FROM:
+            return 1
         size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch)))
-        return max(1, min(self._most, _GROUP_MOST, _GROUP_BYTES // size))
+        return max(1, min(_GROUP_MOST, _GROUP_BYTES // size))
 
 
 def _with_last(items: Iterator[PyTree]) -> Iterator[tuple[PyTree, bool]]:
@@ -251,10 +259,14 @@ def _with_last(items: Iterator[PyTree]) -> Iterator[tuple[PyTree, bool]]:
         yield item, held is None
 
 
-def _stack(*xs: Any) -> Any:
-    if len(xs) == 1:
-        return xs[0][None]
-    return jnp.stack(xs) if isinstance(xs[0], jax.Array) else np.stack(xs)
+def _stack(room: int, *xs: Any) -> Any:
+    """Batches in a new array with room for so many: the reader's own may be filled anew by who gave them."""
+    if isinstance(xs[0], jax.Array):
+        return jnp.stack([*xs, *xs[-1:] * (room - len(xs))])
+    stacked = np.empty((room, *np.shape(xs[0])), xs[0].dtype)
+    for place in range(room):
+        stacked[place] = xs[min(place, len(xs) - 1)]
+    return stacked
 
 
 # --- what `data` may be ----------------------------------------------------------------------------------

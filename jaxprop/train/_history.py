@@ -122,11 +122,9 @@ class Recording:
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     watched: list[Watched] = field(default_factory=list)
 
-    def add(self, rows: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
-        piece = {name: plain(column)[:count] for name, column in rows.items()}
+    def add(self, rows: dict[str, np.ndarray], count: int) -> None:
         if count:
-            self.pieces.append(piece)
-        return piece
+            self.pieces.append(rows)
 
     def finish(self, stop: Stop) -> History:
         length = sum(len(piece["loss"]) for piece in self.pieces)

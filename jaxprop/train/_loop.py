@@ -6,7 +6,7 @@ update stands nothing but a branch: where something is not finite the state stay
 a hand-written `lax.scan` this costs nothing (`benchmarks/train.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +15,11 @@ import jax.numpy as jnp
 from .._types import Array, PyTree
 from ._data import Feed
 from ._step import Gradient, State, Step
+from ._until import Until, ask
 from ._watch import Watched
 
 #: Why a chunk ended: it ran to its end, `until` came true, or something was not finite.
 RUNNING, UNTIL, NONFINITE = 0, 1, 2
-
-Until = Callable[[Mapping[str, Any]], Any]
 
 
 class Carry(NamedTuple):
@@ -74,9 +73,11 @@ def make_chunks(
 ) -> Chunks:
     """Compile chunks of at most `capacity` steps."""
 
-    def judge(found: Gradient, row: dict[str, Array]) -> tuple[Array, Array]:
+    def judge(state: State, found: Gradient, row: dict[str, Array]) -> tuple[Array, Array]:
         fine = is_finite(found) if check_finite else jnp.bool_(True)
-        reached = jnp.bool_(False) if until is None else jnp.asarray(until(row), bool)
+        reached = jnp.bool_(False)
+        if until is not None:
+            reached = jnp.asarray(ask(until, {"step": state.step + jnp.int32(1), **row}), bool)
         return fine, jnp.where(fine, jnp.where(reached, UNTIL, RUNNING), NONFINITE).astype(jnp.int32)
 
     def keep_or(
@@ -98,7 +99,7 @@ def make_chunks(
         batch, order = feed.take(source, carry.order, carry.state, place)
         found = step.gradient(carry.state, *batch)
         row = row_of(found)
-        fine, why = judge(found, row)
+        fine, why = judge(carry.state, found, row)
         return Carry(keep_or(check_finite, step.update, fine, carry.state, found, batch), order, why), row
 
     def plain(carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
@@ -124,7 +125,7 @@ def make_chunks(
         batch, order = feed.take(source, carry.order, start, place)
         found, tape = step.opened(start, *batch)
         row = row_of(found)
-        fine, why = judge(found, row)
+        fine, why = judge(carry.state, found, row)
         # A chunk that was ahead when the run stopped does nothing.
         fine &= carry.why == RUNNING
         why = jnp.where(carry.why == RUNNING, why, carry.why)

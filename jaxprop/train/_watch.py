@@ -15,7 +15,6 @@ from .._summary import summary
 from .._tape import Entry, Tape
 from .._types import Array, PyTree
 
-
 #: Of each kind ("param", "grad", "update") the norms of the leaves, in the order of the params.
 Norms: TypeAlias = dict[str, Array]
 
