@@ -1,107 +1,149 @@
 """The mean of a loss over all of the evaluation data, the last short batch included."""
 
+import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from .._call import name_of
 from .._types import Array, PyTree
-from ._data import as_batch, batches_of, check_arrays, is_arrays
-from ._step import State, takes
+from ._data import check_arrays, is_arrays
+from ._feed import Batch, as_batch
+from ._step import State, Step, row_of, takes
+from ._stream import batches_of
+
+#: (params, model_state, batch) -> numbers by name.
+Measure: TypeAlias = Callable[[PyTree, PyTree, Batch], dict[str, Array]]
+#: A state -> means by name.
+Evaluate: TypeAlias = Callable[[State], dict[str, Any]]
 
 
-class Evaluation:
-    """Evaluate a function of the params over data.
+def make_evaluate(
+    step: Step,
+    function: Callable[..., Any] | None,
+    data: Any,
+    batch_size: int | None,
+    place: Callable[[PyTree], PyTree],
+) -> Evaluate | None:
+    """Make the evaluation a run is asked for, None where there is no data for it.
 
         mean = sum over batches of (examples in it * value of it) / examples
 
     which is exact where the function is a mean over the examples of its batch.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        has_aux: bool,
-        data: Any,
-        batch_size: int | None,
-        place: Callable[..., Any],
-    ) -> None:
-        self.function, self.has_aux, self.data = function, has_aux, data
-        self.size, self.batch = None, batch_size
-        if is_arrays(data):
-            self.size = check_arrays(data, "eval_data")
-            self.batch = self.size if batch_size is None else min(batch_size, self.size)
-            self.data = place(data)
-        self._whole = jax.jit(self._over_arrays)
-        self._one = jax.jit(self._value)
-
-    def __call__(self, state: State) -> dict[str, Any]:
-        """The means, by name: `eval_loss`, or `eval_...` for each number the function returns."""
-        point = (state.params, state.model_state)
-        if self.size is not None:
-            return self._named(self._whole(point, self.data))
-        total, count = None, 0
-        for batch in batches_of(self.data):
-            size = len(jax.tree.leaves(batch)[0])
-            part = jax.tree.map(lambda x, size=size: size * x, self._one(point, batch))
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-            count += size
-        if total is None:
-            raise ValueError("`eval_data` gave no batches.")
-        return self._named(jax.tree.map(lambda x: x / count, total))
-
-    def _value(self, point: tuple[PyTree, PyTree], batch: PyTree) -> PyTree:
-        params, model_state = point
-        extras = {"model_state": model_state} if "model_state" in takes(self.function) else {}
-        value = self.function(params, *as_batch(batch), **extras)
-        return value[0] if self.has_aux else value
-
-    def _over_arrays(self, point: tuple[PyTree, PyTree], data: PyTree) -> PyTree:
-        assert self.size is not None and self.batch is not None
-        full = self.size // self.batch
-
-        def piece(number: Array) -> PyTree:
-            cut = lambda x: jax.lax.dynamic_slice_in_dim(x, number * self.batch, self.batch)  # noqa: E731
-            return self._value(point, jax.tree.map(cut, data))
-
-        if full == 1 and self.batch == self.size:
-            return self._value(point, data)
-        values = jax.lax.map(piece, jnp.arange(full))
-        total = jax.tree.map(lambda x: self.batch * jnp.sum(x, axis=0), values)
-        if self.size % self.batch:
-            rest = self._value(point, jax.tree.map(lambda x: x[full * self.batch :], data))
-            total = jax.tree.map(lambda t, x: t + (self.size % self.batch) * x, total, rest)
-        return jax.tree.map(lambda x: x / self.size, total)
-
-    def _named(self, means: PyTree) -> dict[str, Any]:
-        if jax.tree.structure(means) == jax.tree.structure(0):
-            return {"eval_loss": means}
-        return {
-            "eval_" + jax.tree_util.keystr(path, simple=True, separator="/"): x
-            for path, x in jax.tree_util.tree_leaves_with_path(means)
-        }
-
-
-def eval_function(
-    loss: Callable[..., Any], given: Callable[..., Any] | None, has_aux: bool
-) -> tuple[Any, bool]:
-    """What to evaluate, and whether it returns a pair: by default the loss, where it can do without a key.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: there is a function and no data; or neither a function nor a loss that does without a key.
+        TypeError: the data can only be read once.
     """
-    if given is not None:
-        return given, False
-    if "key" in takes(loss) and not _has_default(loss, "key"):
-        raise ValueError(
-            f"`{name_of(loss)}` asks for a key, and an evaluation has none: pass eval_fn, a function of (params, "
-            "*batch) without randomness; or give `key` the default None and leave the randomness out then."
+    if data is None:
+        if function is not None:
+            raise ValueError("`eval_fn` is given, and no data to evaluate it on: pass eval_data.")
+        return None
+    measure = of_loss(step) if function is None else of_function(function)
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"`eval_data` is a {type(data).__name__}, which can be read once; every evaluation reads it. "
+            "Pass a list of batches, or a function that gives an iterator."
         )
-    return loss, has_aux or "model_state" in takes(loss)
+    if not is_arrays(data):
+        return OverBatches(data, jax.jit(measure))
+    size = check_arrays(data, "eval_data")
+    batch = size if batch_size is None else min(batch_size, size)
+    program = functools.partial(over_arrays, measure, size, batch)
+    return OverArrays(place(data), jax.jit(program))
 
 
-def _has_default(function: Any, name: str) -> bool:
-    return inspect.signature(function).parameters[name].default is not inspect.Parameter.empty
+@dataclass(frozen=True, eq=False)
+class OverArrays:
+    """Evaluate over arrays on the device: one program."""
+
+    data: PyTree
+    program: Callable[[Any, PyTree], dict[str, Array]]
+
+    def __call__(self, state: State) -> dict[str, Any]:
+        return self.program((state.params, state.model_state), self.data)
+
+
+@dataclass(frozen=True, eq=False)
+class OverBatches:
+    """Evaluate over an iterable of batches, of whatever sizes."""
+
+    data: Any
+    program: Measure
+
+    def __call__(self, state: State) -> dict[str, Any]:
+        sums: dict[str, Any] = {}
+        examples = 0
+        for batch in batches_of(self.data):
+            size = len(jax.tree.leaves(batch)[0])
+            means = self.program(state.params, state.model_state, as_batch(batch))
+            sums = {name: sums.get(name, 0) + size * mean for name, mean in means.items()}
+            examples += size
+        if not examples:
+            raise ValueError("`eval_data` gave no batches.")
+        return {name: x / examples for name, x in sums.items()}
+
+
+def over_arrays(
+    measure: Measure, size: int, batch: int, point: tuple[PyTree, PyTree], data: PyTree
+) -> dict[str, Array]:
+    """The means over arrays of `size` examples, in batches."""
+    if batch == size:
+        return measure(*point, as_batch(data))
+    full, rest = divmod(size, batch)
+
+    def piece(number: Array) -> dict[str, Array]:
+        def cut(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, number * batch, batch)
+
+        return measure(*point, as_batch(jax.tree.map(cut, data)))
+
+    sums = {name: batch * jnp.sum(x) for name, x in jax.lax.map(piece, jnp.arange(full)).items()}
+    if rest:
+        last = measure(*point, as_batch(jax.tree.map(lambda x: x[full * batch :], data)))
+        sums = {name: x + rest * last[name] for name, x in sums.items()}
+    return {name: x / size for name, x in sums.items()}
+
+
+def of_function(function: Callable[..., Any]) -> Measure:
+    """What a function of (params, *batch) says: a number, or several by name."""
+
+    def measure(params: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Array]:
+        extras = {"model_state": model_state} if "model_state" in takes(function) else {}
+        found = function(params, *batch, **extras)
+        if jax.tree.structure(found) == jax.tree.structure(0):
+            return {"eval_loss": found}
+        return {
+            "eval_" + jax.tree_util.keystr(path, simple=True, separator="/"): x
+            for path, x in jax.tree_util.tree_leaves_with_path(found)
+        }
+
+    return measure
+
+
+def of_loss(step: Step) -> Measure:
+    """The loss itself, and the scalars of its auxiliary data.
+
+    Raises:
+        ValueError: it asks for a key.
+    """
+    if "key" in step.takes and _is_required(step.loss, "key"):
+        raise ValueError(
+            f"`{name_of(step.loss)}` asks for a key, and an evaluation has none: pass eval_fn, a function of "
+            "(params, *batch) without randomness; or give `key` the default None, which it gets then."
+        )
+
+    def measure(params: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Array]:
+        extras = {"model_state": model_state} if "model_state" in step.takes else {}
+        found = step.split(step.loss(params, *batch, **extras), model_state)
+        return {f"eval_{name}": x for name, x in row_of(found.loss, found.aux).items()}
+
+    return measure
+
+
+def _is_required(function: Any, name: str) -> bool:
+    return inspect.signature(function).parameters[name].default is inspect.Parameter.empty

@@ -12,7 +12,7 @@ from ._step import State, Step
 
 
 def find_nonfinite(step: Step, state: State, batch: tuple[Any, ...], loss: float) -> Stop:
-    """Say what was not finite: the gradient is taken once more, with a look inside where something is watched."""
+    """Say what was not finite: the gradient is taken once more, with a look inside where nodes are watched."""
     number = int(state.step)
     look = step.opened if step.watch is not None else lambda *args: (step.gradient(*args), None)
     found, tape = jax.jit(look)(state, *batch)

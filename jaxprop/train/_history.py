@@ -36,9 +36,9 @@ class Stop:
 class History(Mapping[str, np.ndarray]):
     """The numbers of a run: a mapping from names to NumPy columns of one length, a row for each step.
 
-    `pandas.DataFrame(history)` works as it is. Columns: `step` (how many steps were done after this one),
-    `loss` (at the params before it), the scalars of `aux`, and `eval_...` where `eval_data` was given: those are
-    of the params after the step, NaN where nothing was evaluated.
+    `pandas.DataFrame(history)` works as it is. Columns: `step` (how many steps were done with this one), `loss`
+    (at the params before it), the scalars of `aux`, and `eval_...` where `eval_data` was given: those are of
+    the params after the step, NaN where nothing was evaluated.
 
     Attributes:
         stop: why the run ended.
@@ -128,7 +128,7 @@ class Recording:
 
     def finish(self, stop: Stop) -> History:
         length = sum(len(piece["loss"]) for piece in self.pieces)
-        columns = {"step": np.arange(self.start + 1, self.start + length + 1)}
+        columns: dict[str, np.ndarray] = {"step": np.arange(self.start + 1, self.start + length + 1)}
         for name in self.pieces[0] if self.pieces else ("loss",):
             columns[name] = np.concatenate([piece[name] for piece in self.pieces]) if length else np.zeros(0)
         for step, row in self.evaluations:
@@ -163,12 +163,13 @@ def numbers_of(watched: Watched) -> dict[str, float]:
 
 def _over_steps(s: Summary) -> Summary:
     """The summary of all steps of a loop together. All have one size, so it is exact."""
-    return Summary(
-        norm=np.sqrt(np.sum(np.square(s.norm))),
-        rms=np.sqrt(np.mean(np.square(s.rms))),
-        mean=np.mean(s.mean),
-        min=np.min(s.min),
-        max=np.max(s.max),
-        zeros=np.mean(s.zeros),
-        nonfinite=np.sum(s.nonfinite),
-    )
+    whole: Any = {
+        "norm": np.sqrt(np.sum(np.square(s.norm))),
+        "rms": np.sqrt(np.mean(np.square(s.rms))),
+        "mean": np.mean(s.mean),
+        "min": np.min(s.min),
+        "max": np.max(s.max),
+        "zeros": np.mean(s.zeros),
+        "nonfinite": np.sum(s.nonfinite),
+    }
+    return Summary(**whole)

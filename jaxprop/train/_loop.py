@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from .._types import Array, PyTree
-from ._data import Feed
-from ._step import Gradient, State, Step
+from ._feed import Feed
+from ._step import Gradient, State, Step, row_of
 from ._until import Until, ask
 from ._watch import Watched
 
@@ -40,15 +40,15 @@ class Landed(NamedTuple):
     """What a chunk says of itself.
 
     Attributes:
-        rows: one column for each number of a step, as long as a chunk may be; the first `count` are filled.
+        rows: one column for each number of a step, as long as a chunk may be; the first `steps` are filled.
             Where something was not finite, the row after them is that of the step that was not taken.
-        count: how many steps were taken.
+        steps: how many were taken.
         why: as in `Carry`.
         watched: what was watched, of a chunk of one watched step.
     """
 
     rows: dict[str, Array]
-    count: Array
+    steps: Array
     why: Array
     watched: Watched | None = None
 
@@ -98,7 +98,7 @@ def make_chunks(
     def one(carry: Carry, source: PyTree, place: Array) -> tuple[Carry, dict[str, Array]]:
         batch, order = feed.take(source, carry.order, carry.state, place)
         found = step.gradient(carry.state, *batch)
-        row = row_of(found)
+        row = row_of(found.loss, found.aux)
         fine, why = judge(carry.state, found, row)
         return Carry(keep_or(check_finite, step.update, fine, carry.state, found, batch), order, why), row
 
@@ -124,7 +124,7 @@ def make_chunks(
         start = carry.state
         batch, order = feed.take(source, carry.order, start, place)
         found, tape = step.opened(start, *batch)
-        row = row_of(found)
+        row = row_of(found.loss, found.aux)
         fine, why = judge(carry.state, found, row)
         # A chunk that was ahead when the run stopped does nothing.
         fine &= carry.why == RUNNING
@@ -136,21 +136,6 @@ def make_chunks(
         return Carry(state, order, why), landed._replace(watched=step.observed(tape, norms, start))
 
     return Chunks(jit(plain, donate_argnums=0), jit(watched, donate_argnums=0))
-
-
-def row_of(found: Gradient) -> dict[str, Array]:
-    """The numbers of a step: the loss, and the scalars among the auxiliary data by their paths."""
-    row = {"loss": found.loss}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(found.aux):
-        if jnp.shape(leaf) == () and jnp.issubdtype(jnp.result_type(leaf), jnp.number):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            plain = (
-                bool(path)
-                and isinstance(path[0], jax.tree_util.DictKey)
-                and name not in ("loss", "step", "epoch")
-            )
-            row[name if plain else f"aux/{name}".rstrip("/")] = jnp.asarray(leaf)
-    return row
 
 
 def is_finite(found: Gradient) -> Array:

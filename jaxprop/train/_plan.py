@@ -61,7 +61,7 @@ class Pace:
     _last: float | None = None
 
     def landed(self, count: int, now: float) -> float | None:
-        """Take note of a chunk that landed: gives seconds per step. Of the first, which was compiled, nothing."""
+        """Take note of a chunk that landed; gives seconds per step, nothing for the first, that compiled."""
         since, self._last = None if self._last is None else now - self._last, now
         if since is None or count == 0:
             return None
@@ -95,7 +95,8 @@ def check_budget(steps: Any, epochs: Any, seconds: Any, until: Any) -> None:
     given: Mapping[str, Any] = {"steps": steps, "epochs": epochs, "seconds": seconds}
     if until is not None and not callable(until):
         raise TypeError(
-            f"`until` is a function of the row of a step, such as lambda row: row['loss'] < 1e-6; got {until!r}."
+            "`until` is a function of the row of a step, such as `lambda row: row['loss'] < 1e-6`; got "
+            f"{until!r}."
         )
     if until is None and all(number is None for number in given.values()):
         raise ValueError("nothing says when to stop: pass steps=, epochs=, seconds= or until=.")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ._data import Feed, Group
+from ._feed import Feed, Group
 from ._finding import find_nonfinite
 from ._history import Recording, Stop, numbers_of, plain
 from ._loop import NONFINITE, UNTIL, Carry, Chunks, Landed
@@ -81,10 +82,10 @@ class Run:
     def send(self, group: Group) -> None:
         """Start a chunk; returns at once."""
         chunk = self.chunks.watched if self.plan.watches(self.done) else self.chunks.plain
-        place, count = np.int32(group.place), np.int32(group.count)
+        place, count = np.int32(group.place), np.int32(group.steps)
         self.carry, landed = chunk(self.carry, group.source, place, count)
         self.flights.append(Flight(self.done, group, landed))
-        self.done += group.count
+        self.done += group.steps
 
     def land(self, but: int = 0) -> None:
         """Wait for the chunks on their way, but for the last ones, and take in what they say."""
@@ -108,7 +109,7 @@ class Run:
     def take_in(self, flight: Flight) -> None:
         """Wait for a chunk, write down its rows, and see whether it ended the run."""
         landed = flight.landed
-        count, why = int(landed.count), int(landed.why)
+        count, why = int(landed.steps), int(landed.why)
         per_step = self.pace.landed(count, time.monotonic())
         rows = {name: plain(column) for name, column in jax.device_get(landed.rows).items()}
         watched = jax.device_get(landed.watched) if landed.watched is not None and count else None
@@ -122,7 +123,7 @@ class Run:
             self.stop = Stop("until", self.done, f"`until` came true with step {self.done}.")
         elif why == NONFINITE:
             place = flight.group.place + count
-            batch, _ = self.feed.take(flight.group.source, self.carry.order, self.carry.state, np.int32(place))
+            batch, _ = self.feed.take(flight.group.source, self.carry.order, self.carry.state, jnp.int32(place))
             self.stop = find_nonfinite(self.step, self.carry.state, batch, float(rows["loss"][count]))
 
     def log(
@@ -141,11 +142,11 @@ class Run:
         speed = {} if per_step is None else {"steps_per_second": 1 / per_step}
         for i in told:
             step = begin + i + 1
-            row = {name: column[i].item() for name, column in rows.items()} | speed
+            row: dict[str, Any] = {name: column[i].item() for name, column in rows.items()} | speed
             if self.plan.per_epoch:
                 row["epoch"] = step / self.plan.per_epoch
             self.last = row
-            self.effects.tell(step, row | watched)
+            self.effects.tell(step, {**row, **watched})
 
     # --- between chunks ----------------------------------------------------------------------------------
 

@@ -18,6 +18,9 @@ from .._types import Array, PyTree
 from ._checks import check_float_leaves, check_optimizer, check_pair, check_same_types
 from ._watch import Norms, Watch, Watched, norms_of, without_results
 
+#: Names of a row that are not the user's.
+_TAKEN = ("loss", "step", "epoch", "steps_per_second")
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Metrics:
 
 
 class Gradient(NamedTuple):
-    """What the backward pass of one step gives."""
+    """What the forward and the backward pass of one step give."""
 
     loss: Array
     grads: PyTree
@@ -160,8 +163,7 @@ class Step:
         """The loss and its gradient."""
         both = value_and_grad(self.loss, has_aux=self._pair, rules=self.rules)
         value, grads = both(state.params, *batch, **self._extras(state))
-        value, aux = value if self._pair else (value, None)
-        return self._gradient(state, value, aux, grads)
+        return self.split(value, state.model_state)._replace(grads=grads)
 
     def opened(self, state: State, *batch: Any) -> tuple[Gradient, Tape | None]:
         """The loss and its gradient, and the records of what lies between.
@@ -176,7 +178,9 @@ class Step:
             self.loss, has_aux=self._pair, nodes=watch.selector, record=watch.record, rules=self.rules
         )
         tape = opened(state.params, *batch, **self._extras(state))
-        return self._gradient(state, tape.value, tape.aux, tape.grads), without_results(tape)
+        value = (tape.value, tape.aux) if self._pair else tape.value
+        found = self.split(value, state.model_state)._replace(grads=tape.grads)
+        return found, without_results(tape)
 
     def update(self, state: State, found: Gradient, *batch: Any) -> State:
         """The state after a gradient."""
@@ -210,13 +214,15 @@ class Step:
             raise ValueError("the step has no `watch`: make it with make_step(..., watch=jaxprop.Watch()).")
         return self.watch
 
-    def _gradient(self, state: State, value: Any, aux: Any, grads: PyTree) -> Gradient:
+    def split(self, result: Any, model_state: PyTree) -> Gradient:
+        """Take apart what the loss returned; the gradient is still to come."""
+        value, rest = result if self._pair else (result, None)
         if "model_state" not in self.takes:
-            return Gradient(value, grads, aux, state.model_state)
+            return Gradient(value, None, rest, model_state)
         if not self.has_aux:
-            return Gradient(value, grads, None, aux)
-        model_state, aux = check_pair(aux, name_of(self.loss))
-        return Gradient(value, grads, aux, model_state)
+            return Gradient(value, None, None, rest)
+        model_state, aux = check_pair(rest, name_of(self.loss))
+        return Gradient(value, None, aux, model_state)
 
     # --- how the loss is called ----------------------------------------------------------------------
 
@@ -343,3 +349,14 @@ def _model_state_mismatch(name: str, given: bool) -> str:
             "`def loss(params, *batch, model_state)`, and return (value, new model_state)."
         )
     return f"`{name}` takes `model_state`, and none is given: pass the model's first state as model_state=..."
+
+
+def row_of(loss: Array, aux: PyTree) -> dict[str, Array]:
+    """The numbers of a step: the loss, and the scalars of the auxiliary data by their keys."""
+    row = {"loss": loss}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+        if jnp.shape(leaf) == () and jnp.issubdtype(jnp.result_type(leaf), jnp.number):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            named = isinstance(path[0], jax.tree_util.DictKey | jax.tree_util.GetAttrKey) if path else False
+            row[name if named and name not in _TAKEN else f"aux/{name}".rstrip("/")] = jnp.asarray(leaf)
+    return row

@@ -18,8 +18,8 @@ class below:  # noqa: N801  # read as a function: until=below("loss", 1e-6)
     """End a run when a number falls below a limit: `fit(..., until=jaxprop.train.below("loss", 1e-6))`.
 
     Attributes:
-        name: a name in the row of a step: `loss`, a scalar of `aux`, or `eval_...`, which is looked at where it is
-            evaluated.
+        name: a name in the row of a step: `loss`, a scalar of `aux`, or `eval_...`, which is looked at where it
+            is evaluated.
         limit: the limit, in units of the number.
 
     Example:
@@ -73,8 +73,8 @@ def split_until(until: Until | None, evaluates: bool) -> tuple[Until | None, Unt
     evaluated = [name for name in asked.names if name.startswith("eval_")]
     if not evaluated and failed is not None:
         raise TypeError(
-            "`until` is asked in every step, inside the compiled program, and Python cannot branch there: write it "
-            "with `&`, `|`, `~` and `jnp.where` on the row, without `and`, `or`, `if` and `float()`."
+            "`until` is asked in every step, inside the compiled program, where Python cannot branch: write "
+            "it with `&`, `|`, `~` and `jnp.where` on the row, without `and`, `or`, `if` and `float()`."
         ) from failed
     if evaluated and not evaluates:
         raise ValueError(f"`until` reads {evaluated[0]!r}, and nothing is evaluated: pass eval_data.")

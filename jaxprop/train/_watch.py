@@ -42,7 +42,8 @@ class Watch:
             raise ValueError(f"Watch(every=...) is a number of steps, 1 or more; got {self.every!r}.")
         if not isinstance(self.record, Recorder):
             raise TypeError(
-                f"Watch(record=...) is a jaxprop.Recorder, such as jaxprop.summary; got {type(self.record).__name__}."
+                "Watch(record=...) is a jaxprop.Recorder, such as jaxprop.summary; got "
+                f"{type(self.record).__name__}."
             )
 
     @property
@@ -77,8 +78,8 @@ class Leaf(NamedTuple):
 class Watched(Mapping[str, Entry]):
     """What was watched in one step: `watched["h"].cotangent.norm`. Read it on the host.
 
-    A mapping from names of values to entries (`Entry`). Only where the step was watched is there anything in it:
-    `bool(watched)` says so.
+    A mapping from names of values to entries (`Entry`), empty where the step was not watched: `bool(watched)`
+    says which.
 
     Attributes:
         on: whether the step was watched.
