@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +156,7 @@ def factory_of(data: Any) -> Callable[[int], Iterator[PyTree]]:
     if isinstance(data, Iterable):
         return lambda epoch: iter(data)
     if callable(data):
-        make: Callable[..., Iterable[PyTree]] = data
+        make = cast(Callable[..., Iterable[PyTree]], data)
         takes_epoch = _parameters(make) > 0
         return lambda epoch: iter(make(epoch) if takes_epoch else make())
     raise TypeError(
