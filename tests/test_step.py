@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import check_close, check_equal
 
 import jaxprop as jp
+from helpers import check_close, check_equal
 
 
 def lesson(w, x, y):
@@ -104,7 +104,10 @@ def test_gradients_accumulate_by_optax():
     """Four small batches through MultiSteps are one step on all of them."""
     pieces = list(batches(4))
     whole = tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    for optimizer in (optax.MultiSteps(optax.sgd(0.1), 4), optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation()):
+    for optimizer in (
+        optax.MultiSteps(optax.sgd(0.1), 4),
+        optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(),
+    ):
         step = jp.make_step(mlp, optimizer)
         state, _ = run(step, step.init(mlp_params()), pieces)
         params, _, _ = by_hand(mlp, optax.sgd(0.1), mlp_params(), [whole])

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Array, PyTree
+from ._checks import check_dtypes
 from ._feed import Feed, Resident, order_of
+from ._step import State, own
 from ._stream import Streamed, checked, factory_of
 
 
@@ -25,34 +27,39 @@ class Reading:
     check: bool
     memory_limit: int | None
     epochs: int | None
+    steps: int | None
 
 
-def open_feed(data: Any, key: Array, reading: Reading, skip: int, place: Callable[[PyTree], PyTree]) -> Feed:
+def open_feed(data: Any, state: State, reading: Reading, skip: int, place: Callable[[PyTree], PyTree]) -> Feed:
     """Make a feed of data: a pytree of arrays, or an iterable of batches.
 
     Raises:
-        TypeError, ValueError: the data is empty, ragged, or does not go with the batch size.
+        TypeError, ValueError: the data is empty, ragged, of a wider type than params, or does not go with the
+            batch size.
     """
+    key = own(state.key) if reading.shuffle else None
+
+    def check(data: PyTree, where: str = "") -> None:
+        check_dtypes(state.params, data)
+        if reading.check:
+            check_numbers(data, where)
+
     if is_arrays(data):
         size = check_arrays(data)
         batch = check_batch_size(reading.batch_size, size, reading.drop_last)
-        if reading.check:
-            check_numbers(data)
+        check(data)
         if fits(data, reading.memory_limit):
-            arrays = place(jax.tree.map(_whole, data))
-            return Resident(arrays, size, batch, key if reading.shuffle else None)
+            return Resident(place(jax.tree.map(_whole, data)), size, batch, key)
         batch = size if batch is None else batch
-        rows = functools.partial(_rows, data, key if reading.shuffle else None, size, batch)
-        return Streamed(rows, place, size // batch, skip, reading.epochs)
+        rows = functools.partial(_rows, data, key, size, batch)
+        return Streamed(rows, place, size // batch, skip, reading.epochs, reading.steps)
     if reading.batch_size is not None:
         raise ValueError(
             f"batch_size={reading.batch_size} is for arrays; `data` is a {type(data).__name__}, which gives "
             "batches as they are. Leave batch_size out, and batch where the data comes from."
         )
-    batches = functools.partial(
-        checked, factory_of(data), reading.drop_last, check_numbers if reading.check else None
-    )
-    return Streamed(batches, place, None, skip, reading.epochs)
+    batches = functools.partial(checked, factory_of(data), reading.drop_last, check)
+    return Streamed(batches, place, None, skip, reading.epochs, reading.steps)
 
 
 def is_arrays(data: Any) -> bool:

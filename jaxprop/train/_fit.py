@@ -10,14 +10,13 @@ import jax.numpy as jnp
 
 from .._rules import Rules
 from .._types import PyTree
-from ._checks import check_dtypes
 from ._data import Reading, open_feed
 from ._evaluate import make_evaluate
 from ._history import History, Recording
 from ._loop import RUNNING, Carry, make_chunks
 from ._plan import CAPACITY, Plan, check_budget, eval_period, total_of
 from ._run import Effects, Run
-from ._step import State, make_step, own
+from ._step import State, make_step
 from ._until import split_until
 from ._watch import Watch
 
@@ -115,9 +114,8 @@ def fit(
     state = step.init(params, key, model_state)
     place = jax.device_put
     done = 0
-    check_dtypes(state.params, data)
-    reading = Reading(batch_size, shuffle, drop_last, check_data, memory_limit, epochs)
-    feed = open_feed(data, own(state.key), reading, done, place)
+    reading = Reading(batch_size, shuffle, drop_last, check_data, memory_limit, epochs, steps)
+    feed = open_feed(data, state, reading, done, place)
     evaluate = make_evaluate(step, eval_fn, eval_data, batch_size, place)
     during, after = split_until(until, evaluate is not None)
     total = total_of(steps, epochs, feed.per_epoch)

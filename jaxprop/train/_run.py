@@ -100,6 +100,8 @@ class Run:
     def ended(self, count: int) -> Stop:
         if count == 0:
             return Stop("done", self.done, f"all {self.done} steps are done.")
+        if self.done == 0:
+            raise ValueError("`data` gave no batches: there is nothing to train on.")
         if self.plan.total is None:
             return Stop("done", self.done, f"all of the data is done, in {self.done} steps.")
         return Stop("data", self.done, f"the data ended after {self.done} of {self.plan.total} steps.")

@@ -36,6 +36,7 @@ class Streamed:
         per_epoch: steps in an epoch, where it is known.
         skip: batches to pass over: the steps a resumed run has done.
         epochs: how many epochs there are; None for no end.
+        steps: how many batches are to be read in all, those passed over included; None for no end.
     """
 
     batches: Callable[[int], Iterator[PyTree]]
@@ -43,6 +44,7 @@ class Streamed:
     per_epoch: int | None = None
     skip: int = 0
     epochs: int | None = None
+    steps: int | None = None
     _ahead: int = 1
     _group: Group | None = None
     _queue: Any = field(default_factory=lambda: queue.Queue(maxsize=1))
@@ -102,21 +104,27 @@ class Streamed:
                 continue
 
     def _groups(self) -> Iterator[Group]:
+        batches = self._rest()
+        for batch, last in batches:
+            room = self._room(batch)
+            members = [(batch, last)]
+            while len(members) < room and not members[-1][1]:
+                members += itertools.islice(batches, 1)
+            source = jax.tree.map(functools.partial(_stack, room), *(member for member, _ in members))
+            yield Group(self.place(source), 0, len(members), members[-1][1])
+
+    def _rest(self) -> Iterator[tuple[PyTree, bool]]:
+        """The batches of all epochs that are still to come, each with whether it is the last of its epoch."""
         first, skip = divmod(self.skip, self.per_epoch) if self.per_epoch else (0, self.skip)
+        left = None if self.steps is None else self.steps - (self.skip - skip)
         for epoch in itertools.count(first) if self.epochs is None else range(first, self.epochs):
-            batches = _with_last(self.batches(epoch))
-            empty = True
-            for batch, last in batches:
-                empty = False
-                if skip:
-                    skip -= 1
-                    continue
-                room = self._room(batch)
-                members = [(batch, last), *itertools.islice(batches, room - 1)]
-                stack = functools.partial(_stack, room)
-                source = self.place(jax.tree.map(stack, *(member for member, _ in members)))
-                yield Group(source, 0, len(members), members[-1][1])
-            if empty:
+            count = 0
+            for count, item in enumerate(_with_last(itertools.islice(self.batches(epoch), left)), 1):
+                if count > skip:
+                    yield item
+            skip -= min(count, skip)
+            left = None if left is None else left - count
+            if count == 0:
                 return
 
     def _room(self, batch: PyTree) -> int:
@@ -136,7 +144,9 @@ def _with_last(items: Iterator[PyTree]) -> Iterator[tuple[PyTree, bool]]:
 
 
 def _stack(room: int, *xs: Any) -> Any:
-    """Batches in a new array with room for so many: the reader's own may be filled anew by who gave them."""
+    """Batches in one array, with room for so many."""
+    if room == 1:
+        return xs[0][None]
     if isinstance(xs[0], jax.Array):
         return jnp.stack([*xs, *xs[-1:] * (room - len(xs))])
     stacked = np.empty((room, *np.shape(xs[0])), xs[0].dtype)
@@ -183,13 +193,13 @@ def batches_of(data: Any) -> Iterator[PyTree]:
 def checked(
     factory: Callable[[int], Iterator[PyTree]],
     drop_last: bool,
-    check: Callable[[PyTree, str], None] | None,
+    check: Callable[[PyTree, str], None],
     epoch: int,
 ) -> Iterator[PyTree]:
     """The batches of an epoch as arrays, all of one shape."""
     shape = None
     for number, batch in enumerate(factory(epoch)):
-        batch = jax.tree.map(_as_array, batch)
+        batch = jax.tree.map(_own_array, batch)
         mine = [(np.shape(x), x.dtype) for x in jax.tree.leaves(batch)]
         shape = mine if shape is None else shape
         if mine != shape:
@@ -200,9 +210,13 @@ def checked(
                 "each shape is a program of its own. Make the batches equal, or pass drop_last=True to leave "
                 "such batches out."
             )
-        if check is not None:
-            check(batch, f"batch {number} of epoch {epoch}")
+        check(batch, f"batch {number} of epoch {epoch}")
         yield batch
+
+
+def _own_array(x: Any) -> Any:
+    """A copy: who gives batches may fill the same array again and again."""
+    return x if isinstance(x, jax.Array) else np.array(x)
 
 
 def _as_array(x: Any) -> Any:
