@@ -5,6 +5,7 @@ change the rules by which gradients flow.
 """
 
 from . import rules as rules
+from . import train as train
 from ._api import backprop as backprop
 from ._api import derivative as derivative
 from ._api import grad as grad
@@ -39,5 +40,8 @@ from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
 from .show import explain as explain
 from .show import formula as formula
+from .train import Watch as Watch
+from .train import fit as fit
+from .train import make_step as make_step
 
 __version__ = "0.1.0"

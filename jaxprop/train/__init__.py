@@ -2,3 +2,14 @@
 
 from ._per_example import PerExample as PerExample
 from ._per_example import per_example as per_example
+from ._fit import fit as fit
+from ._history import History as History
+from ._history import Stop as Stop
+from ._step import Metrics as Metrics
+from ._step import State as State
+from ._step import Step as Step
+from ._step import make_step as make_step
+from ._until import below as below
+from ._watch import Leaf as Leaf
+from ._watch import Watch as Watch
+from ._watch import Watched as Watched
