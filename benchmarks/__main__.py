@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, torch_hooks
+from . import engine, flow, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch")
+PARTS = ("engine", "growth", "torch", "flow")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,6 +40,13 @@ def main(argv: list[str] | None = None) -> None:
             _say(table(found["torch"], torch_hooks.COLUMNS))
         else:
             _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
+    if "flow" in options.part:
+        _say("\nWhere a gradient is blocked, vanishes or explodes (the first row of a model is the base)\n")
+        found["flow"] = []
+        for name in options.model:
+            found["flow"] += flow.measure(name, MODELS[name](quick=options.quick), options.seconds)
+            _progress(name)
+        _say(table(found["flow"], flow.COLUMNS))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

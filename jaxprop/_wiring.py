@@ -1,19 +1,38 @@
 """Questions about the wiring of a graph, each answered once."""
 
 import functools
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from . import _jaxpr
 from ._graph import Graph, Node, Value
 
+T = TypeVar("T")
 
-@functools.lru_cache(maxsize=64)
+
+def once(question: Callable[[Graph], T]) -> Callable[[Graph], T]:
+    """Answer a question once for each graph, and keep the answer with it.
+
+    A cache by equality would compare two graphs node by node at every look.
+    """
+    key = f"_{question.__name__}"
+
+    @functools.wraps(question)
+    def answer(graph: Graph) -> T:
+        held = vars(graph)
+        if key not in held:
+            held[key] = question(graph)
+        return held[key]
+
+    return answer
+
+
+@once
 def makers(graph: Graph) -> Mapping[int, Node]:
     return {value.id: node for node in graph.walk() for value in node.outputs}
 
 
-@functools.lru_cache(maxsize=64)
+@once
 def outside(graph: Graph) -> Mapping[int, Value]:
     """For each input of a body that is one value outside of it (no carry, no slice): that value."""
     found: dict[int, Value] = {}
@@ -46,6 +65,7 @@ def between(graph: Graph, source: Value, target: Value) -> list[Node]:
     return found[::-1] if source.id in wanted and target.id != source.id else []
 
 
+@once
 def loop_constants(graph: Graph) -> frozenset[int]:
     """Indices of the input nodes of scan bodies that are the same in every step."""
     made_by = makers(graph)
