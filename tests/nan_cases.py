@@ -196,7 +196,7 @@ def contrastive(x):
 @case("google-deepmind/optax#1743", [0.0, 0.0], [3.0, 4.0], Expect("norm at 0"), Expect("division by 0", (0,), False))
 def sharpness_aware_step(x):
     gradient = 2.0 * x
-    length = optax.global_norm(gradient)  # origin
+    length = optax.tree.norm(gradient)  # origin
     ascent = gradient / length  # origin 2
     return jnp.sum((x + 0.1 * ascent) ** 2)
 

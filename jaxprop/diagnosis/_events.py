@@ -10,7 +10,7 @@ from .. import _jaxpr
 from .._graph import Graph, Node, Value
 from .._tape import Tape
 from .._views import BACK, OUT
-from ._made import Back, Out, asked_operands, float_outputs, is_float
+from ._made import asked_operands, float_outputs, is_float, read_back, read_out
 from ._reach import Counts, Site, Ways
 
 #: How a bad number begins: made from finite ones; a NaN made from Inf; finite shares whose sum is not; there in an
@@ -70,12 +70,12 @@ def read_counts(graph: Graph, health: Tape, made: Tape) -> Counts:
             continue
         rows = entry.forward
         for row, position in enumerate(float_outputs(node)):
-            out = Out(*np.moveaxis(rows[..., row, :], -1, 0))
+            out = read_out(rows[..., row, :])
             outs[node.index, position] = out
             bad.setdefault((OUT, node.outputs[position].id), out.bad)
         if entry.backward is not None:
             for row, position in enumerate(asked_operands(node)):
-                backs[node.index, position] = Back(*np.moveaxis(entry.backward[..., row, :], -1, 0))
+                backs[node.index, position] = read_back(entry.backward[..., row, :])
     return Counts(bad, outs, backs)
 
 
@@ -103,9 +103,9 @@ def _forward_events(graph: Graph, node: Node, counts: Counts) -> Iterator[Event]
             continue
         site = (OUT, node.outputs[position].id)
         if np.any(out.made):
-            yield _event(graph, OUT, node, position, "made", out.made, out.made_at, site)
+            yield _event(graph, OUT, node, position, "made", out.made, out.made_at, out.begun, site)
         if np.any(out.from_inf):
-            yield _event(graph, OUT, node, position, "from inf", out.from_inf, out.from_inf_at, site)
+            yield _event(graph, OUT, node, position, "from inf", out.from_inf, out.from_inf_at, out.begun, site)
 
 
 def _backward_events(graph: Graph, node: Node, counts: Counts) -> Iterator[Event]:
@@ -115,16 +115,16 @@ def _backward_events(graph: Graph, node: Node, counts: Counts) -> Iterator[Event
             continue
         site = (BACK, node.operands[position].id)
         if np.any(back.fresh):
-            yield _event(graph, BACK, node, position, "made", back.fresh, back.fresh_at, site)
+            yield _event(graph, BACK, node, position, "made", back.fresh, back.fresh_at, back.begun, site)
         if np.any(back.from_inf):
-            yield _event(graph, BACK, node, position, "from inf", back.from_inf, back.from_inf_at, site)
+            yield _event(graph, BACK, node, position, "from inf", back.from_inf, back.from_inf_at, back.begun, site)
 
 
 def _event(
-    graph: Graph, half: str, node: Node, position: int, kind: Kind, counts: Any, first: Any, *sites: Site
+    graph: Graph, half: str, node: Node, position: int, kind: Kind, where: Any, first: Any, count: Any, *sites: Site
 ) -> Event:
-    counts, first = np.asarray(counts), np.asarray(first)
-    step = first_step(graph, node, counts > 0, half)
+    where, first = np.asarray(where) > 0, np.asarray(first)
+    step = first_step(graph, node, where, half)
     value = (node.operands if half == BACK and kind in ("made", "from inf") else node.outputs)[position]
     element = np.unravel_index(int(first[step]), value.shape) if value.shape else ()
     return Event(
@@ -134,8 +134,8 @@ def _event(
         kind=kind,
         step=step,
         element=tuple(map(int, element)),
-        count=int(np.sum(counts)),
-        steps=int(np.sum(counts > 0)),
+        count=int(np.sum(np.where(where, count, 0))),
+        steps=int(np.sum(where)),
         order=order_of(graph, half, node, step),
         sites=sites,
     )
@@ -180,7 +180,7 @@ def given(graph: Graph, counts: Counts) -> list[Event]:
     for node in graph.heads:
         out = counts.outs.get((node.index, 0))
         if out is not None and np.any(out.bad):
-            found.append(_event(graph, OUT, node, 0, "given", out.bad, out.bad_at, (OUT, node.outputs[0].id)))
+            found.append(_event(graph, OUT, node, 0, "given", out.bad, out.bad_at, 0, (OUT, node.outputs[0].id)))
     return found
 
 
@@ -194,7 +194,7 @@ def seeds(graph: Graph, seed: Sequence[Any]) -> list[Event]:
         node, position = makers[value.id]
         bad = ~np.isfinite(np.asarray(ct))
         first = np.array(np.argmax(bad.ravel()))
-        found.append(_event(graph, BACK, node, position, "seed", np.sum(bad), first, (BACK, value.id)))
+        found.append(_event(graph, BACK, node, position, "seed", True, first, np.sum(bad), (BACK, value.id)))
     return found
 
 
@@ -213,7 +213,7 @@ def loose_ends(graph: Graph, counts: Counts, ways: Ways, known: Sequence[Event])
                     continue
                 at = np.zeros_like(where)
                 kind: Kind = "sum" if half == BACK else "unseen"
-                found.append(_event(graph, half, node, position, kind, where, at, site))
+                found.append(_event(graph, half, node, position, kind, where, at, where, site))
     return found
 
 
@@ -224,4 +224,4 @@ def unseen(graph: Graph, site: Site, counts: Counts) -> Event:
         (node, i) for node in graph.walk() for i, value in enumerate(node.outputs) if value.id == id_
     )
     where = counts.bad[site]
-    return _event(graph, half, node, position, "unseen", where, np.zeros_like(where), site)
+    return _event(graph, half, node, position, "unseen", where, np.zeros_like(where), where, site)

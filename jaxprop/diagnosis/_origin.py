@@ -14,7 +14,7 @@ from .._views import BACK, OUT
 from .._wiring import outside
 from ._compiled import Run, on_host
 from ._events import Event, events, given, loose_ends, read_counts, seeds, unseen
-from ._made import is_float, made
+from ._made import is_float, made, moves
 from ._reach import Counts, Site, Ways, ways
 
 
@@ -97,8 +97,8 @@ def suspects(health: Tape) -> frozenset[int]:
 
     found = set()
     for node in graph.walk():
-        unseen = any(is_float(value) and not value.active for value in node.outputs)
-        if unseen or any(map(is_bad, (*node.operands, *node.outputs))):
+        hidden = any(is_float(value) and not value.active for value in node.outputs)
+        if hidden or (not moves(node) and any(map(is_bad, (*node.operands, *node.outputs)))):
             found.add(node.index)
     return frozenset(found)
 

@@ -11,6 +11,7 @@ from .._local import Local
 from .._tape import Tape
 from .._views import BACK
 from ._events import Event
+from ._made import ELEMENTWISE
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def point_of(event: Event, tape: Tape) -> Point:
     out = next((i for i, value in enumerate(node.outputs) if value.shape == shape), None)
     on_way_back = event.half == BACK and event.kind in ("made", "from inf")
     position = event.position if not on_way_back else out
+    elementwise = node.primitive in ELEMENTWISE
     sent = _sent(node, operands, outputs, cts) if on_way_back else ()
     return Point(
         event,
@@ -61,10 +63,10 @@ def point_of(event: Event, tape: Tape) -> Point:
         outputs,
         cts,
         sent,
-        x=tuple(_number(x, element, shape) for x in operands),
+        x=tuple(_number(x, element, shape) if elementwise else None for x in operands),
         y=_number(outputs[position], element, shape) if position is not None else None,
         ct=_number(cts[position], element, shape) if position is not None else None,
-        gain=_gain(node, operands, outputs, event, out) if on_way_back else None,
+        gain=_gain(node, operands, outputs, event, out) if on_way_back and elementwise else None,
     )
 
 

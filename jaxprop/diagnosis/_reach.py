@@ -13,7 +13,7 @@ import numpy as np
 from .. import _jaxpr
 from .._graph import Graph, Node, Value
 from .._views import BACK, OUT
-from ._made import Back, Out
+from ._made import Back, Out, passes_on
 
 #: Half and id of a value.
 Site: TypeAlias = tuple[str, int]
@@ -123,7 +123,7 @@ def _through_form(node: Node) -> Iterator[tuple[Value, Value]]:
 def _forward_edges(node: Node, counts: Counts) -> Iterator[_Edge]:
     for position, output in enumerate(node.outputs):
         out = counts.outs.get((node.index, position))
-        if out is not None and np.sum(out.made) == np.sum(out.bad):
+        if out is not None and not np.any(out.carried):
             continue  # all of it is made here
         for operand in node.operands:
             yield (OUT, operand), (OUT, output)
@@ -136,7 +136,7 @@ def _backward_edges(node: Node, counts: Counts) -> Iterator[_Edge]:
         back = counts.backs.get((node.index, position))
         if back is not None and not np.any(back.sent):
             continue
-        by_ct, by_value = _blame(back)
+        by_ct, by_value = (True, False) if passes_on(node) else _blame(back)
         for output in node.outputs:
             if by_ct:
                 yield (BACK, output), (BACK, operand)
