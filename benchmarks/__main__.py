@@ -6,12 +6,14 @@ import sys
 
 from . import engine, per_example, torch_hooks
 from . import engine, page, torch_hooks
+from . import engine, flow, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
 PARTS = ("engine", "growth", "torch", "per-example")
 PARTS = ("engine", "growth", "torch", "page")
+PARTS = ("engine", "growth", "torch", "flow")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,6 +57,13 @@ def main(argv: list[str] | None = None) -> None:
             _say("NOT MEASURED in a browser: Chromium or playwright is not installed.\n")
         found["page"] = list(page.measure(options.quick, chromium))
         _say(table(found["page"], page.COLUMNS))
+    if "flow" in options.part:
+        _say("\nWhere a gradient is blocked, vanishes or explodes (the first row of a model is the base)\n")
+        found["flow"] = []
+        for name in options.model:
+            found["flow"] += flow.measure(name, MODELS[name](quick=options.quick), options.seconds)
+            _progress(name)
+        _say(table(found["flow"], flow.COLUMNS))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

@@ -7,28 +7,32 @@ from typing import NamedTuple, TypeVar
 from . import _jaxpr
 from ._graph import Graph, Node, Value
 
-_Answer = TypeVar("_Answer")
+T = TypeVar("T")
 
 
-def _once(question: Callable[[Graph], _Answer]) -> Callable[[Graph], _Answer]:
-    """Keep the answer with the graph. A cache would compare graphs node by node, each time it is asked."""
-    name = f"_once_{question.__name__}"
+def once(question: Callable[[Graph], T]) -> Callable[[Graph], T]:
+    """Answer a question once for each graph, and keep the answer with it.
+
+    A cache by equality would compare two graphs node by node at every look.
+    """
+    key = f"_{question.__name__}"
 
     @functools.wraps(question)
-    def answer(graph: Graph) -> _Answer:
-        if name not in graph.__dict__:
-            graph.__dict__[name] = question(graph)
-        return graph.__dict__[name]
+    def answer(graph: Graph) -> T:
+        held = vars(graph)
+        if key not in held:
+            held[key] = question(graph)
+        return held[key]
 
     return answer
 
 
-@_once
+@once
 def makers(graph: Graph) -> Mapping[int, Node]:
     return {value.id: node for node in graph.walk() for value in node.outputs}
 
 
-@_once
+@once
 def outside(graph: Graph) -> Mapping[int, Value]:
     """For each input of a body that is one value outside of it (no carry, no slice): that value."""
     found: dict[int, Value] = {}
@@ -61,7 +65,7 @@ def between(graph: Graph, source: Value, target: Value) -> list[Node]:
     return found[::-1] if source.id in wanted and target.id != source.id else []
 
 
-@_once
+@once
 def loop_constants(graph: Graph) -> frozenset[int]:
     """Indices of the input nodes of scan bodies that are the same in every step."""
     made_by = makers(graph)

@@ -190,7 +190,7 @@ def test_rules_of_libraries_are_not_run_twice():
         assert not jp.blocked(loss)(jnp.float32(2.0))
 
 
-@by_name([*blocked_cases.STATIC[:2], *blocked_cases.DYNAMIC])
+@by_name([*blocked_cases.STATIC[:1], *blocked_cases.DYNAMIC[::4]])
 def test_diagnose_says_the_same(case):
     (expected,) = jp.blocked(case.loss)(*case.args)
     found = [finding for finding in jp.diagnose(case.loss)(*case.args) if finding.kind == expected.kind]

@@ -15,7 +15,6 @@ from jaxprop.diagnosis._measure import Field, recorder
 QUICK = (
     "dict_mlp",
     "dict_scan_layers",
-    "dict_checkpoint_policy",
     "linen_mlp",
     "linen_lstm",
     "linen_vae",
@@ -25,6 +24,7 @@ QUICK = (
     "distrax_flow",
 )
 SLOW = (
+    "dict_checkpoint_policy",
     "dict_bf16",
     "linen_cnn",
     "linen_gru",

@@ -9,7 +9,7 @@ import jax
 from .._call import name_of, trace_abstract, trace_call
 from .._graph import Value
 from ._compiled import Passes
-from ._dynamic import dynamic_findings
+from ._dynamic import Pass, dynamic_findings
 from ._measure import Field, recorder
 from ._report import Finding, Report
 from ._static import static_findings
@@ -60,36 +60,37 @@ def blocked(
     def report(*args: Any, **kwargs: Any) -> Report:
         abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((args, kwargs)))
         title = f"blocked {name_of(fun)}"
-        graph, leaves, sinks = _program(fun, args, kwargs, argnums, has_aux, abstract)
-        found = static_findings(graph, leaves, sinks, partial)
-        lost = {name for finding in found if finding.severity != "note" for name in finding.leaves}
-        if abstract or len(lost) == len(leaves):
-            return Report.of(title, found)
+        if abstract:
+            return Report.of(title, static_findings(*_program(fun, args, kwargs, argnums, has_aux), partial))
         run = passes.at(*args, **kwargs)
-        found += dynamic_findings(Field.of(run(record=recorder)), run, limits)
-        return Report.of(title, found)
+        field = Field.of(run(record=recorder))
+        return Report.of(title, blocked_findings(field, run, limits, partial))
 
     return report
 
 
-def blocked_findings(field: Field, run: Any, thresholds: Thresholds | None = None) -> list[Finding]:
-    """The findings of `blocked`, from a pass that was recorded by `recorder` (for `diagnose`).
+def blocked_findings(
+    field: Field, run: Pass, thresholds: Thresholds | None = None, partial: bool = False
+) -> list[Finding]:
+    """The findings of `blocked`, from the measures of one pass.
 
     Args:
         field: the measures of the pass.
         run: one more pass, `(nodes, record) -> Tape`.
         thresholds: from where on something is said.
+        partial: as in `blocked`.
     """
-    found = static_findings(field.graph, field.graph.inputs, field.sinks)
-    return found + dynamic_findings(field, run, thresholds or Thresholds())
+    found = static_findings(field.graph, field.graph.inputs, field.sinks, partial)
+    lost = {name for finding in found if finding.kind == "blocked" for name in finding.leaves}
+    return [*found, *dynamic_findings(field, run, thresholds or Thresholds(), lost)]
 
 
-def _program(fun: Any, args: Any, kwargs: Any, argnums: Any, has_aux: bool, abstract: bool) -> Any:
-    """The graph, its differentiated leaves, and the results that are differentiated."""
-    if abstract and not has_aux:
-        traced = trace_abstract(fun, args, kwargs, argnums)
+def _program(fun: Any, args: Any, kwargs: Any, argnums: Any, has_aux: bool) -> Any:
+    """The graph, its differentiated leaves, and the results that are differentiated: from shapes."""
+    if has_aux:
+        traced = trace_call(fun, args, kwargs, argnums, has_aux, abstract=True)
     else:
-        traced = trace_call(fun, args, kwargs, argnums, has_aux, abstract=abstract)
+        traced = trace_abstract(fun, args, kwargs, argnums)
     pairs = zip(traced.graph.inputs, traced.describe["arguments"], strict=True)
-    leaves: list[Value] = [value for value, argument in pairs if argument.differentiated]
+    leaves: tuple[Value, ...] = tuple(value for value, argument in pairs if argument.differentiated)
     return traced.graph, leaves, traced.graph.outputs[: traced.outputs.count]

@@ -1,5 +1,6 @@
 """Norms of cotangents along depth and through the steps of loops: what they are, and what they come from."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,10 +57,11 @@ def chains(field: Field) -> list[Chain]:
     spine = Spine.of(leaves, field.sinks, onward)
     alone = of_one_leaf(field.graph)
     ways = {first.id: _measured(field, spine.chain(first), alone) for leaf in leaves for first in onward(leaf)}
+    joins = _Joins.of(ways.values())
     found: dict[tuple[int, ...], tuple[list[Value], list[str]]] = {}
     for leaf in leaves:
         longest = max((ways[first.id] for first in onward(leaf)), key=len, default=[])
-        values = _without_loss(longest, ways.values())
+        values = _without_loss(longest, joins)
         if len(values) > 1:
             key = tuple(value.id for value in values)
             found.setdefault(key, (values, []))[1].append(leaf.name)
@@ -98,15 +100,46 @@ def _measured(field: Field, values: Sequence[Value], alone: Mapping[int, int]) -
     return known[met[0] :] if met else known
 
 
-def _without_loss(values: Sequence[Value], ways: Iterable[Sequence[Value]]) -> list[Value]:
+@dataclass(frozen=True)
+class _Joins:
+    """Where the ways of leaves come together: they are the branches of one tree.
+
+    Attributes:
+        starts: ids of the values ways begin at.
+        into: for each value those before it, on any way.
+    """
+
+    starts: set[int]
+    into: dict[int, set[int]]
+
+    @classmethod
+    def of(cls, ways: Iterable[Sequence[Value]]) -> "_Joins":
+        starts: set[int] = set()
+        into: dict[int, set[int]] = {}
+        for way in ways:
+            starts.update(value.id for value in way[:1])
+            for near, far in itertools.pairwise(way):
+                before = into.setdefault(far.id, set())
+                if near.id in before:
+                    break  # from here on the way is known
+                before.add(near.id)
+        return cls(starts, into)
+
+    def at(self, near: Value, far: Value) -> bool:
+        """Whether another way comes into a value than the one from `near`."""
+        return far.id in self.starts or len(self.into[far.id] - {near.id}) > 0
+
+
+def _without_loss(values: Sequence[Value], joins: _Joins) -> list[Value]:
     """A chain as far as the last array that another way from a leaf comes into.
 
     What follows is the loss: its gains say how far off the prediction is, and how the mean is taken.
     """
-    at = {value.id: i for i, value in enumerate(values)}
     single = all(is_number(value) for value in values)
-    joins = (next((at[value.id] for value in way if value.id in at), 0) for way in ways)
-    last = max((i for i in joins if single or not is_number(values[i])), default=0)
+    last = 0
+    for i, (near, far) in enumerate(itertools.pairwise(values), 1):
+        if (single or not is_number(far)) and joins.at(near, far):
+            last = i
     return list(values[: last + 1])
 
 

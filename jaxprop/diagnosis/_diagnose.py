@@ -84,7 +84,7 @@ def _report(run: Run, most: int, thresholds: Thresholds | None) -> Report:
     shown = origins[:most]
     findings = origin_findings(shown, on_host(run(nodes=accused(shown))), _batch_length(run)) if shown else []
     field = Field.of_summary(health)
-    findings += blocked_findings(field, run, thresholds) + flow_findings(field, run, thresholds)
+    findings += [*blocked_findings(field, run, thresholds), *flow_findings(field, run, thresholds)]
     left = len(origins) - len(shown)
     notes = [f"{left} more {'origins are' if left > 1 else 'origin is'} left out."] if left else []
     return Report.of(f"diagnose {name_of(run.passes.loss)}", findings, {"nodes": len(health.names)}, notes)

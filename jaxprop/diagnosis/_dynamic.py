@@ -1,6 +1,6 @@
 """Findings on gradients that are zero at these numbers: dead, saturated, clipped, masked, underflown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -27,14 +27,17 @@ class Pass(Protocol):
     def __call__(self, nodes: frozenset[int] | None, record: Recorder | None = None) -> Tape: ...
 
 
-def dynamic_findings(field: Field, run: Pass, thresholds: Thresholds) -> list[Finding]:
+def dynamic_findings(
+    field: Field, run: Pass, thresholds: Thresholds, lost: Collection[str] = ()
+) -> list[Finding]:
     """Say where and why cotangents die, from the measures of one pass.
 
-    Only where leaves get nothing a second pass is run, that keeps the operands of the nodes where they died.
+    Of leaves that are lost in the program itself nothing more is said. Only where others get nothing a second
+    pass is run, that keeps the operands of the nodes where they died.
     """
     if not is_finite(field):
         return []  # with NaN about, zeros say nothing
-    zero = zero_leaves(field)
+    zero = {leaf: some for leaf, some in zero_leaves(field).items() if leaf.name not in lost}
     found = _zero_findings(field, zero, run) if zero else []
     return [*found, *_hampered(field, run, thresholds, zero)]
 
@@ -53,7 +56,7 @@ def _zero_findings(field: Field, zero: Mapping[Value, tuple[Suspect, ...]], run:
     if suspects:
         tape = run(frozenset(suspect.node.index for suspect in suspects))
         causes = {suspect: cause_of(Point.of(tape, suspect)) for suspect in suspects}
-    everything = len(zero) == sum(leaf.active for leaf in field.graph.inputs)
+    everything = all(field.top(leaf) == 0 for leaf in field.graph.inputs if leaf.active)
     groups: dict[tuple[Suspect, ...], list[str]] = {}
     for leaf, some in zero.items():
         groups.setdefault(some, []).append(leaf.name)

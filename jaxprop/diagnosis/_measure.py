@@ -14,7 +14,7 @@ from .._graph import Graph, Node, Value
 from .._rules import Recorder
 from .._tape import Tape
 from .._types import Array
-from .._wiring import joints
+from .._wiring import joints, once
 
 
 class Measure(NamedTuple):
@@ -94,8 +94,17 @@ class Field:
         """The norm of the cotangent, one for each step where it stands in a loop."""
         return self._measures[value.id].norm
 
+    @functools.cached_property
+    def _norms(self) -> dict[int, float]:
+        return {}
+
     def norm(self, value: Value) -> float:
         """The norm of the cotangents of all steps together."""
+        if value.id not in self._norms:
+            self._norms[value.id] = self._norm(value)
+        return self._norms[value.id]
+
+    def _norm(self, value: Value) -> float:
         norms = self._measures[value.id].norm.astype(np.float64)
         top = float(np.max(norms, initial=0.0))
         if not np.isfinite(top) or top == 0:
@@ -160,7 +169,7 @@ def _cotangents(tape: Tape) -> Iterator[tuple[int, Any]]:
             yield entry.node.outputs[entry.node.names.index(entry.name)].id, entry.cotangent
 
 
-@functools.lru_cache(maxsize=8)
+@once
 def active_readers(graph: Graph) -> Mapping[int, list[tuple[Node, int]]]:
     """The active nodes that read a value, with the position they read it in, by id of the value."""
     found: dict[int, list[tuple[Node, int]]] = {}

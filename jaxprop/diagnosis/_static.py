@@ -1,5 +1,6 @@
 """Findings on gradients cut off in the program itself. Nothing is run: shapes are enough."""
 
+import functools
 from collections.abc import Sequence
 
 from .._graph import Graph, Node, Value
@@ -8,9 +9,10 @@ from ._report import Finding, at
 from ._words import Words, words_of_cut, words_of_unused
 
 
+@functools.lru_cache(maxsize=16)
 def static_findings(
-    graph: Graph, leaves: Sequence[Value], sinks: Sequence[Value], partial: bool = False
-) -> list[Finding]:
+    graph: Graph, leaves: tuple[Value, ...], sinks: tuple[Value, ...], partial: bool = False
+) -> tuple[Finding, ...]:
     """Say of every leaf that no cotangent can reach where the way to the result is cut.
 
     Args:
@@ -24,7 +26,7 @@ def static_findings(
     found = [_finding(graph, group, everything) for group in _groups(graph, lost)]
     if partial:
         found += [_note(graph, cut, some) for cut, some in _one_a_line(partial_cuts(graph, leaves, sinks))]
-    return found
+    return tuple(found)
 
 
 def _groups(graph: Graph, lost: Sequence[Lost]) -> list[list[Lost]]:
