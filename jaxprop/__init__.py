@@ -31,5 +31,6 @@ from .diagnosis import check as check
 from .diagnosis import compare as compare
 from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
+from .diagnosis import diagnose as diagnose
 
 __version__ = "0.1.0"

@@ -1,0 +1,88 @@
+"""`diagnose`: one call that says where a gradient goes wrong."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._call import name_of, normalize_argnums
+from .._summary import summary
+from .._types import PyTree
+from ._compiled import Passes, Run, on_host
+from ._origin import find_origins
+from ._report import Report
+from ._sentences import accused, origin_findings
+
+
+def diagnose(
+    loss: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    *,
+    cotangent: PyTree | None = None,
+    most: int = 12,
+) -> Callable[..., Report]:
+    """Say where a gradient goes wrong, why, and what to do.
+
+    The loss is run and differentiated once, in a compiled pass that counts what is not finite in every value
+    and every cotangent. Only where something is found further passes ask who made it, and look at the numbers
+    there. No callbacks, nothing donated, nothing to switch on in JAX. Keep the function that is returned: at the
+    same shapes it does not compile again.
+
+    Args:
+        loss: a pure function, as it stands. It returns a scalar, or `cotangent` is given.
+        argnums: positional arguments to differentiate.
+        has_aux: whether it returns a pair (value, aux).
+        cotangent: the cotangent to begin with, as in `backprop`.
+        most: how many origins are spelled out; of the rest only the number is told.
+
+    Returns:
+        A function of the arguments of `loss` that gives a `Report`. Its findings of kind `origin` are the nodes
+        that made a NaN or Inf, not those that carried it on: first those that reach the gradient, then those
+        that reach the loss alone, then, as notes, a NaN that is masked and reaches neither.
+
+    Raises:
+        TypeError: called inside a traced function, or a differentiated leaf is no float.
+        ValueError: an argument was donated and is gone.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxprop as jp
+        >>> def loss(x):
+        ...     root = jnp.where(x > 0, jnp.sqrt(x), 0.0)
+        ...     return jnp.sum(root)
+        >>> report = jp.diagnose(loss)(jnp.array([4.0, 0.0]))
+        >>> finding = report[0]
+        >>> finding.primitive, finding.element, finding.cause
+        ('sqrt', (1,), 'sqrt at 0')
+        >>> finding.cure
+        'jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)'
+    """
+    passes = Passes(loss, argnums, has_aux, cotangent)
+
+    @functools.wraps(loss, updated=())
+    def diagnosed(*args: Any, **kwargs: Any) -> Report:
+        with jax.debug_nans(False), jax.debug_infs(False):
+            return _report(passes.at(*args, **kwargs), most)
+
+    return diagnosed
+
+
+def _report(run: Run, most: int) -> Report:
+    health = on_host(run(record=summary))
+    origins = find_origins(run, health)
+    shown = origins[:most]
+    findings = origin_findings(shown, on_host(run(nodes=accused(shown))), _batch_length(run)) if shown else []
+    left = len(origins) - len(shown)
+    notes = [f"{left} more {'origins are' if left > 1 else 'origin is'} left out."] if left else []
+    return Report.of(f"diagnose {name_of(run.passes.loss)}", findings, {"nodes": len(health.names)}, notes)
+
+
+def _batch_length(run: Run) -> int | None:
+    """The length of the first axis that all arrays among the arguments not differentiated share."""
+    differentiated = normalize_argnums(run.passes.argnums, len(run.args))
+    rest = [arg for i, arg in enumerate(run.args) if i not in differentiated]
+    lengths = Counter(np.shape(x)[0] for x in jax.tree.leaves((rest, run.kwargs)) if np.ndim(x))
+    return next(iter(lengths)) if len(lengths) == 1 and 1 not in lengths else None
