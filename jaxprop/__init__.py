@@ -32,5 +32,7 @@ from .diagnosis import compare as compare
 from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
 from .diagnosis import diagnose as diagnose
+from .show import explain as explain
+from .show import formula as formula
 
 __version__ = "0.1.0"
