@@ -36,6 +36,7 @@ from .diagnosis import assert_gradients as assert_gradients
 from .diagnosis import assert_residuals as assert_residuals
 from .diagnosis import check as check
 from .diagnosis import compare as compare
+from .diagnosis import diagnose as diagnose
 from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
 from .show import explain as explain

@@ -13,6 +13,7 @@ from ._check import assert_gradients as assert_gradients
 from ._check import check as check
 from ._compare import Comparison as Comparison
 from ._compare import compare as compare
+from ._diagnose import diagnose as diagnose
 from ._precision import Precision as Precision
 from ._precision import precision as precision
 from ._report import Finding as Finding

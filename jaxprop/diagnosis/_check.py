@@ -9,7 +9,7 @@ from .. import _jaxpr
 from .._call import check_points, name_of, trace_call
 from .._graph import Graph, Node, Selector, matches, select
 from .._pass import make_plan
-from .._rules import Recorder, Rules
+from .._rules import Recorder, Rule, Rules
 from .._same import fingerprint
 from ._derivative import RuleError, Subject, Verdict, examine
 from ._points import Points
@@ -91,12 +91,13 @@ def check(
         chosen = _checkable(graph, nodes)
         reading = [node for node in graph.walk() if node.active] if total else chosen
         points = Points.of(traced, graph, [value for node in reading for value in node.operands])
-        subjects: dict[Any, Subject] = {}
+        subjects: set[int] = set()
         found: list[tuple[float, Finding]] = []
         margins, unread = [0.0], 0
         excused = 0
         for node in chosen:
-            subject = _subject(node, plan.rules.get(node.index), subjects)
+            subject = _subject(_Like(node, plan.rules.get(node.index)))
+            subjects.add(id(subject))
             outcome = _check_node(graph, node, subject, points, settings)
             margins += outcome.margins
             unread += outcome.unread
@@ -193,11 +194,24 @@ def _checkable(graph: Graph, nodes: Selector | None) -> list[Node]:
     ]
 
 
-def _subject(node: Node, rule: Any, subjects: dict[Any, Subject]) -> Subject:
-    """The node as functions, shared by nodes that are the same."""
-    types = tuple((v.shape, str(v.dtype), v.active) for v in (*node.operands, *node.outputs))
-    key = (fingerprint(node.eqn), types, None if rule is None else id(rule))
-    return subjects.setdefault(key, Subject(node, rule))
+class _Like:
+    """A node and its rule, equal to those that do the same."""
+
+    def __init__(self, node: Node, rule: Rule | None) -> None:
+        types = tuple((v.shape, str(v.dtype), v.active) for v in (*node.operands, *node.outputs))
+        self.node, self.rule, self.key = node, rule, (fingerprint(node.eqn), types)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Like) and self.rule is other.rule and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash((self.key[1], id(self.rule)))
+
+
+@functools.lru_cache(maxsize=512)
+def _subject(like: _Like) -> Subject:
+    """The node as functions, compiled once for all nodes that are the same, in later calls too."""
+    return Subject(like.node, like.rule)
 
 
 def _check_node(graph: Graph, node: Node, subject: Subject, points: Points, settings: Settings) -> Outcome:
@@ -216,7 +230,7 @@ def _check_node(graph: Graph, node: Node, subject: Subject, points: Points, sett
             if verdict.undecided:
                 unread += 1
             elif not (verdict.wrong or verdict.crooked):
-                margins.append(verdict.error)
+                margins.append(verdict.margin)
             elif worst is None or verdict.badness > worst[0].badness:
                 worst = verdict, step, operands
     if worst is None:

@@ -27,6 +27,7 @@ class Apart:
 
     Attributes:
         relative: `|a - b| / |b|` in 2-norms.
+        excess: the same, less what round-off of the numbers it is made from explains: this is judged.
         digits: `-log10(relative)`: decimal digits they share; 16 at most.
         ulps: `relative` in units of the spacing of the less precise dtype at 1.
         lost: digits lost at this very node: fewer than the worst it was made from.
@@ -34,12 +35,14 @@ class Apart:
         a, b: the numbers there.
         nonfinite: how many elements are NaN or infinite in the first and not in the second.
         vanished: how many are zero in the first and not in the second.
+        underflown: how many of those are, in the second, below the smallest normal number of the first's dtype.
         zeros: how many are zero in the first.
         subnormal: how many are subnormal in the first.
         size: how many elements there are.
     """
 
     relative: float
+    excess: float
     digits: float
     ulps: float
     lost: float
@@ -48,6 +51,7 @@ class Apart:
     b: float | complex
     nonfinite: int
     vanished: int
+    underflown: int
     zeros: int
     subnormal: int
     size: int
@@ -138,7 +142,7 @@ def _cells(apart: Apart | None) -> tuple[str, str, str]:
 
 def _distance(pair: Pair) -> float:
     return max(
-        (math.inf if x.nonfinite else x.relative for x in (pair.forward, pair.backward) if x is not None),
+        (x.excess for x in (pair.forward, pair.backward) if x is not None),
         default=0.0,
     )
 
@@ -181,9 +185,10 @@ def compare(a: Tape, b: Tape, *, tolerance: float | None = None) -> Comparison:
     if not aligned:
         raise ValueError("the two tapes have no value in common: no name, shape and operation is on both.")
     allowed = _tolerance(aligned) if tolerance is None else tolerance
-    forward = _side(aligned, [(one.forward(), other.forward()) for one, other in aligned], allowed)
-    backward = _side(aligned, [(one.backward(), other.backward()) for one, other in aligned], allowed)
-    forward = _with_losses(aligned, forward, _operands_of(a.graph))
+    sources = _operands_of(a.graph)
+    forward = _side(aligned, [(one.forward(), other.forward()) for one, other in aligned], sources)
+    backward = _side(aligned, [(one.backward(), other.backward()) for one, other in aligned], None)
+    forward = _with_losses(aligned, forward, sources)
     backward = _with_losses(aligned, backward, _readers_of(a.graph))
     pairs = tuple(
         Pair(one.name, other.name, there, back)
@@ -216,20 +221,30 @@ def _is_float(item: Item) -> bool:
 
 
 def _side(
-    aligned: Sequence[tuple[Item, Item]], arrays: Sequence[tuple[Any, Any]], tolerance: float
+    aligned: Sequence[tuple[Item, Item]],
+    arrays: Sequence[tuple[Any, Any]],
+    sources: Mapping[int, list[int]] | None,
 ) -> list[Apart | None]:
-    """How far each pair is apart. What is zero in truth is judged by the scale of the whole."""
+    """How far each pair is apart.
+
+    What is zero in truth comes out as round-off: it is judged by the scale of what it is made from (`sources`),
+    a cotangent by the greatest of all.
+    """
     wide = [None if a is None or b is None or not _floats(a, b) else (_wide(a), _wide(b)) for a, b in arrays]
-    norms = [_norm(pair[1]) for pair in wide if pair is not None]
-    scale = max((norm for norm in norms if math.isfinite(norm)), default=0.0)
+    norms = {
+        one.value.id: _norm(pair[1]) for (one, _), pair in zip(aligned, wide, strict=True) if pair is not None
+    }
+    greatest = max((norm for norm in norms.values() if math.isfinite(norm)), default=0.0)
     found: list[Apart | None] = []
     for (one, other), pair in zip(aligned, wide, strict=True):
         if pair is None:
             found.append(None)
             continue
-        info = max((jnp.finfo(i.value.dtype) for i in (one, other)), key=lambda info: float(info.eps))
-        floor = 4 * float(info.eps) / tolerance * scale if tolerance else 0.0
-        found.append(_apart(*pair, jnp.finfo(one.value.dtype), float(info.eps), floor))
+        eps = max(float(jnp.finfo(item.value.dtype).eps) for item in (one, other))
+        scale = greatest
+        if sources is not None:
+            scale = max((norms.get(id_, 0.0) for id_ in sources.get(one.value.id, ())), default=0.0)
+        found.append(_apart(*pair, jnp.finfo(one.value.dtype), eps, 4 * eps * scale))
     return found
 
 
@@ -247,18 +262,20 @@ def _norm(x: Any) -> float:
         return float(np.linalg.norm(x.ravel()))
 
 
-def _apart(a: Any, b: Any, info: Any, eps: float, floor: float) -> Apart:
+def _apart(a: Any, b: Any, info: Any, eps: float, rounding: float) -> Apart:
     both = np.isfinite(a) & np.isfinite(b)
     difference = np.where(both, np.abs(np.where(both, a, 0) - np.where(both, b, 0)), 0)
     bad = ~np.isfinite(a) & np.isfinite(b)
-    size = max(_norm(np.where(both, b, 0)), floor)
-    relative = _norm(difference) / size if size else float(difference.any())
+    size, off = _norm(np.where(both, b, 0)), _norm(difference)
+    relative = off / size if size else float(off > 0)
+    excess = max(0.0, off - rounding) / size if size else float(off > rounding)
     if bad.any():
-        relative = math.inf
+        relative = excess = math.inf
     worst = int(np.argmax(np.where(bad, np.inf, difference))) if a.size else 0
     small = float(info.smallest_normal)
     return Apart(
         relative=relative,
+        excess=excess,
         digits=_digits(relative),
         ulps=relative / eps,
         lost=0.0,
@@ -267,6 +284,7 @@ def _apart(a: Any, b: Any, info: Any, eps: float, floor: float) -> Apart:
         b=b.ravel()[worst].item() if a.size else 0.0,
         nonfinite=int(bad.sum()),
         vanished=int(((a == 0) & (b != 0)).sum()),
+        underflown=int(((a == 0) & (b != 0) & (np.abs(b) < small)).sum()),
         zeros=int((a == 0).sum()),
         subnormal=int(((a != 0) & (np.abs(a) < small)).sum()),
         size=a.size,
@@ -342,7 +360,7 @@ def _parting(
     order = range(len(aligned)) if direction == "forward" else reversed(range(len(aligned)))
     for i in order:
         side = sides[i]
-        if side is None or side.relative <= tolerance:
+        if side is None or side.excess <= tolerance:
             continue
         one, other = aligned[i]
         what = "values" if direction == "forward" else "cotangents"

@@ -23,7 +23,7 @@ from .. import _jaxpr
 from .._graph import Node
 from .._local import Local, moved_operands, node_function, partial_function, scatter, take
 from .._rules import Rule, check_in_cts
-from ._wide import Slope, size_of, slopes, wide_equation, widen
+from ._wide import along, size_of, slope, wide_equation, widen
 
 #: Relative differences allowed between a rule and differences, by the dtype the rule computes in. Far above
 #: what rounding gives, far below what a wrong rule gives.
@@ -74,6 +74,11 @@ class Verdict(NamedTuple):
     def crooked(self) -> bool:
         """Whether the forward rule is not the transpose of the reverse one."""
         return self.linear is not None and not self.linear <= self.allowed
+
+    @property
+    def margin(self) -> float:
+        """The error where nothing is wrong: against what agrees with the rule."""
+        return self.error if self.derived is None else min(self.error, self.derived)
 
     @property
     def badness(self) -> float:
@@ -161,7 +166,7 @@ class Subject:
 
     @functools.cached_property
     def differ(self) -> Callable[..., Any]:
-        """(operands, tangents of each moved operand) -> for each (slopes of the outputs, jvp or None).
+        """(operands, tangents of each moved operand) -> for each (outputs along them, jvp or None).
 
         Tangents have the directions on the first axis; None leaves an operand out.
         """
@@ -172,11 +177,8 @@ class Subject:
             found = []
             for which, ts in enumerate(tangents):
                 alone = partial_function(of, points, (which,))
-                found.append(
-                    ts
-                    if ts is None
-                    else (slopes(alone, [points[which]], [ts]), _pushed(alone, points[which], ts))
-                )
+                point = points[which]
+                found.append(ts if ts is None else (along(alone, [point], [ts]), _pushed(alone, point, ts)))
             return found
 
         return jax.jit(run)
@@ -236,10 +238,10 @@ def measured(subject: Subject, operands: list[Any], tangents: list[Any]) -> list
 def _along(
     subject: Subject, operands: list[Any], which: int, ts: Any, seen: Any, rng: np.random.Generator
 ) -> list[Verdict]:
-    found, (changes, derived) = [], seen
+    found, (values, derived) = [], seen
     for k, t in enumerate(ts):
-        parts = [Slope(*(x[k] for x in slope)) for slope in changes]
-        along = None if derived is None else [x[k] for x in derived]
+        parts = [slope(value[k]) for value in values]
+        pushed = None if derived is None else [x[k] for x in derived]
         cts = [
             np.where(part.smooth, random_cotangent(subject.node.outputs[i], rng), 0).astype(
                 subject.node.outputs[i].dtype
@@ -252,12 +254,12 @@ def _along(
             # Where the rule is infinite nothing moves; there is a derivative elsewhere.
             t, in_ct = np.where(bad, 0, t), np.where(bad, 0, in_ct)
             alone = [t[None] if i == which else None for i in range(len(subject.moved))]
-            slopes_here, derived_here = measured(subject, operands, alone)[which]
-            parts = [Slope(*(x[0] for x in slope)) for slope in slopes_here]
-            along = None if derived_here is None else [x[0] for x in derived_here]
-        verdict = _verdict(subject, operands, which, t, cts, in_ct, parts, along)
+            values_here, derived_here = measured(subject, operands, alone)[which]
+            parts = [slope(value[0]) for value in values_here]
+            pushed = None if derived_here is None else [x[0] for x in derived_here]
+        verdict = _verdict(subject, operands, which, t, cts, in_ct, parts, pushed)
         if verdict.wrong:
-            verdict = _without_rounding(verdict, subject, operands, which, t, cts, parts, along)
+            verdict = _without_rounding(verdict, subject, operands, which, t, cts, parts, pushed)
         found.append(verdict)
     return found
 
@@ -270,7 +272,7 @@ def _without_rounding(
     t: Any,
     cts: list[Any],
     parts: list[Any],
-    along: list[Any] | None,
+    pushed: list[Any] | None,
 ) -> Verdict:
     """The verdict once it is known what rounding alone does here: an ill-conditioned node is no wrong rule."""
     wide = [double(ct) for ct in cts]
@@ -280,10 +282,10 @@ def _without_rounding(
                 exact = subject.pull_wide(operands, [widen(ct) for ct in wide])[which]
             error = apart(pairing([double(exact)], [t]), pairing(wide, [part.value for part in parts]))
             return verdict._replace(error=min(error, verdict.error))
-        if along is None or subject.rule is not None:
+        if pushed is None or subject.rule is not None:
             return verdict
         plain = subject.pull_plain(operands, cts)[which]
-        rounding = apart(pairing([double(plain)], [t]), pairing(wide, along))
+        rounding = apart(pairing([double(plain)], [t]), pairing(wide, pushed))
     except Exception:  # JAX derives nothing from this program
         return verdict
     return verdict._replace(allowed=verdict.allowed + 10 * rounding) if math.isfinite(rounding) else verdict
@@ -304,30 +306,30 @@ def _verdict(
     cts: list[Any],
     in_ct: Any,
     parts: list[Any],
-    along: list[Any] | None,
+    pushed: list[Any] | None,
 ) -> Verdict:
     wide = [double(ct) for ct in cts]
     rule = pairing([double(in_ct)], [t])
-    slope = pairing(wide, [part.value for part in parts])
+    change = pairing(wide, [part.value for part in parts])
     doubt = 3 * pairing(wide, [part.doubt for part in parts]).norm
-    scale = max(rule.norm, slope.norm)
+    scale = max(rule.norm, change.norm)
     allowed = subject.tolerance + (doubt / scale if scale else 0.0)
     derived, agree = None, False
-    if along is not None and all(np.isfinite(x).all() for x in along):
-        derived = apart(rule, pairing(wide, along))
-        agree = apart(slope, pairing(wide, along)) <= allowed
+    if pushed is not None and all(np.isfinite(x).all() for x in pushed):
+        derived = apart(rule, pairing(wide, pushed))
+        agree = apart(change, pairing(wide, pushed)) <= allowed
     linear = None
     if subject.push is not None:
         tangents = [
             jnp.asarray(t if i == which else 0 * np.asarray(x), x.dtype).reshape(np.shape(x))
             for i, x in enumerate(map(jnp.asarray, take(operands, subject.moved)))
         ]
-        pushed = [double(x) for x in subject.push(operands, tangents)]
-        linear = apart(rule, pairing(wide, pushed)) if all(np.isfinite(x).all() for x in pushed) else None
+        own = [double(x) for x in subject.push(operands, tangents)]
+        linear = apart(rule, pairing(wide, own)) if all(np.isfinite(x).all() for x in own) else None
     count = sum(np.size(part.smooth) for part in parts)
     fraction = sum(int(np.sum(part.smooth)) for part in parts) / count if count else 1.0
     full = scatter(cts, subject.kept, len(subject.node.outputs))
-    error = apart(rule, slope)
+    error = apart(rule, change)
     return Verdict(subject.moved[which], error, allowed, derived, linear, agree, in_ct, full, fraction)
 
 

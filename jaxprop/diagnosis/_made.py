@@ -90,9 +90,7 @@ _PASSING = _MOVING | {"add", "add_any", "reduce_sum", "sub"}
 
 #: Nodes whose output, element by element, is made from the same elements of their operands.
 ELEMENTWISE = frozenset(
-    "abs acos acosh add add_any asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos cosh digamma "
-    "div erf erf_inv erfc exp exp2 expm1 floor imag integer_pow lgamma log log1p log2 logistic max min mul neg "
-    "nextafter pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh".split()
+    ["abs", "acos", "acosh", "add", "add_any", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "convert_element_type", "cos", "cosh", "digamma", "div", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "imag", "integer_pow", "lgamma", "log", "log1p", "log2", "logistic", "max", "min", "mul", "neg", "nextafter", "pow", "real", "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh"]
 )
 
 

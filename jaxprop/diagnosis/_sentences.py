@@ -7,11 +7,12 @@ import numpy as np
 from .._graph import Graph, spell_type
 from .._tape import Tape
 from .._views import BACK
-from ._why import explain
 from ._events import Event
 from ._origin import Origin
 from ._point import Point, point_of
 from ._report import Finding, at, spell
+from ._why import explain
+
 
 def origin_findings(origins: list[Origin], full: Tape, batch: int | None) -> list[Finding]:
     """One finding for each origin.

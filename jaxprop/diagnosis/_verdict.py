@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._derivative import Subject, Verdict, double, measured
-from ._wide import size_of, widen
+from ._wide import size_of, slope, widen
 
 #: At most so many elements are looked at one by one.
 ELEMENTS = 256
@@ -176,10 +176,11 @@ def _by_differences(subject: Subject, verdict: Verdict, operands: list[Any], whi
     ts = np.zeros((len(indices), x.size), x.dtype)
     ts[np.arange(len(indices)), indices] = size
     tangents = [ts.reshape(-1, *x.shape) if i == which else None for i in range(len(subject.moved))]
-    slopes, _ = measured(subject, operands, tangents)[which]
+    values, _ = measured(subject, operands, tangents)[which]
     total = np.zeros(len(indices), x.dtype)
-    for ct, slope in zip((ct for ct in verdict.cts if ct is not None), slopes, strict=True):
-        total = total + slope.value.reshape(len(indices), -1) @ double(ct).ravel()
+    for ct, value in zip((ct for ct in verdict.cts if ct is not None), values, strict=True):
+        changes = np.stack([slope(x).value.ravel() for x in value])
+        total = total + changes @ double(ct).ravel()
     return total / size, indices
 
 

@@ -13,7 +13,7 @@ from .._interpret import Plan
 from .._pass import run
 from ._derivative import apart, double, pairing, random_cotangent, random_tangent, tolerance_of
 from ._points import Points
-from ._wide import Slope, slopes, wide_graph, widen
+from ._wide import along, slope, wide_graph, widen
 
 #: Relative to the size of the arguments: so short that few kinks of a whole network lie within.
 STEPS = (1e-6, 1e-7)
@@ -66,10 +66,10 @@ def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, direct
         if any(np.any(m != c) for m, c in zip(masked, cts, strict=True)):
             continue  # a kink within the step: nothing is decided
         gradient = pairing([double(grads[i]) for i in moved], ts)
-        slope = pairing(masked, [part.value for part in parts])
+        change = pairing(masked, [part.value for part in parts])
         doubt = 3 * pairing(masked, [part.doubt for part in parts]).norm
-        scale = max(gradient.norm, slope.norm)
-        error, allowed = apart(gradient, slope), tolerance + (doubt / scale if scale else 0.0)
+        scale = max(gradient.norm, change.norm)
+        error, allowed = apart(gradient, change), tolerance + (doubt / scale if scale else 0.0)
         if whole is None or error - allowed > whole.error - whole.allowed:
             whole = Whole(error, allowed)
     return whole or Whole(0.0, 0.0, "there is a kink within the step in every direction tried.")
@@ -106,9 +106,9 @@ def _slopes(
             return [outputs[i] for i in kept]
 
         points = [wide[i] for i in moved]
-        return slopes(of, points, stacked, STEPS)
+        return along(of, points, stacked, STEPS)
 
     with jax.enable_x64(True):
         found = jax.jit(measure)(traced.operands, held, [jnp.asarray(x) for x in stacked])
         found = jax.tree.map(np.asarray, found)
-    return [(ts[k], [Slope(*(x[k] for x in part)) for part in found]) for k in range(directions)]
+    return [(ts[k], [slope(value[k], STEPS) for value in found]) for k in range(directions)]

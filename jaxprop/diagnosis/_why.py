@@ -3,7 +3,7 @@
 The first row that fits wins; where none does, the cause is unknown, and said to be.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 

@@ -159,7 +159,7 @@ def _widened_program(param: Any) -> Any:
 
 
 class Slope(NamedTuple):
-    """How an output changes along a direction, by differences; directions stand on the first axis.
+    """How an output changes along a direction, by differences.
 
     Attributes:
         value: `(f(x + h t) - f(x - h t)) / 2 h`, zero where it is not smooth.
@@ -176,45 +176,51 @@ class Slope(NamedTuple):
 STEPS = (1e-4, 1e-5)
 
 
-def slopes(
+def along(
     fun: Callable[..., list[Any]],
     points: Sequence[Any],
     tangents: Sequence[Any],
     steps: tuple[float, float] = STEPS,
-    eps: float = 2.0**-52,
-) -> list[Slope]:
-    """Differences of `fun` at `points` along `tangents`, which have the directions on the first axis.
+) -> list[Any]:
+    """Values of `fun` on both sides of `points`, for `slope`: axes direction and offset come first.
 
-    Central differences at two steps. Where the one-sided ones part, and do not come together as the step gets
-    smaller, there is a kink or a jump, and no derivative.
+    Tangents have the directions on the first axis. One loop over all of it, so that `fun` is compiled once.
     """
-    long, short = steps
     count = len(tangents[0])
-    offsets = np.array([0.0, long, -long, short, -short])
+    offsets = _offsets(steps)
 
     def at(offset: Any, number: Any) -> list[Any]:
-        return fun(
-            *(x + jnp.asarray(offset, x.dtype) * t[number] for x, t in zip(points, tangents, strict=True))
-        )
+        moved = (x + jnp.asarray(offset, x.dtype) * t[number] for x, t in zip(points, tangents, strict=True))
+        return fun(*moved)
 
-    # One loop, so that the function is compiled once.
-    every = jnp.asarray(np.tile(offsets, count)), jnp.repeat(jnp.arange(count), len(offsets))
+    every = jnp.asarray(np.tile(offsets, count)), jnp.asarray(np.repeat(np.arange(count), len(offsets)))
     values = jax.lax.map(lambda pair: at(*pair), every)
-    values = [value.reshape(count, len(offsets), *value.shape[1:]) for value in values]
-    return [jax.vmap(lambda v: _slope(v, long, short, eps))(value) for value in values]
+    return [value.reshape(count, len(offsets), *value.shape[1:]) for value in values]
 
 
-def _slope(values: Any, long: float, short: float, eps: float) -> Slope:
-    at, far, far_back, near, near_back = values
-    slope_far, slope = (far - far_back) / (2 * long), (near - near_back) / (2 * short)
-    jump_far = jnp.abs(far + far_back - 2 * at) / long
-    jump = jnp.abs(near + near_back - 2 * at) / short
-    noise = 16 * eps * jnp.max(jnp.abs(at), initial=0.0, where=jnp.isfinite(at)) / short
-    size = jnp.maximum(jnp.abs(near - at), jnp.abs(at - near_back)) / short
-    smooth = (jump <= 1e-4 * size + noise) | (jump <= 2 * (short / long) * jump_far + noise)
-    smooth &= jnp.isfinite(slope) & jnp.isfinite(slope_far)
-    doubt = jnp.where(smooth, jnp.abs(slope - slope_far) + noise, 0)
-    return Slope(jnp.where(smooth, slope, 0), doubt, smooth)
+def _offsets(steps: tuple[float, float]) -> Any:
+    long, short = steps
+    return np.array([0.0, long, -long, short, -short])
+
+
+def slope(values: Any, steps: tuple[float, float] = STEPS) -> Slope:
+    """Central differences of an output along one direction, at two steps.
+
+    Where the one-sided ones part, and do not come together as the step gets smaller, there is a kink or a jump,
+    and no derivative.
+    """
+    long, short = steps
+    at, far, far_back, near, near_back = np.asarray(values)
+    with np.errstate(all="ignore"):
+        slope_far, slope = (far - far_back) / (2 * long), (near - near_back) / (2 * short)
+        jump_far = np.abs(far + far_back - 2 * at) / long
+        jump = np.abs(near + near_back - 2 * at) / short
+        noise = 16 * 2.0**-52 * np.max(np.abs(at), initial=0.0, where=np.isfinite(at)) / short
+        size = np.maximum(np.abs(near - at), np.abs(at - near_back)) / short
+        smooth = (jump <= 1e-4 * size + noise) | (jump <= 2 * (short / long) * jump_far + noise)
+        smooth &= np.isfinite(slope) & np.isfinite(slope_far)
+        doubt = np.where(smooth, np.abs(slope - slope_far) + noise, 0)
+    return Slope(np.where(smooth, slope, 0), doubt, smooth)
 
 
 def size_of(x: Any) -> float:

@@ -1,0 +1,291 @@
+"""Two tapes of which it is known where they part; precisions of which it is known what they lose."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxprop as jp
+import models
+from jaxprop.diagnosis import Comparison
+
+MODELS = {case.name: case for case in models.CASES}
+
+
+def draw(*shapes):
+    source = np.random.default_rng(2)
+    return [jnp.asarray(source.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def cell(w, h):
+    z = h @ w
+    h = jnp.tanh(z)
+    return h
+
+
+def unrolled(w, x):
+    h = x
+    for _ in range(3):
+        h = cell(w, h)
+    return jnp.mean(h**2)
+
+
+def scanned(w, x):
+    h, _ = lax.scan(lambda h, _: (cell(w, h), None), x, None, length=3)
+    return jnp.mean(h**2)
+
+
+def recomputed(w, x):
+    h = x
+    for _ in range(3):
+        h = jax.checkpoint(cell)(w, h)
+    return jnp.mean(h**2)
+
+
+def jitted(w, x):
+    h = x
+    for _ in range(3):
+        h = jax.jit(cell)(w, h)
+    return jnp.mean(h**2)
+
+
+VARIANTS = (scanned, recomputed, jitted)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    args = draw((3, 3), (2, 3))
+    return args, jp.backprop(unrolled)(*args)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda f: f.__name__)
+def test_the_same_program_written_otherwise_does_not_part(variant, reference):
+    args, tape = reference
+    found = jp.compare(jp.backprop(variant)(*args), tape)
+    assert found.ok and not len(found), found
+    assert found["z"].forward.digits > 5
+    matched = {pair.other for pair in found.pairs}
+    assert {"w", "x", "z", "h", "unrolled"} <= matched
+
+
+def test_a_loop_against_its_steps_written_out(reference):
+    args, tape = reference
+    found = jp.compare(jp.backprop(scanned)(*args), tape)
+    (z,) = [pair for pair in found.pairs if pair.name == "z"]
+    assert z.forward.size == 3 * 2 * 3  # all steps at once
+    back = jp.compare(tape, jp.backprop(scanned)(*args))
+    assert back.ok and {pair.other for pair in back.pairs} >= {"z", "w", "x"}
+
+
+def test_eager_and_jitted_are_one(reference):
+    args, tape = reference
+    found = jp.compare(jax.jit(jp.backprop(unrolled))(*args), tape)
+    assert found.ok and found.unmatched == ()
+    assert len(found.pairs) == len(tape)
+
+
+@pytest.mark.parametrize("direction", ("forward", "backward"))
+def test_the_first_node_where_they_part(direction, reference):
+    """A fault is planted at one node, in one direction."""
+    args, tape = reference
+    planted = jax.custom_vjp(lambda x: x)
+    planted.defvjp(lambda x: (x, None), lambda _, ct: (1.01 * ct,))
+
+    def faulty(w, x):
+        h = x
+        for step in range(3):
+            z = h @ w
+            if step == 1 and direction == "forward":
+                z = z * 1.001
+            h = jnp.tanh(z)
+            if step == 1 and direction == "backward":
+                h = planted(h)
+        return jnp.mean(h**2)
+
+    found = jp.compare(jp.backprop(faulty)(*args), tape)
+    first = next(finding for finding in found if finding.kind == direction)
+    if direction == "forward":
+        assert found["z"].forward.relative == 0 and found["h"].forward.relative == 0
+        w, x = (np.asarray(arg, np.float64) for arg in args)
+        z = np.tanh(x @ w) @ w
+        off = np.linalg.norm(np.tanh(1.001 * z) - np.tanh(z)) / np.linalg.norm(np.tanh(z))
+        assert first.node == "h#2" and first.source.file.endswith("test_compare.py")
+        assert first.numbers["relative"] == pytest.approx(off, rel=1e-2)
+    else:
+        assert [finding.kind for finding in found] == ["backward"]
+        assert first.numbers["relative"] == pytest.approx(1e-2, rel=0.2)
+        assert found["z#3"].backward.relative == 0
+
+
+def test_the_message_and_the_figures():
+    def loss(w, slope):
+        h = w * 2.0
+        y = jnp.where(h > 0, h, slope * h)
+        return jnp.sum(y**2)
+
+    w = jnp.array([3.0, -4.0], jnp.float32)
+    found = jp.compare(jp.backprop(loss)(w, jnp.float32(0.1)), jp.backprop(loss)(w, jnp.float32(0.2)))
+    forward, backward = found
+    assert (
+        forward.message
+        == "on the way out the values part at `slope`: they differ by 0.5 of the norm of the second."
+    )
+    assert backward.element == (1,)
+    y = found["y"].forward
+    a, b = np.array([6.0, -0.8]), np.array([6.0, -1.6])
+    assert y.relative == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(b), rel=1e-6)
+    assert y.digits == pytest.approx(-np.log10(y.relative))
+    assert y.ulps == pytest.approx(y.relative / np.finfo(np.float32).eps)
+    assert (y.element, y.a, y.b) == ((1,), pytest.approx(-0.8), pytest.approx(-1.6))
+    data = json.loads(found.json())
+    assert [finding["kind"] for finding in data["findings"]] == ["forward", "backward"]
+    assert isinstance(found, Comparison) and "Farthest apart" in str(found)
+
+
+def test_a_gradient_that_is_zero_in_truth_is_no_parting():
+    """The bias before a norm: its cotangent is round-off of the others."""
+
+    def loss(b, x):
+        h = x + b[None]
+        n = (h - jnp.mean(h, 0)[None]) / jnp.std(h, 0)[None]
+        return jnp.sum(n**3)
+
+    def other(b, x):
+        h = b[None] + x
+        n = (h - jnp.mean(h, 0)[None]) / jnp.std(h, 0)[None]
+        return jnp.sum(n * n * n)
+
+    b, x = draw((4,), (16, 4))
+    found = jp.compare(jp.backprop(loss)(b, x), jp.backprop(other)(b, x))
+    assert found["b"].backward is not None
+    assert found.ok, found
+
+
+def test_what_cannot_be_compared():
+    tape = jp.backprop(lambda w: jnp.sum(w**2))(jnp.ones(2))
+    brief = jp.backprop(lambda w: jnp.sum(w**2), record=jp.summary)(jnp.ones(2))
+    with pytest.raises(TypeError) as caught:
+        jp.compare(tape, brief)
+    assert str(caught.value) == (
+        "compare needs values and cotangents as they are: record them with record=None."
+    )
+    with pytest.raises(ValueError) as caught:
+        jp.compare(tape, jp.backprop(lambda v: jnp.prod(jnp.sin(v)))(jnp.ones(5)))
+    assert str(caught.value) == (
+        "the two tapes have no value in common: no name, shape and operation is on both."
+    )
+
+
+# --- precision -----------------------------------------------------------------------------------------
+
+
+def small(w):
+    h = 1e-3 * w
+    return jnp.mean(h**2)
+
+
+def test_underflow_in_float16_and_the_scale_that_cures_it():
+    """d loss/d h = 2 h / n = 2e-8, d loss/d w = 2e-11: below half of the smallest float16, 2**-25."""
+    w = jnp.full(1000, 1e-2)
+    found = jp.precision(small, jnp.float16)(w)
+    (finding,) = found
+    assert (finding.kind, finding.leaves) == ("underflow", ("w",))
+    assert found.comparison["w"].backward.vanished == 1000
+    first = 2.0 ** np.ceil(np.log2(2.0**-25 / 2e-11))
+    assert found.window == (first, 2.0**15)  # from 2**16 on the seed itself is infinite in float16
+    assert first <= found.scale <= 2.0**15
+    low = w.astype(jnp.float16)
+    plain = jax.grad(small)(low)
+    scaled = jax.grad(lambda w: small(w) * np.float16(found.scale))(low).astype(np.float32) / found.scale
+    right = jax.grad(small)(w)
+    assert not plain.any()
+    np.testing.assert_allclose(scaled, right, rtol=0.1)  # 2.7 of the smallest steps: three are stored
+    assert finding.cure.startswith(
+        f"Scale the loss by 2**{int(np.log2(found.scale))}: differentiate `scale * loss`"
+    )
+
+
+def test_bfloat16_has_the_range_of_float32():
+    found = jp.precision(small, jnp.bfloat16)(jnp.full(1000, 1e-2))
+    assert not [finding for finding in found if finding.kind in ("underflow", "overflow")]
+    assert found.scale == 1.0
+
+
+def test_overflow_names_the_first_value():
+    def loss(x):
+        e = jnp.exp(x)
+        return jnp.log(jnp.sum(e))
+
+    found = jp.precision(loss, jnp.float16)(jnp.array([1.0, 12.0]))
+    first = found[0]
+    assert (first.kind, first.severity, first.node, first.element) == ("overflow", "error", "e", (1,))
+    assert first.message == "the value of `e` is not finite in float16, at 1 of 2 elements."
+    assert first.why == "float16 ends at 6.55e+04."
+
+
+def test_digits_are_lost_where_numbers_cancel():
+    """1000 + x has two digits and a half in bfloat16; the difference has none of x left."""
+
+    def loss(x):
+        shifted = x + 1000
+        back = shifted - 1000
+        return jnp.sum(back * back)
+
+    found = jp.precision(loss, jnp.bfloat16)(jnp.array([0.3, 1.1, 2.3, 0.7]))
+    digits = [finding for finding in found if finding.kind == "digits"]
+    assert digits[0].node == "back" and digits[0].cause == "cancellation"
+    table = found.comparison
+    assert table["shifted"].forward.relative < 5e-3 < 0.1 < table["back"].forward.relative
+
+
+def test_integers_stay_and_only_params_are_cast():
+    seen = []
+
+    def loss(params, ids, x):
+        seen.append((params.dtype, ids.dtype, x.dtype))
+        return jnp.sum(params[ids].astype(jnp.float32) * x.astype(jnp.float32))
+
+    args = jnp.ones(4), jnp.array([0, 2], jnp.int32), jnp.ones(2)
+    jp.precision(loss, jnp.bfloat16)(*args)
+    assert (jnp.bfloat16, jnp.int32, jnp.bfloat16) in seen
+    seen.clear()
+    jp.precision(loss, jnp.bfloat16, cast="params")(*args)
+    assert (jnp.bfloat16, jnp.int32, jnp.float32) in seen
+
+
+def test_a_float64_reference():
+    found = jp.precision(lambda w: jnp.sum(jnp.sin(w)), jnp.float32, reference=jnp.float64)(jnp.ones(3))
+    assert found.ok
+    assert 6 < found.comparison["w"].backward.digits < 10
+    assert not jax.config.jax_enable_x64
+
+
+def test_dtypes_are_checked():
+    with pytest.raises(ValueError) as caught:
+        jp.precision(small, jnp.float32)
+    assert str(caught.value) == "the reference must be more precise: float32 is not more precise than float32."
+    with pytest.raises(TypeError) as caught:
+        jp.precision(small, jnp.int32)
+    assert str(caught.value) == "`dtype` must be a floating point dtype, got int32."
+
+
+def test_the_scales_are_told():
+    text = str(jp.precision(small, jnp.float16)(jnp.full(1000, 1e-2)))
+    assert "Farthest from the reference" in text and "The loss scaled" in text and "2**11" in text
+    data = json.loads(jp.precision(small, jnp.float16)(jnp.full(1000, 1e-2)).json())
+    assert (
+        data["scales"][0] == {"scale": 1.0, "underflow": 2000, "nonfinite": 0} or data["scales"][0]["underflow"]
+    )
+
+
+@pytest.mark.library
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("dict_digits_mlp", "linen_lstm", "eqx_mlp", "nnx_attention"))
+def test_a_healthy_model_in_bfloat16(name, key):
+    loss, args, argnums = MODELS[name].make(key)
+    found = jp.precision(loss, jnp.bfloat16, argnums)(*args)
+    assert not [finding for finding in found if finding.kind in ("underflow", "overflow")], found
+    assert found.comparison.figures["compared"] > 5
