@@ -6,6 +6,7 @@ and nested programs as `Program`s.
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, NamedTuple
@@ -39,6 +40,12 @@ class Program(NamedTuple):
         """The name of the traced function, where JAX kept it."""
         info = getattr(self.jaxpr, "debug_info", None)
         return str(info.func_src_info).split(" at ")[0] if info is not None else None
+
+    @property
+    def is_jaxs_own(self) -> bool:
+        """Whether the traced function stands in JAX itself."""
+        info = str(getattr(getattr(self.jaxpr, "debug_info", None), "func_src_info", ""))
+        return info.partition(" at ")[2].startswith(os.path.dirname(jax.__file__) + os.sep)
 
 
 def as_program(jaxpr: Any) -> Program:
