@@ -6,6 +6,7 @@ and nested programs as `Program`s.
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, NamedTuple
@@ -46,6 +47,11 @@ class Program(NamedTuple):
         info = getattr(self.jaxpr, "debug_info", None)
         _, found, place = str(getattr(info, "func_src_info", "")).partition(" at ")
         return place.rpartition(":")[0] if found else None
+
+    @property
+    def is_jaxs_own(self) -> bool:
+        """Whether the traced function stands in JAX itself."""
+        return (self.function_file or "").startswith(os.path.dirname(jax.__file__) + os.sep)
 
 
 def as_program(jaxpr: Any) -> Program:

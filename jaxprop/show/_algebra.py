@@ -407,7 +407,18 @@ def spread(x: Expr, shape: Shape) -> Expr:
 
 def narrow(x: Expr) -> Expr:
     """What was broadcast, as it was before: in sums and products it comes to the same."""
-    return narrow(x.args[0]) if isinstance(x, Call) and x.fn == "broadcast_to" else x
+    if not isinstance(x, Call):
+        return x
+    if x.fn == "broadcast_to" or (x.fn == "reshape" and _is_put_in_front(x)):
+        return narrow(x.args[0])
+    return x
+
+
+def _is_put_in_front(x: Call) -> bool:
+    """Whether a reshape only puts axes of length one in front: NumPy does so by itself."""
+    inner = x.args[0].shape
+    new = len(x.shape) - len(inner)
+    return new > 0 and x.shape == (1,) * new + inner
 
 
 def contains(x: Expr, part: Expr) -> bool:

@@ -160,7 +160,8 @@ def _forward(
     fun: _Fun, structs: list[jax.ShapeDtypeStruct], leaves: list[Sym], count: int
 ) -> list[Expr | None]:
     try:
-        return list(read(_jaxpr.trace(lambda *values: list(fun(*values)), *structs), leaves))
+        program = _jaxpr.trace(lambda *values: list(fun(*values)), *structs)
+        return list(read(program, leaves, opened=False))
     except (Unreadable, TooLarge):
         return [None] * count
 
@@ -284,7 +285,7 @@ def _names_between(route: Route) -> dict[Expr, Expr]:
     for node in route.nodes:
         inputs = distinct(node.operands)
         leaves = [symbols[v.id] for v in inputs]
-        found = read(_jaxpr.trace(_function_of(node, inputs), *map(_struct, inputs)), leaves)
+        found = read(_jaxpr.trace(_function_of(node, inputs), *map(_struct, inputs)), leaves, opened=False)
         for expr, value in zip(found, node.outputs, strict=True):
             if not isinstance(expr, Sym | Num):
                 names[expr] = symbols[value.id]

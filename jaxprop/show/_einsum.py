@@ -23,9 +23,10 @@ def as_matmul(x: Call) -> tuple[Side, Side] | None:
     return None
 
 
-def is_outer(x: Call) -> bool:
-    """Whether an einsum is the outer product of two vectors."""
-    return x.params["spec"] == "a,b->ab"
+def outer_sides(x: Call) -> tuple[Expr, ...]:
+    """The sides of the outer product of two vectors that an einsum is; () where it is none."""
+    sides = {"a,b->ab": x.args, "a,b->ba": x.args[::-1]}
+    return sides.get(x.params["spec"], ())
 
 
 def _turned(letters: str, turn: bool) -> str | None:

@@ -195,18 +195,21 @@ def _write(
     of, wrt = called
     of_type, wrt_type = (spell_type(value.dtype, value.shape) for value in ends)
     base = {"of": of, "wrt": wrt, "of_type": of_type, "wrt_type": wrt_type, "form": form}
-    if right is None:
+    spelled = "" if right is None else text(right, names)
+    if right is None or len(spelled) > _LONGEST[form]:
+        base["form"] = "map"
         return _described(of, wrt, kind, base)
     if form == "local":
         left, latex_left = _quotient(derived, of, wrt, kind, names, in_latex)
     else:
         left, latex_left = text_cotangent(wrt), latex_cotangent(wrt)
     word = word_of(kind, form)
-    spelled = text(right, names)
     data = base | {"kind": word, "left": left, "right": spelled, "tree": _tree(right, names)}
     return Formula(f"{left} = {spelled}", f"{latex_left} = {latex(right, in_latex)}", word, data)
 
 
+#: Formulas of more letters than these say less than a sentence.
+_LONGEST = {"local": 320, "vjp": 200, "map": 0}
 #: Operations longer than this are called by the name of their result.
 _SHORT = 12
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from ._algebra import Call, Expr, Num, Number, Sym
-from ._einsum import as_matmul, index_sum, is_outer
+from ._einsum import as_matmul, index_sum, outer_sides
 from ._names import escape
 from ._spell import (
     AND,
@@ -172,8 +172,8 @@ def _einsum(self: _Latex, x: Call) -> Piece:
         if all(len(arg.shape) == 1 for arg, _ in found):
             return Piece(rf"{sides[0]}^{{\top}} {sides[1]}", PRODUCT)
         return Piece(r"\,".join(sides), PRODUCT)
-    if is_outer(x):
-        a, b = (self.at(arg, UNARY) for arg in x.args)
+    if outer_sides(x):
+        a, b = (self.at(arg, UNARY) for arg in outer_sides(x))
         return Piece(rf"{a}\,{b}^{{\top}}", PRODUCT)
     letters, output, summed = index_sum(x.params["spec"])
     factors = r"\,".join(f"{self.indexed(arg)}_{{{own}}}" for arg, own in zip(x.args, letters, strict=True))

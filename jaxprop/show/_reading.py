@@ -7,7 +7,7 @@ import math
 import string
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from ._algebra import (
     Num,
     Prod,
     Shape,
+    Sum,
+    TooLarge,
     add,
     apply,
     compare,
@@ -42,7 +44,10 @@ class Unreadable(Exception):
 
 
 def read(
-    program: _jaxpr.Program, leaves: Sequence[Expr], known: Mapping[Expr, Expr] | None = None
+    program: _jaxpr.Program,
+    leaves: Sequence[Expr],
+    known: Mapping[Expr, Expr] | None = None,
+    opened: bool = True,
 ) -> list[Expr]:
     """The results of a program as expressions of its arguments.
 
@@ -50,18 +55,26 @@ def read(
         program: the program.
         leaves: one expression for each argument.
         known: shorter ways to write expressions, such as the name of a value.
+        opened: whether short functions with a rule of their own are written out, or stand under their name.
 
     Raises:
         Unreadable: a result depends on an equation that has no spelling.
         TooLarge: a result is too long to be read.
     """
-    reader = _Reader(program, leaves, known or {})
+    reader = _Reader(program, leaves, _Manner(known or {}, opened))
     return [reader.atom(atom) for atom in program.jaxpr.outvars]
 
 
+class _Manner(NamedTuple):
+    """How expressions are written: see `read`."""
+
+    known: Mapping[Expr, Expr]
+    opened: bool
+
+
 class _Reader:
-    def __init__(self, program: _jaxpr.Program, leaves: Sequence[Expr], known: Mapping[Expr, Expr]) -> None:
-        self.known = known
+    def __init__(self, program: _jaxpr.Program, leaves: Sequence[Expr], manner: _Manner) -> None:
+        self.manner = manner
         self.maker = {var: eqn for eqn in program.jaxpr.eqns for var in eqn.outvars}
         self.read: dict[Any, Expr] = dict(zip(program.jaxpr.invars, leaves, strict=True))
         for var, const in zip(program.jaxpr.constvars, program.consts, strict=True):
@@ -91,21 +104,21 @@ class _Reader:
 
     def equation(self, eqn: Any) -> None:
         operands = [] if _is_zeros(eqn) else [self.atom(a) for a in eqn.invars]
-        for var, found in zip(eqn.outvars, _equation(eqn, operands, self.known), strict=True):
-            self.read[var] = self.known.get(found, found)
+        for var, found in zip(eqn.outvars, _equation(eqn, operands, self.manner), strict=True):
+            self.read[var] = self.manner.known.get(found, found)
 
 
 def _is_zeros(eqn: Any) -> bool:
     return eqn.primitive.name == "zeros_like"
 
 
-def _equation(eqn: Any, operands: list[Expr], known: Mapping[Expr, Expr]) -> list[Expr]:
+def _equation(eqn: Any, operands: list[Expr], manner: _Manner) -> list[Expr]:
     name, shape = eqn.primitive.name, _jaxpr.shape_of(eqn.outvars[0].aval)
     body = _jaxpr.inlined_program(eqn)
     if body is not None:
-        return read(body, operands, known)
+        return read(body, operands, *manner)
     if _jaxpr.has_custom_rule(eqn):
-        return _custom(eqn, operands, shape, known)
+        return _custom(eqn, operands, shape, manner)
     if name == "convert_element_type":
         return [_convert(eqn, operands[0])]
     if name == "split":
@@ -120,18 +133,28 @@ def _equation(eqn: Any, operands: list[Expr], known: Mapping[Expr, Expr]) -> lis
     return [spread(found, shape) if found.shape == () else found]
 
 
-def _custom(eqn: Any, operands: list[Expr], shape: Shape, known: Mapping[Expr, Expr]) -> list[Expr]:
-    """A call of a function with a rule of its own, under its name."""
-    name = _jaxpr.display_primitive(eqn)
+#: Functions inside of JAX that work bit by bit to be exact, and what they are.
+_JAXS_OWN: dict[str, Callable[..., Expr]] = {
+    "exp_neg_sq": lambda x: apply("exp", negate(power(x, Fraction(2))))
+}
+#: Functions with a rule of their own are written out up to this size.
+_SHORT = 12
+
+
+def _custom(eqn: Any, operands: list[Expr], shape: Shape, manner: _Manner) -> list[Expr]:
+    """A call of a function with a rule of its own: under its name, or written out."""
+    name, body = _jaxpr.display_primitive(eqn), _jaxpr.nested_programs(eqn)[0]
+    if name in _JAXS_OWN and body.is_jaxs_own:
+        return [_JAXS_OWN[name](*operands)]
     if len(eqn.outvars) != 1 or not name.isidentifier() or name.startswith("custom_"):
-        return read(_jaxpr.nested_programs(eqn)[0], operands, known)
-    same = all(x.shape in ((), shape) for x in operands)
+        return read(body, operands, *manner)
     try:
-        (opened,) = read(_jaxpr.nested_programs(eqn)[0], operands)
-        pointwise = same and _all_pointwise(opened)
-    except Exception:
-        pointwise = False
-    return [Call(name, operands, shape, {"own": True}, pointwise=pointwise)]
+        (opened,) = read(body, operands, *manner)
+    except (Unreadable, TooLarge):
+        return [Call(name, operands, shape, {"own": True}, pointwise=False)]
+    pointwise = all(x.shape in ((), shape) for x in operands) and _all_pointwise(opened)
+    named = Call(name, operands, shape, {"own": True}, pointwise=pointwise)
+    return [opened if manner.opened and named not in manner.known and opened.size <= _SHORT else named]
 
 
 def _all_pointwise(x: Expr) -> bool:
@@ -163,7 +186,7 @@ def _constant(value: float, dtype: Any) -> Expr | None:
         return bool(np.asarray(x, dtype) == np.asarray(value, dtype))
 
     for known, spell in _CONSTANTS:
-        for factor in (Fraction(1), Fraction(-1), Fraction(2), Fraction(1, 2)):
+        for factor in map(Fraction, (1, -1, 2, -2, 0.5, -0.5)):
             if same(known * float(factor)):
                 return multiply(Num(factor), spell)
     for below in (3, 6, 7, 9, 11, 12):
@@ -298,7 +321,29 @@ def reshape(x: Expr, shape: Shape) -> Expr:
         return spread(inner, shape)
     if isinstance(x, Call) and x.fn == "reshape":
         return reshape(x.args[0], shape)
+    if tuple(n for n in shape if n != 1) == tuple(n for n in x.shape if n != 1):
+        within = _reshaped_within(x, shape)
+        if within is not None:
+            return within
     return _array("reshape", [x], shape)
+
+
+def _reshaped_within(x: Expr, shape: Shape) -> Expr | None:
+    """Axes put into each factor, each term: `(a / b)[:, None]` is `a[:, None] / b[:, None]`."""
+    if not isinstance(x, Prod | Sum) or any(part.shape not in ((), x.shape) for part in x.parts):
+        return None
+
+    def put(part: Expr) -> Expr:
+        return part if part.shape == () else reshape(part, shape)
+
+    if isinstance(x, Prod):
+        return multiply(Num(x.coefficient), *(power(put(factor), e) for factor, e in x.factors))
+    return add(*(multiply(Num(c), put(term)) for c, term in x.terms))
+
+
+def _reshape(ops: list[Expr], params: Mapping[str, Any], shape: Shape) -> Expr:
+    order = params.get("dimensions")
+    return reshape(ops[0] if order is None else transpose(ops[0], order), shape)
 
 
 def transpose(x: Expr, order: Sequence[int]) -> Expr:
@@ -466,6 +511,15 @@ def _dot_general(ops: list[Expr], params: Mapping[str, Any], shape: Shape) -> Ex
     return einsum(ops, ["".join(left), "".join(right)], batch + free_a + free_b)
 
 
+def _aligned(x: Expr, letters: str, output: str) -> Expr:
+    """An operand with its axes where the letters of the result have them."""
+    x = transpose(x, [letters.index(c) for c in output if c in letters])
+    sizes = iter(x.shape)
+    shape = tuple(next(sizes) if c in letters else 1 for c in output)
+    first = next((i for i, c in enumerate(output) if c in letters), len(shape))
+    return reshape(x, shape[first:])  # NumPy adds axes in front by itself
+
+
 def einsum(args: Sequence[Expr], inputs: Sequence[str], output: str) -> Expr:
     """A sum of products over index letters; transposes of the operands are taken into them."""
     bare, letters = [], []
@@ -477,8 +531,11 @@ def einsum(args: Sequence[Expr], inputs: Sequence[str], output: str) -> Expr:
         bare.append(arg)
         letters.append(own)
     sizes = {c: n for arg, own in zip(bare, letters, strict=True) for c, n in zip(own, arg.shape, strict=True)}
-    if all(own == output for own in letters):
-        return multiply(*bare)
+    summed = set("".join(letters)) - set(output)
+    if not summed and not (len(output) == 2 and all(len(own) == 1 for own in letters)):
+        return multiply(*(_aligned(arg, own, output) for arg, own in zip(bare, letters, strict=True)))
+    if not output and len(summed) > 1 and len(set(letters)) == 1:
+        return reduce("sum", multiply(*bare), range(len(summed)))
     rename = dict(zip(dict.fromkeys("".join(letters)), string.ascii_letters, strict=False))
     spec = ",".join("".join(rename[c] for c in own) for own in letters)
     spec += "->" + "".join(rename[c] for c in output)
@@ -507,7 +564,7 @@ _READ: dict[str, _Rule] = {
     "not": _not,
     "dot_general": _dot_general,
     "broadcast_in_dim": _broadcast_in_dim,
-    "reshape": lambda ops, params, shape: reshape(ops[0], shape),
+    "reshape": _reshape,
     "squeeze": lambda ops, params, shape: reshape(ops[0], shape),
     "expand_dims": lambda ops, params, shape: reshape(ops[0], shape),
     "transpose": lambda ops, params, shape: transpose(ops[0], params["permutation"]),
@@ -585,6 +642,7 @@ FUNCTIONS = {
     "lgamma": "gammaln",
     "log": "log",
     "log1p": "log1p",
+    "log2": "log2",
     "logistic": "sigmoid",
     "max": "maximum",
     "min": "minimum",

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from ._algebra import ONE, ZERO, Call, Expr, Num, Number, Prod, Sum, Sym, negative
-from ._einsum import as_matmul, is_outer
+from ._einsum import as_matmul, outer_sides
 
 #: How strongly a piece of text holds together: Python's own order.
 COMPARE, OR, XOR, AND, SUM, PRODUCT, UNARY, POWER, ATOM = range(9)
@@ -319,8 +319,9 @@ def _einsum(self: Text, x: Call) -> Piece:
     if found is not None:
         sides = [self.transposed(arg) if turned else self.at(arg, UNARY) for arg, turned in found]
         return Piece(" @ ".join(sides), PRODUCT)
-    args = ", ".join(_plain(self, arg) for arg in x.args)
-    return Piece(f"outer({args})" if is_outer(x) else f"einsum('{x.params['spec']}', {args})", ATOM)
+    sides = outer_sides(x)
+    args = ", ".join(_plain(self, arg) for arg in sides or x.args)
+    return Piece(f"outer({args})" if sides else f"einsum('{x.params['spec']}', {args})", ATOM)
 
 
 _SPECIAL: dict[str, _Spell] = {

@@ -1,0 +1,309 @@
+"""Formulas: what they say, word for word; and that what they say holds."""
+
+import json
+import shutil
+import subprocess
+
+import formula_check
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprop as jp
+from jaxprop.show import expression_of, formulas_of
+
+
+@pytest.mark.library  # NumPy's own rules of promotion apply to the formulas that are read back
+@pytest.mark.parametrize("group", formula_check.GROUPS)
+def test_every_formula_holds(group, x64):
+    found = [checked for case in formula_check.GROUPS[group]() for checked in formula_check.check(case)]
+    wrong = [c for c in found if c.error is not None and not c.error <= formula_check.TOLERANCE]
+    assert not wrong, "\n".join(f"{c.case}, operand {c.operand}: {c.text} (error {c.error:.1e})" for c in wrong)
+    least = {"elementwise, discovered": 45, "contractions": 1, "other linear maps": 15}.get(group, 10)
+    assert len({c.primitive for c in found}) >= least, sorted({c.primitive for c in found})
+    if group != "maps without a closed form":
+        sentences = {c.case for c in found if c.form == "map"}
+        allowed = {
+            "reduce_prod (0,)",
+            "reduce_prod (1,)",
+            "reduce_prod (0, 1)",
+            "pad with a value",
+            "reduce_precision",
+        }
+        assert sentences <= allowed
+
+
+def test_a_wrong_formula_is_found():
+    a = np.linspace(0.2, 0.8, 5)
+    assert formula_check._error(np.cos(a), np.cos(a)) == 0
+    assert formula_check._error(1.001 * np.cos(a), np.cos(a)) > 100 * formula_check.TOLERANCE
+    assert formula_check._error(np.where(a > 0.5, np.nan, a), a) == np.inf
+
+
+# --- what they say ---------------------------------------------------------------------------------------
+
+
+def one(fun, *args, argnums=0):
+    """The formulas of the last operation of a function."""
+    node = [node for node in jp.trace(fun, argnums)(*args).nodes if node.eqn is not None][-1]
+    return [formula.text if formula else None for formula in formulas_of(node)]
+
+
+def _power(s):
+    loss = s**2
+    return loss
+
+
+def _tanh(z):
+    h = jnp.tanh(z)
+    return h
+
+
+def _matmul(x, W):
+    y = x @ W
+    return y
+
+
+def _product(w, x):
+    y_hat = w * x
+    return y_hat
+
+
+def _twice(x):
+    y = x * x
+    return y
+
+
+def _relu(z):
+    h = jax.nn.relu(z)
+    return h
+
+
+def _mean(x):
+    total = jnp.sum(x, axis=0)
+    return total
+
+
+def _literal(x):
+    y = 0.1 * x
+    return y
+
+
+def _quotient(x):
+    y = x / 8.0
+    return y
+
+
+def _indexed(p):
+    y = p["w"] * p["b"]
+    return y
+
+
+SAID = {
+    "power": (_power, (3.0,), 0, ["d(s**2)/ds = 2*s"]),
+    "tanh": (_tanh, (3.0,), 0, ["d tanh(z)/dz = 1 - tanh(z)**2"]),
+    "product": (_product, (3.0, 2.0), (0, 1), ["d(w*x)/dw = x", "d(w*x)/dx = w"]),
+    "product with data": (_product, (jnp.ones(2), jnp.ones(2)), 0, ["d(w*x)/dw = x", "d(w*x)/dx = w"]),
+    "one value in two places": (_twice, (3.0,), 0, ["d(x**2)/dx = 2*x"] * 2),
+    "matrices": (_matmul, (jnp.ones((2, 3)), jnp.ones((3, 4))), (0, 1), ["dx = dy @ W.T", "dW = x.T @ dy"]),
+    "a rule of its own": (_relu, (3.0,), 0, ["d relu(z)/dz = where(z > 0, 1, 0)"]),
+    "a sum": (_mean, (jnp.ones((2, 3)),), 0, ["dx = broadcast_to(dtotal, (2, 3))"]),
+    "a number as it was written": (_literal, (3.0,), 0, [None, "d(0.1*x)/dx = 0.1"]),
+    "a quotient": (_quotient, (3.0,), 0, ["d(x/8)/dx = 1/8", None]),
+    "argument paths": (
+        _indexed,
+        ({"w": 1.0, "b": 2.0},),
+        0,
+        ["d(p['w']*p['b'])/dp['w'] = p['b']", "d(p['w']*p['b'])/dp['b'] = p['w']"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_a_formula_says(case):
+    fun, args, argnums, expected = SAID[case]
+    assert one(fun, *args, argnums=argnums) == expected
+
+
+def loss(w, x, y):
+    y_hat = w * x
+    s = y_hat - y
+    return s**2
+
+
+def test_a_local_gradient_has_a_formula():
+    tape = jp.backprop(loss)(1.0, 1.0, 2.0)
+    said = {
+        ("loss", "s"): "d(s**2)/ds = 2*s",
+        ("s", "y_hat"): "d(y_hat - y)/dy_hat = 1",
+        ("y_hat", "w"): "d(w*x)/dw = x",
+        ("loss", "w"): "dloss/dw = 2*s*x",
+        ("loss", "y_hat"): "dloss/dy_hat = 2*s",
+        ("s", "w"): "ds/dw = x",
+    }
+    assert {pair: str(jp.formula(tape.local(*pair))) for pair in said} == said
+
+
+def test_latex_and_plain_data():
+    tape = jp.backprop(loss)(1.0, 1.0, 2.0)
+    formula = jp.formula(tape.local("s", "y_hat"))
+    assert formula.latex == r"\frac{\partial\left(\hat{y} - y\right)}{\partial \hat{y}} = 1"
+    assert json.loads(json.dumps(formula.data)) == {
+        "of": "s",
+        "wrt": "y_hat",
+        "of_type": "f32[]",
+        "wrt_type": "f32[]",
+        "form": "local",
+        "kind": "elementwise",
+        "left": "d(y_hat - y)/dy_hat",
+        "right": "1",
+        "tree": "1",
+    }
+    assert (formula.left, formula.right, formula.kind) == ("d(y_hat - y)/dy_hat", "1", "elementwise")
+    assert formula._repr_latex_().startswith("$\\displaystyle ")
+
+
+def test_several_ways_are_summed():
+    def f(x):
+        a = jnp.sin(x)
+        b = a * x
+        return b
+
+    tape = jp.backprop(f)(0.7)
+    whole = jp.formula(tape.local("b", wrt="x"))
+    value = eval(whole.right, {"cos": np.cos, "sin": np.sin, "x": 0.7, "a": np.sin(0.7)})
+    np.testing.assert_allclose(value, float(tape.local("b", wrt="x")), rtol=1e-6)
+    assert str(jp.formula(tape.local("b", wrt="x", direct=True))) == "d(a*x)/dx = a"
+    np.testing.assert_allclose(float(tape.local("b", wrt="x", direct=True)), np.sin(0.7), rtol=1e-6)
+
+
+def test_direct_needs_an_operation_that_reads_the_value():
+    tape = jp.backprop(loss)(1.0, 1.0, 2.0)
+    with pytest.raises(
+        ValueError, match=r"'loss' is not made from 'w': there is no local gradient between them\."
+    ):
+        tape.local("loss", wrt="w", direct=True)
+
+
+def test_a_custom_rule_is_opened():
+    @jax.custom_vjp
+    def clipped(x):
+        return x
+
+    clipped.defvjp(lambda x: (x, x), lambda x, ct: (jnp.where(jnp.abs(x) < 1, ct, 0.0),))
+
+    def f(x):
+        y = clipped(x)
+        return jnp.sum(y)
+
+    tape = jp.backprop(f)(jnp.array([0.5, 2.0]))
+    assert str(jp.formula(tape.local("y", wrt="x"))) == "dx = where(abs(x) < 1, dy, 0)"
+
+
+def test_softmax_and_logsumexp_from_their_own_rules():
+    @jax.custom_jvp
+    def softmax(x):
+        e = jnp.exp(x - jnp.max(x))
+        return e / jnp.sum(e)
+
+    @softmax.defjvp
+    def _(primals, tangents):
+        y = softmax(*primals)
+        return y, y * (tangents[0] - jnp.sum(y * tangents[0]))
+
+    def f(x):
+        y = softmax(x)
+        return y[0]
+
+    x = jnp.array([0.1, 0.5, -0.3])
+    formula = jp.formula(jp.backprop(f)(x).local("y", wrt="x"))
+    ct = jnp.array([1.0, -2.0, 0.5])
+    right = eval(formula.right, {"sum": jnp.sum, "dy": ct, "y": jax.nn.softmax(x)})
+    np.testing.assert_allclose(right, jax.vjp(jax.nn.softmax, x)[1](ct)[0], rtol=1e-5)
+    assert formula.kind == "custom rule"
+
+
+def test_a_rule_with_a_loop_inside_is_not_opened():
+    @jax.custom_vjp
+    def slow(x):
+        return jax.lax.fori_loop(0, 3, lambda i, v: v * 0.5, x)
+
+    slow.defvjp(lambda x: (slow(x), None), lambda _, ct: (ct * 0.125,))
+
+    def f(x):
+        y = slow(x)
+        return y
+
+    (formula,) = formulas_of(jp.trace(f)(1.0)["y"])
+    assert formula.text == "dx: dy crosses by the rule the function brings along (custom rule, f32[] -> f32[])"
+
+
+def test_what_has_no_closed_form_is_said_in_a_sentence():
+    def f(x):
+        y = jnp.sort(x)
+        return y
+
+    node = [n for n in jp.trace(f)(jnp.ones(3)).nodes if n.primitive == "sort"][0]
+    (formula,) = formulas_of(node)
+    assert (
+        formula.text
+        == "dx: each number of dy goes back to the place it came from (permutation, f32[3] -> f32[3])"
+    )
+    assert formula.data["form"] == "map"
+
+
+def test_inputs_and_integers_have_no_formula():
+    graph = jp.trace(lambda x, n: x * n.astype(x.dtype))(jnp.ones(3), jnp.arange(3))
+    assert formulas_of(graph["x"]) == ()
+    convert = next(node for node in graph.nodes if node.primitive == "convert_element_type")
+    assert formulas_of(convert) == (None,)
+
+
+def test_a_local_of_a_rule_has_formulas_too():
+    seen = []
+
+    def rule(local, out_cts):
+        seen.extend(jp.formula(local))
+        return local.vjp(out_cts)
+
+    jp.grad(loss, rules=[("y_hat", rule)])(1.0, 3.0, 2.0)
+    assert [formula.text for formula in seen if formula] == ["d(w*x)/dw = x", "d(w*x)/dx = w"]
+
+
+def test_a_formula_of_something_else():
+    with pytest.raises(
+        TypeError, match=r"a formula is of a local gradient, `tape\.local\(of, wrt\)`; got float\."
+    ):
+        jp.formula(1.0)
+
+
+def test_expressions():
+    graph = jp.trace(loss)(1.0, 1.0, 2.0)
+    assert [expression_of(node) for node in graph.nodes] == [None, None, None, "w*x", "y_hat - y", "s**2"]
+
+
+def test_like_operations_share_one_derivation():
+    def deep(x):
+        for _ in range(200):
+            x = jnp.tanh(x)
+        return x
+
+    graph = jp.trace(deep)(1.0)
+    texts = {f.text for node in graph.nodes for f in formulas_of(node) if f is not None}
+    assert len(texts) == 200  # each with its own names
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_latex_compiles(tmp_path):
+    tape = jp.backprop(loss)(1.0, 1.0, 2.0)
+    page = (
+        "\\documentclass{article}\\usepackage{amsmath}\\begin{document}$"
+        + jp.formula(tape.local("loss", "w")).latex
+        + "$\\end{document}"
+    )
+    (tmp_path / "page.tex").write_text(page)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "page.tex"], cwd=tmp_path, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout.decode()
