@@ -10,7 +10,7 @@ class Sheet {
   constructor(svg, state, on) {
     Object.assign(this, { svg, state, on });
     this.camera = { x: 0, y: 0, k: 1 };
-    this.cache = { TB: new Map(), LR: new Map() };
+    this.cache = new Map();
     this.shown = new Map(); // id -> {group, item or edge}
     this.world = svg.querySelector("#world");
     this.layers = Object.fromEntries(["frames", "far", "edges", "heads", "cards"].map((name) => [name, svg.querySelector(`#${name}`)]));
@@ -46,10 +46,9 @@ class Sheet {
       model,
       open,
       direction,
-      labels,
-      cache: this.cache[direction],
+      cache: this.cache,
       measure: (child) => measureChild(model, child),
-      headWidth: (box) => measureText(frameTitle(box), "title") + 62,
+      headWidth: (box) => grid(measureText(frameTitle(box), "title") + 62),
       label: (edges) => (labels ? chipSize(chipLines(model, edges)) : null),
     });
   }
