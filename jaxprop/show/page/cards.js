@@ -265,7 +265,7 @@ function chipLines(model, edges) {
     const text = chipText(edge, local);
     if (text) lines.push({ kind: "local", text });
     const readers = edge.from.readers.filter((other) => other.share).length;
-    if (edge.share && readers > 1) lines.push({ kind: "share", text: `share ${number(shownAt(edge.to, edge.share).text)}` });
+    if (shareOf(edge) && readers > 1) lines.push({ kind: "share", text: `share ${brief(edge.share)}` });
   }
   return lines.length > 4 ? [] : lines;
 }

@@ -263,7 +263,7 @@ class Page {
     ];
     if ((scene.residuals || []).length) rows.push([key(s("path", { class: "kept", d: "M2 7h25" })), "kept for the backward pass"]);
     if (this.model.order.some((node) => node.outputs.some((output) => bad(output.value) || bad(output.cotangent)))) rows.push([key(s("rect", { class: "bad", x: 1, y: 1, width: 26, height: 12, rx: 3 })), "NaN or infinite"]);
-    const ramp = scale ? [h("div", {}, "norm of the cotangent"), h("div", { class: "ramp", "aria-hidden": "true" }, Array.from({ length: BINS }, (_, i) => h("span", { class: `swatch c${i}` }))), h("div", { class: "ends" }, h("span", {}, (scene.scale[0] < scale[0] - 1e-9 ? "≤ " : "") + number(10 ** scale[0], 2)), h("span", {}, number(10 ** scale[1], 2)))] : [];
+    const ramp = scale ? [h("div", {}, "norm of the cotangent"), h("div", { class: "ramp", "aria-hidden": "true" }, Array.from({ length: BINS }, (_, i) => h("span", { class: `swatch c${i}` }))), h("div", { class: "ends" }, h("span", {}, number(10 ** scale[0], 2)), h("span", {}, number(10 ** scale[1], 2)))] : [];
     document.getElementById("legend").append(h("details", {}, h("summary", {}, "Legend"), ramp, h("dl", {}, rows.flatMap(([picture, text]) => [h("dt", {}, picture), h("dd", {}, text)])), (scene.notes || []).map((note) => h("p", {}, note))));
   }
 

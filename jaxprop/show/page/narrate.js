@@ -177,7 +177,7 @@ function sayBackward(model, node) {
   const numbersText = products.map(([a, b], i) => `${a} * ${i || /^-/.test(b) ? bracket(b) : b}`).join(" + ");
   const chainMath = readers.flatMap((edge, i) => [i ? plus() : null, derivative(loss, edge.to.name), dot(), derivative(edge.to.name, node.name)]).filter(Boolean);
   const numbersMath = products.flatMap(([a, b], i) => [i ? plus() : null, factor(a, i === 0), dot(), factor(b, false)]).filter(Boolean);
-  const sum = readers.length > 1 ? `${readers.length} readers: their shares ${readers.map((edge) => number(shownAt(edge.to, edge.share) ? shownAt(edge.to, edge.share).text : "")).filter(Boolean).join(" and ")} add up` : "";
+  const sum = readers.length > 1 ? `${readers.length} readers: their shares ${readers.map((edge) => (shareOf(edge) ? number(shareOf(edge).text) : "")).filter(Boolean).join(" and ")} add up` : "";
   return { title, lines: [line(`${left} = ${chainText} = ${numbersText} = ${total}`, math(derivative(loss, node.name), equals(), chainMath, equals(), numbersMath, equals(), numeral(total)))], note: sum };
 }
 
@@ -203,7 +203,7 @@ function sayArray(model, node, readers, leaving, cotangent) {
     else if (local.text || local.kind) lines.push(line(local.text || local.kind, math(derivative(edge.to.name, node.name)), h("span", { class: "colon" }, ":"), code(local.text || local.kind)));
   }
   const texts = terms.map(({ edge, from }) => {
-    const share = edge.share ? shownAt(edge.to, edge.share) : null;
+    const share = shareOf(edge);
     return share && terms.length > 1 ? `${from} sends ${number(share.text)}` : `from ${from}`;
   });
   const total = cotangent ? number(cotangent.text) : "";
