@@ -41,7 +41,7 @@ const grid = (width) => Math.ceil(width / 16) * 16;
 
 function planCard(model, node) {
   if (node.plan) return node.plan;
-  const title = cut(node.name, 30);
+  const title = cutName(node.short, 30);
   const tag = KIND_WORDS[node.kind] || "";
   const type = typeOf(node);
   const label = cut(expressionOf(node), 36);
@@ -271,7 +271,7 @@ function chipLines(model, edges) {
 }
 
 function chipText(edge, local) {
-  const names = `∂${cut(edge.to.name, 14)}/∂${cut(edge.name, 14)}`;
+  const names = `∂${cut(edge.to.short, 14)}/∂${cut(edge.short, 14)}`;
   if (local.number !== undefined && local.number !== null) return `${names} = ${number(local.number)}`;
   const text = local.text || local.kind || "";
   return text.length <= 34 ? text : local.kind || "";

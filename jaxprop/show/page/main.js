@@ -176,6 +176,7 @@ class Page {
     if (closed.length) this.sheet.relayout();
     this.select(item.id);
     this.sheet.centre(item.id, animate);
+    if (!this.legendChosen) document.querySelector("#legend details").open = false;
   }
 
   setStep(box, step) {
@@ -264,12 +265,13 @@ class Page {
     if ((scene.residuals || []).length) rows.push([key(s("path", { class: "kept", d: "M2 7h25" })), "kept for the backward pass"]);
     if (this.model.order.some((node) => node.outputs.some((output) => bad(output.value) || bad(output.cotangent)))) rows.push([key(s("rect", { class: "bad", x: 1, y: 1, width: 26, height: 12, rx: 3 })), "NaN or infinite"]);
     const ramp = scale ? [h("div", {}, "norm of the cotangent"), h("div", { class: "ramp", "aria-hidden": "true" }, Array.from({ length: BINS }, (_, i) => h("span", { class: `swatch c${i}` }))), h("div", { class: "ends" }, h("span", {}, number(10 ** scale[0], 2)), h("span", {}, number(10 ** scale[1], 2)))] : [];
-    document.getElementById("legend").append(h("details", {}, h("summary", {}, "Legend"), ramp, h("dl", {}, rows.flatMap(([picture, text]) => [h("dt", {}, picture), h("dd", {}, text)])), (scene.notes || []).map((note) => h("p", {}, note))));
+    document.getElementById("legend").append(h("details", {}, h("summary", { onclick: () => (this.legendChosen = true) }, "Legend"), ramp, h("dl", {}, rows.flatMap(([picture, text]) => [h("dt", {}, picture), h("dd", {}, text)])), (scene.notes || []).map((note) => h("p", {}, note))));
   }
 
   /** The legend lies open where it covers nothing. */
   openLegend() {
     const legend = document.querySelector("#legend details");
+    if (this.legendChosen) return;
     legend.open = true;
     const { width, height } = document.getElementById("legend").getBoundingClientRect();
     const stage = document.getElementById("stage").getBoundingClientRect();

@@ -34,6 +34,7 @@ function newNode(node, at, scene) {
   return {
     ...node,
     at, // in program order
+    short: shortName(node.name, node.scope),
     label: node.label || "",
     call: node.call || "",
     outputs,
@@ -51,11 +52,14 @@ function newNode(node, at, scene) {
   };
 }
 
+/** A name without the scope it stands in: `block0/tanh` is `tanh` there. */
+const shortName = (name, scope) => (scope && name.startsWith(`${scope}/`) ? name.slice(scope.length + 1) : name);
+
 function addEdge(model, data) {
   const from = model.nodes.get(data.source[0]);
   const to = model.nodes.get(data.target[0]);
   if (!from || !to) return;
-  const edge = { ...data, data, from, to, output: data.source[1], position: data.target[1], value: `${from.id}.${data.source[1]}`, active: Boolean(data.active) };
+  const edge = { ...data, from, to, short: shortName(data.name, from.scope), output: data.source[1], position: data.target[1], value: `${from.id}.${data.source[1]}`, active: Boolean(data.active) };
   if (edge.kind === "carry") {
     model.carries.push(edge);
     from.leaving.push(edge);

@@ -103,27 +103,28 @@ class Sheet {
   fit(animate = true, readable = false) {
     const { width, height } = this.layout;
     let camera = this.cameraFor({ x: 0, y: 0, width, height }, 1.35);
-    if (readable && camera.k < 0.5) camera = this.beginning(width, height);
+    if (readable && camera.k < 0.5) camera = this.beginning({ x: 0, y: 0, width, height });
     this.goTo(camera, animate);
   }
 
-  /** Where reading begins, at a size that can be read. */
-  beginning(width, height) {
+  /** Where reading a sheet or a frame begins, at a size that can be read. */
+  beginning({ x, y, width, height }) {
     const room = this.room();
     const across = this.direction === "LR";
     const k = clamp(across ? (room.height - 48) / height : (room.width - 48) / width, 0.5, 0.9);
-    const first = this.layout.items.reduce((least, item) => ((across ? item.x < least.x : item.y < least.y) ? item : least));
-    const middle = (along, size, all, free) => room[along] + free / 2 - k * (all * k <= free ? all / 2 : first[along] + first[size] / 2);
-    return across ? { k, x: room.x + 24, y: middle("y", "height", height, room.height) } : { k, x: middle("x", "width", width, room.width), y: room.y + 24 };
+    const inside = this.layout.items.filter((item) => item.x >= x && item.x < x + width && item.y >= y && item.y < y + height && item.width < width);
+    const first = inside.reduce((least, item) => ((across ? item.x < least.x : item.y < least.y) ? item : least), inside[0]);
+    const middle = (along, start, all, size, free) => room[along] + free / 2 - k * (all * k <= free ? start + all / 2 : first[along] + first[size] / 2);
+    return across ? { k, x: room.x + 24 - x * k, y: middle("y", y, height, "height", room.height) } : { k, x: middle("x", x, width, "width", room.width), y: room.y + 24 - y * k };
   }
 
   /** Bring an item into the middle, zoomed so that it can be read. */
   centre(id, animate = true) {
     const item = this.items.get(id);
     if (!item) return;
-    const most = Math.max(this.camera.k, item.kind === "frame" ? 1 : 0.85);
-    const target = item.kind === "frame" ? this.cameraFor(item, Math.min(1.1, Math.max(0.9, this.camera.k))) : { ...this.cameraFor(item, Math.min(most, 1.4)) };
-    this.goTo(target, animate);
+    if (item.kind !== "frame") return this.goTo(this.cameraFor(item, clamp(this.camera.k, 0.85, 1.4)), animate);
+    const camera = this.cameraFor(item, clamp(this.camera.k, 0.9, 1.1));
+    this.goTo(camera.k < 0.45 ? this.beginning(item) : camera, animate);
   }
 
   /** Move only if the item is out of sight, or too small to read. */
