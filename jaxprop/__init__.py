@@ -23,5 +23,7 @@ from ._summary import summary as summary
 from ._tape import Entry as Entry
 from ._tape import Shares as Shares
 from ._tape import Tape as Tape
+from .show import explain as explain
+from .show import formula as formula
 
 __version__ = "0.1.0"

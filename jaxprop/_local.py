@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jaxpr
-from ._graph import Node
+from ._graph import Node, Value
 from ._types import Array, InCts, OutCts
 
 #: A node as a function: all operands in, all outputs out.
@@ -127,6 +127,8 @@ class LocalGradient:
     Attributes:
         of, wrt: names of the two values.
         shape: `of.shape + wrt.shape`, with the step axes first.
+        path: the nodes between them, in program order.
+        ends: the two values as they stand in the graph, `of` first.
     """
 
     of: str
@@ -139,6 +141,8 @@ class LocalGradient:
     _point: Any
     _held: Any
     _held_axes: Any
+    path: tuple[Node, ...]
+    ends: tuple[Value, Value]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -172,6 +172,16 @@ class Tape:
         """The computational graph."""
         return self._static.graph
 
+    @property
+    def is_full(self) -> bool:
+        """Whether values and cotangents were kept as they are: local gradients and shares need them."""
+        return self._static.recorder.keeps_operands
+
+    @property
+    def ruled(self) -> frozenset[int]:
+        """Indices of the nodes whose cotangents crossed by a rule in place of the chain rule."""
+        return frozenset(index for index, _ in self._static.rules)
+
     # --- looking up ----------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -325,10 +335,16 @@ class Tape:
 
     # --- local gradients -----------------------------------------------------------------------------
 
-    def local(self, of: str, wrt: str) -> LocalGradient:
+    def local(self, of: str, wrt: str, direct: bool = False) -> LocalGradient:
         """The local gradient `d of / d wrt` at the recorded point.
 
-        `wrt` is an operand of `of`, or further back in the same graph: then the nodes between are composed.
+        `wrt` is an operand of `of`, or further back in the same graph: then the nodes between are composed, all
+        ways from the one to the other counted.
+
+        Args:
+            of: name of the value differentiated.
+            wrt: name of the value it is differentiated by.
+            direct: count only the operation that makes `of`, which reads `wrt` itself: the edge of the graph.
 
         Raises:
             KeyError: there is no such name.
@@ -353,6 +369,8 @@ class Tape:
                 "`jaxprop.derivative` across bodies."
             )
         path = between(place.graph, source, target)
+        if direct:
+            path = [node for node in path[-1:] if any(v.id == source.id for v in node.operands)]
         if not path:
             raise ValueError(f"{of!r} is not made from {wrt!r}: there is no local gradient between them.")
         made = {value.id for node in path for value in node.outputs}
@@ -393,6 +411,8 @@ class Tape:
             _point=jnp.asarray(point),
             _held=values,
             _held_axes=[self._axes_of(value) for value in held],
+            path=tuple(path),
+            ends=(target, source),
         )
 
     def _needed(self, value: Value, reader: Node) -> Any:

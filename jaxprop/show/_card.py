@@ -13,7 +13,7 @@ from ._view import View, display_name
 NAME, TYPE, CALL, NUMBER, TAG = 13.0, 10.5, 11.0, 12.0, 9.0
 PAD, GAP = 9.0, 6.0
 #: Characters of a name, of an expression; sides of a heat map, in pixels.
-LONGEST_NAME, LONGEST_CALL, MAP = 36, 38, 44.0
+LONGEST_NAME, LONGEST_CALL, MAP = 36, 38, 40.0
 _TAGS = {
     "parameter": "parameter", "data": "data", "const": "constant", "loss": "loss", "constant": "same every step",
     "carry": "carry", "slice": "slice of step", "operand": "operand",
@@ -34,7 +34,7 @@ class Cell:
         wide = width(self.text, NUMBER) + 14
         if self.thumb is None:
             return Size(wide, 21)
-        w, h, _ = map_size(self.thumb)
+        w, h = map_size(self.thumb)
         return Size(max(wide, w + 12), 21 + h + 5)
 
 
@@ -82,7 +82,7 @@ def cards_of(view: View) -> dict[str, Card]:
 
 def _calls(view: View) -> dict[int, str]:
     """The second line of each card: the expression in the source, once; else the operation."""
-    last = {(node.source, node.label): node.id for node in view.nodes if node.label}
+    last = {(node.source, node.label): node.id for node in view.scene.nodes if node.label}
     return {
         node.id: node.label if node.label and last[node.source, node.label] == node.id else node.call
         for node in view.nodes
@@ -240,24 +240,24 @@ def _cell(cell: Cell, at: Rect) -> Iterator[str]:
         f'<rect class="cell{"" if cell.fill else " value"}"{fill} x="{f(at.x)}" y="{f(at.y)}" '
         f'width="{f(at.width)}" height="{f(at.height)}" rx="3"/>'
     )
-    ink = f' fill="{_colour.on(cell.fill)}"' if cell.fill else ""
+    ink = f' style="fill:{_colour.on(cell.fill)}"' if cell.fill else ""
     middle_x = at.x + at.width / 2
     yield f'<text class="number"{ink} x="{f(middle_x)}" y="{f(at.y + 15)}" text-anchor="middle">{escape(cell.text)}</text>'
     if cell.thumb is not None:
-        w, h, _ = map_size(cell.thumb)
+        w, _ = map_size(cell.thumb)
         yield heat_map(cell.thumb, middle_x - w / 2, at.y + 21)
 
 
-def map_size(thumb: Thumb) -> tuple[float, float, float]:
-    """Width and height of a heat map, and the side of its squares."""
-    side = max(1.5, min(MAP / thumb.rows, (2 * MAP if thumb.rows == 1 else MAP) / thumb.cols, 9.0))
-    side = math.floor(side * 4) / 4
-    return thumb.cols * side, thumb.rows * side, side
+def map_size(thumb: Thumb) -> Size:
+    """Width and height of a heat map."""
+    if thumb.rows == 1:
+        return Size(min(2 * MAP, 9.0 * thumb.cols), 9.0)
+    return Size(min(MAP, 9.0 * thumb.cols), min(MAP, 9.0 * thumb.rows))
 
 
 def heat_map(thumb: Thumb, x: float, y: float) -> str:
     """A heat map as one path for each colour: sharp at any size, also on paper."""
-    w, h, side = map_size(thumb)
+    w, h = map_size(thumb)
     paths: dict[str, list[str]] = {}
     for row in range(thumb.rows):
         cells = thumb.data[row * thumb.cols : (row + 1) * thumb.cols]
@@ -265,7 +265,7 @@ def heat_map(thumb: Thumb, x: float, y: float) -> str:
             paths.setdefault(colour, []).append(f"M{start} {row}h{length}v1h-{length}z")
     drawn = "".join(f'<path fill="{colour}" d="{"".join(parts)}"/>' for colour, parts in sorted(paths.items()))
     frame = f'<rect class="rim" x="{f(x)}" y="{f(y)}" width="{f(w)}" height="{f(h)}"/>'
-    place = f"translate({f(x)} {f(y)}) scale({side:g})"
+    place = f"translate({f(x)} {f(y)}) scale({w / thumb.cols:.5g} {h / thumb.rows:.5g})"
     return f'<g transform="{place}" shape-rendering="crispEdges">{drawn}</g>{frame}'
 
 

@@ -173,7 +173,8 @@ class Edge:
             output of its node (then `target` names that output); `carry`: to the next step.
         active: whether a cotangent flows back along it.
         local: the local gradient of the target by this operand.
-        share: what this reader sends back: its part of the value's cotangent.
+        share: what this reader sends back: its part of the value's cotangent; from all positions together
+            where it reads the value in several.
     """
 
     id: int
@@ -273,7 +274,8 @@ class Scene:
         residuals: what the backward pass keeps.
         kept_bytes: size of all that it keeps, each value once.
         sources: places in the source.
-        scale: least and largest log10 of the norm of a cotangent, over active nodes.
+        scale: log10 of the norms of cotangents at the ends of the scale of colours: it holds those of active nodes,
+            spans at least two powers of ten, and at most eight (what is smaller is shown at its lower end).
         numbers: whether there are any: `none` (a graph), `full` or `summary`.
         notes: what was left out, and why.
     """

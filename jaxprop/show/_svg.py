@@ -45,6 +45,7 @@ def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
         ],
         direction=direction,
     )
+    idle = frozenset(str(node.id) for node in view.nodes if node.taken == 0.0)
     legend = _Legend(view)
     title = minus(f"{view.scene.title} = {view.scene.value}" if view.scene.value else view.scene.title)
     title = shorten(title, 70)
@@ -54,7 +55,8 @@ def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
     inside = (MARGIN + (wide - 2 * MARGIN - layout.size.width) / 2, top)
     body = [
         _frames(view, layout),
-        *(_connection(line, label, route, view) for line, label, route in zip(view.lines, labels, layout.routes, strict=True)),
+        *(_connection(line, route, view, idle) for line, route in zip(view.lines, layout.routes, strict=True)),
+        _headings(view, layout),
         *(draw_card(card, layout.cards[i]) for i, card in cards.items()),
         *(_written(label, route) for label, route in zip(labels, layout.routes, strict=True)),
     ]
@@ -85,18 +87,31 @@ def _frames(view: View, layout: Layout) -> str:
     return "".join(_frame(box, layout.frames[box.id]) for box in view.open)
 
 
+def _headings(view: View, layout: Layout) -> str:
+    """What the frames are called, written above the lines that cross them."""
+    return "".join(_heading(box, layout.frames[box.id]) for box in view.open)
+
+
 def _frame(box: Box, at: Rect) -> str:
+    idle = " idle" if box.taken == 0.0 else ""
+    return (
+        f'<rect class="frame {box.kind}{idle}" x="{f(at.x)}" y="{f(at.y)}" width="{f(at.width)}" '
+        f'height="{f(at.height)}" rx="9"/>'
+    )
+
+
+def _heading(box: Box, at: Rect) -> str:
     words = box.name if box.kind in ("scope", "function", "range") else f"{box.kind}: {box.name}"
     if box.length:
         words += f", {count(box.length, 'step')}"
     if box.taken is not None:
         words += {0.0: " (not taken)", 1.0: " (taken)"}.get(box.taken, f" (taken in {box.taken:.0%} of steps)")
     most = max(3, int((at.width - 16) / (11 * SANS)))
-    idle = " idle" if box.taken == 0.0 else ""
+    text = shorten(words, most)
     return (
-        f'<g class="frame {box.kind}{idle}"><title>{escape(words)}</title>'
-        f'<rect x="{f(at.x)}" y="{f(at.y)}" width="{f(at.width)}" height="{f(at.height)}" rx="9"/>'
-        f'<text x="{f(at.x + 9)}" y="{f(at.y + 14)}">{escape(shorten(words, most))}</text></g>'
+        f'<g class="heading"><title>{escape(words)}</title>'
+        f'<rect x="{f(at.x + 5)}" y="{f(at.y + 3)}" width="{f(width(text, 11, SANS) + 6)}" height="14" rx="3"/>'
+        f'<text x="{f(at.x + 8)}" y="{f(at.y + 14)}">{escape(text)}</text></g>'
     )
 
 
@@ -117,33 +132,39 @@ def _label(line: Line, view: View) -> Label:
     return Label(local, f"↑ {minus(edge.share.text)}" if edge.share else "")
 
 
-def _connection(line: Line, label: Label, route: Route, view: View) -> str:
+def _connection(line: Line, route: Route, view: View, idle: frozenset[str]) -> str:
     tip = ", ".join(dict.fromkeys(edge.name for edge in line.edges))
-    start = f'<g class="line{"" if line.active else " idle"}"><title>{escape(tip)}</title>'
-    if not line.active or len(view.lines) > PAIRED or view.scene.numbers == "none":
-        return f'{start}{_arrow(route.points, "there")}</g>'
+    active = line.active and line.target not in idle
+    start = f'<g class="line{"" if active else " idle"}"><title>{escape(tip)}</title>'
+    if not active or len(view.lines) > PAIRED or view.scene.numbers == "none":
+        return f"{start}{_arrow(route.points, 'there')}</g>"
     there, back = _shifted(route.points, 2.6), _shifted(route.points, -2.6)[::-1]
-    colour = _share_colour(line, view.scene)
-    return f'{start}{_arrow(there, "there")}{_arrow(back, "back", colour)}</g>'
+    bad = any(edge.share is not None and edge.share.nonfinite for edge in line.edges)
+    return f"{start}{_arrow(there, 'there')}{_arrow(back, 'back bad' if bad else 'back', _weight(line, view.scene))}</g>"
 
 
-def _share_colour(line: Line, scene: Scene) -> str | None:
-    norms = [edge.share.norm for edge in line.edges if edge.share is not None and edge.share.norm is not None]
-    if any(edge.share is not None and edge.share.nonfinite for edge in line.edges):
-        return _colour.ALARM
-    return _colour.of_norm(max(norms), scene.scale) if norms else None
+def _weight(line: Line, scene: Scene) -> float:
+    """The width of a line back: 1 to 3, by the norm of what flows along it."""
+    norms = [edge.share.norm for edge in line.edges if edge.share is not None and edge.share.norm]
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    if not finite or scene.scale is None:
+        return 1.2
+    low, high = scene.scale
+    return 1 + 2 * min(max((math.log10(max(finite)) - low) / (high - low), 0.0), 1.0)
 
 
-def _arrow(points: Sequence[tuple[float, float]], kind: str, colour: str | None = None) -> str:
+def _arrow(points: Sequence[tuple[float, float]], kind: str, weight: float | None = None) -> str:
     """A smooth line with a head, which ends where the line does."""
     (x0, y0), (x1, y1) = points[-2], points[-1]
     length = math.hypot(x1 - x0, y1 - y0) or 1.0
     dx, dy = (x1 - x0) / length, (y1 - y0) / length
-    neck = (x1 - dx * 6.5, y1 - dy * 6.5)
-    head = f"M{f(x1)} {f(y1)}L{f(neck[0] - dy * 3.2)} {f(neck[1] + dx * 3.2)}L{f(neck[0] + dy * 3.2)} {f(neck[1] - dx * 3.2)}z"
-    fill = f' style="stroke:{colour};fill:none"' if colour else ""
-    solid = f' style="fill:{colour}"' if colour else ""
-    return f'<path class="{kind}"{fill} d="{_smooth([*points[:-1], neck])}"/><path class="{kind} head"{solid} d="{head}"/>'
+    side = 2.8 + 0.4 * (weight or 1.0)
+    x, y = x1 - dx * 2 * side, y1 - dy * 2 * side
+    head = f"M{f(x1)} {f(y1)}L{f(x - dy * side)} {f(y + dx * side)}L{f(x + dy * side)} {f(y - dx * side)}z"
+    wide = f' style="stroke-width:{weight:.2g}"' if weight is not None else ""
+    return (
+        f'<path class="{kind}"{wide} d="{_smooth([*points[:-1], (x, y)])}"/><path class="{kind} head" d="{head}"/>'
+    )
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> str:
@@ -249,16 +270,11 @@ class _Legend:
         yield f'<text class="note" x="0" y="{f(y + 9)}">{words}</text>'
         yield f'<text class="note" x="{f(x)}" y="{f(y + 9)}">{low}</text>'
         x += width(low, NOTE, SANS) + 6
-        if low == high:
-            yield f'<rect x="{f(x)}" y="{f(y)}" width="18" height="11" fill="{_colour.blend(_colour.CIVIDIS, 1)}"/>'
-            return
-        pieces = 40
-        for i in range(pieces):
-            colour = _colour.blend(_colour.CIVIDIS, i / (pieces - 1))
-            yield (
-                f'<rect x="{f(x + i * self.BAR / pieces)}" y="{f(y)}" width="{f(self.BAR / pieces + 0.3)}" '
-                f'height="11" fill="{colour}"/>'
-            )
+        stops = "".join(
+            f'<stop offset="{i / 16:g}" stop-color="{_colour.blend(_colour.CIVIDIS, i / 16)}"/>' for i in range(17)
+        )
+        yield f'<linearGradient id="jaxprop-cividis">{stops}</linearGradient>'
+        yield f'<rect x="{f(x)}" y="{f(y)}" width="{f(self.BAR)}" height="11" fill="url(#jaxprop-cividis)"/>'
         yield f'<text class="note" x="{f(x + self.BAR + 6)}" y="{f(y + 9)}">{high} (logarithmic)</text>'
 
 
@@ -309,11 +325,12 @@ def _rules(root: str, theme: str) -> str:
         ".card.bad .tag": f"fill:{c['alarm']}",
         ".sign": f"fill:{c['alarm']}",
         ".bang": "fill:none;stroke:#fff;stroke-width:1.3",
-        ".frame rect": f"fill:{c['tint']};fill-opacity:.75;stroke:{c['line']};stroke-width:1",
-        ".frame text": f"{sans};font-size:11px;fill:{c['group']}",
-        ".scan rect": "stroke-width:1.6",
-        ".cond rect": "stroke-dasharray:6 3",
-        ".checkpoint rect": "stroke-dasharray:2 2",
+        ".frame": f"fill:{c['tint']};fill-opacity:.75;stroke:{c['line']};stroke-width:1",
+        ".heading text": f"{sans};font-size:11px;fill:{c['group']}",
+        ".heading rect": f"fill:{c['tint']};fill-opacity:.9",
+        ".scan": "stroke-width:1.6",
+        ".cond": "stroke-dasharray:6 3",
+        ".checkpoint": "stroke-dasharray:2 2",
         ".frame.idle": "opacity:.55",
         ".there": f"fill:none;stroke:{c['edge']};stroke-width:1.2",
         ".back": f"fill:none;stroke:{c['back']};stroke-width:1.5",
@@ -321,6 +338,8 @@ def _rules(root: str, theme: str) -> str:
         ".head": "stroke:none",
         ".there.head": f"fill:{c['edge']}",
         ".back.head": f"fill:{c['back']}",
+        ".back.bad": f"stroke:{c['alarm']}",
+        ".back.bad.head": f"fill:{c['alarm']};stroke:none",
         ".line.idle .there.head": f"fill:{c['line']}",
         ".slip": f"fill:{c['paper']};fill-opacity:.9",
     }  # fmt: skip
