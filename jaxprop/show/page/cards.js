@@ -273,8 +273,9 @@ function chipLines(model, edges) {
 function chipText(edge, local) {
   const names = `∂${cut(edge.to.short, 14)}/∂${cut(edge.short, 14)}`;
   if (local.number !== undefined && local.number !== null) return `${names} = ${number(local.number)}`;
-  const text = local.text || local.kind || "";
-  return text.length <= 34 ? text : local.kind || "";
+  const [left, right] = [(local.text || "").split(" = ")[0], rightSide(local.text)];
+  const text = /^d.+\/d/.test(left) && right ? `${names} = ${right}` : local.text || "";
+  return text && text.length <= 36 ? text : local.kind || "";
 }
 
 function chipSize(lines) {

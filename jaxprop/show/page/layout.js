@@ -3,7 +3,7 @@
 // model lays out that scope and the few around it, and nothing else. An edge is drawn in the box where its two ends first
 // meet; where it crosses a border there is a port.
 
-const GAP = { node: 26, rank: 46, frame: 18, head: 34, port: 26 };
+const GAP = { node: 26, rank: 46, labelled: 30, frame: 18, head: 34, port: 26 };
 const MANY = 60; // beyond so many children a cheaper ranking is used
 
 /**
@@ -145,7 +145,7 @@ function sketchOf(view, here, sizes, box) {
 function placeSketch(sketch) {
   const graph = new dagre.graphlib.Graph({ multigraph: true });
   const large = sketch.sizes.length > MANY;
-  graph.setGraph({ rankdir: sketch.direction, nodesep: GAP.node, ranksep: GAP.rank, edgesep: 18, ranker: large ? "tight-tree" : "network-simplex" });
+  graph.setGraph({ rankdir: sketch.direction, nodesep: GAP.node, ranksep: sketch.edges.some(([, , , width]) => width) ? GAP.labelled : GAP.rank, edgesep: 18, ranker: large ? "tight-tree" : "network-simplex" });
   graph.setDefaultEdgeLabel(() => ({}));
   sketch.sizes.forEach(([width, height], i) => graph.setNode(`${i}`, { width, height }));
   sketch.edges.forEach(([from, to, weight, width, height], i) => graph.setEdge(`${from}`, `${to}`, { weight, labelpos: "c", ...(width ? { width, height } : {}) }, `${i}`));
