@@ -48,6 +48,11 @@ class Page {
     const openAll = (box) => {
       for (const child of box.children) if (child.box) (this.open.add(child.box.id), openAll(child.box));
     };
+    const chosen = document.body.dataset.open;
+    if (chosen !== undefined && !wish) {
+      for (const id of JSON.parse(chosen)) if (model.boxes.has(id)) this.open.add(id);
+      return;
+    }
     if (wish === "all" || (wish !== "none" && model.order.length <= OPEN_UP_TO)) openAll(model.root);
     else if (wish === "none") return;
     // A sheet with one box on it opens that box: there is nothing else to look at.
@@ -98,8 +103,8 @@ class Page {
       local,
       focus,
       flow: focus && act === "forward" ? "flow-forward" : focus && act === "backward" ? "flow-backward" : "",
+      touch: this.selected !== null && (line.from === this.selected || line.to === this.selected),
       kept: this.kept ? this.keptOf(line) : null,
-      dim: false,
     };
   }
 

@@ -88,6 +88,12 @@ const math = (...parts) => m("math", { displaystyle: "true" }, parts);
 // --- the acts ---------------------------------------------------------------------------------------
 
 function narrate(model, step) {
+  const said = narrateAct(model, step);
+  const scans = Object.keys(step.sets || {}).map((id) => stepWords(model.boxes.get(id)));
+  return scans.length ? { ...said, title: `${said.title} · ${scans.join(", ")}` } : said;
+}
+
+function narrateAct(model, step) {
   if (step.act === "given") return sayGiven(model, step);
   if (step.act === "done") return sayDone(model, step);
   if (step.box) return sayBox(model, step);

@@ -103,7 +103,7 @@ class Sheet {
   fit(animate = true, readable = false) {
     const { width, height } = this.layout;
     let camera = this.cameraFor({ x: 0, y: 0, width, height }, 1.35);
-    if (readable && camera.k < 0.5) camera = this.beginning({ x: 0, y: 0, width, height });
+    if (readable && camera.k < 0.45) camera = this.beginning({ x: 0, y: 0, width, height });
     this.goTo(camera, animate);
   }
 
@@ -111,7 +111,7 @@ class Sheet {
   beginning({ x, y, width, height }) {
     const room = this.room();
     const across = this.direction === "LR";
-    const k = clamp(across ? (room.height - 48) / height : (room.width - 48) / width, 0.5, 0.9);
+    const k = clamp(across ? (room.height - 48) / height : (room.width - 24) / width, 0.4, 0.9);
     const inside = this.layout.items.filter((item) => item.x >= x && item.x < x + width && item.y >= y && item.y < y + height && item.width < width);
     const first = inside.reduce((least, item) => ((across ? item.x < least.x : item.y < least.y) ? item : least), inside[0]);
     const middle = (along, start, all, size, free) => room[along] + free / 2 - k * (all * k <= free ? start + all / 2 : first[along] + first[size] / 2);
@@ -308,7 +308,7 @@ class Sheet {
     const look = state.lookLine(line);
     const active = line.edges.some((edge) => edge.active);
     group.replaceChildren();
-    group.setAttribute("class", ["edge", active ? "active" : "inactive", look.focus && "focus", look.flow, look.dim && "dim"].filter(Boolean).join(" "));
+    group.setAttribute("class", ["edge", active ? "active" : "inactive", look.focus && "focus", look.flow, look.touch && "touch"].filter(Boolean).join(" "));
     const gap = active ? 3.5 : 0;
     const [forward, back] = line.carry ? [line.points, laneBeside(line.points, this.direction === "LR" ? -6 : 6).reverse()] : [this.aside(line.points, gap), this.aside([...line.points].reverse(), -gap)];
     const path = (points) => (line.carry ? corneredPath(shorten(points, 2)) : pathOf(shorten(points, 2), this.direction === "LR"));
@@ -327,12 +327,13 @@ class Sheet {
 
   drawKept(group, line, kept) {
     const points = this.aside(line.points, -10);
-    group.append(s("path", { class: "kept", d: pathOf(points, this.direction === "LR") }));
+    group.append(s("path", { class: "kept", d: line.carry ? corneredPath(points) : pathOf(points, this.direction === "LR") }));
+    if (line.port || line.label || line.carry) return; // the badge of the card says how much
     const at = points[Math.floor(points.length / 2)];
     const other = points[Math.floor(points.length / 2) - 1];
     const [x, y] = [(at.x + other.x) / 2, (at.y + other.y) / 2];
     const width = measureText(kept, "chip") + 12;
-    if (!line.port) group.append(s("g", { class: "chip kept-chip", transform: `translate(${round1(x - width / 2)} ${round1(y - 8)})` }, s("rect", { width, height: 16, rx: 8 }), s("text", { x: 6, y: 12 }, kept)));
+    group.append(s("g", { class: "chip kept-chip", transform: `translate(${round1(x - width / 2)} ${round1(y - 8)})` }, s("rect", { width, height: 16, rx: 8 }), s("text", { x: 6, y: 12 }, kept)));
   }
 
   drawPort(group, line) {
