@@ -1,4 +1,4 @@
-"""One self-contained HTML file of a scene: it opens from `file://`, plays step by step and asks nothing of the network."""
+"""One self-contained HTML file of a scene: opens from `file://`, plays step by step, asks nothing of the network."""
 
 import base64
 import functools
@@ -19,11 +19,11 @@ SCRIPTS = ("dom", "math", "model", "layout", "cards", "view", "narrate", "player
 def page_html(scene: Scene, open: Iterable[str] | None = None) -> str:
     """Build the page of a scene: one HTML file, the same bytes for the same scene.
 
-    Everything is inside: the scene as JSON, the style, the scripts and the layout library (dagre, MIT). A content
-    security policy allows just these, by their hashes: no network, no handlers inside markup. Names, sources
-    and scopes are data and reach the page as text only.
+    Everything is inside: the scene as JSON, the style, the scripts and the layout library (dagre, MIT). A
+    content security policy allows just these, by their hashes: no network, no handlers inside markup. Names,
+    sources and scopes are data and reach the page as text only.
 
-    What the address ends in chooses how it opens: `#embed` (compact, for a frame in another page), `#theme=dark`,
+    The end of the address chooses how it opens: `#embed` (compact, for a frame in another page), `#theme=dark`,
     `#step=3`, `#node=h`, `#open=all` or `none`, `#direction=LR` or `TB`; several are joined by `&`.
 
     Args:
