@@ -1,4 +1,4 @@
-"""The page of a graph: its size, the time to write it; in Chromium the time to the first picture and per frame."""
+"""The page of a graph: its size, the time to write it; in Chromium, time to the first picture and a frame."""
 
 import shutil
 import statistics

@@ -1,4 +1,4 @@
-"""One self-contained HTML file of a scene: opens from `file://`, plays step by step, asks nothing of the network."""
+"""One self-contained HTML file of a scene: opens from `file://`, plays step by step, needs no network."""
 
 import base64
 import functools

@@ -378,7 +378,8 @@ class Page {
     const detail = document.getElementById("detail");
     const over = !detail.hidden && getComputedStyle(detail).position === "fixed";
     const stage = document.getElementById("stage").getBoundingClientRect();
-    return { left: 0, right: 0, top: 4, bottom: over ? Math.max(0, stage.bottom - detail.getBoundingClientRect().top) : 0 };
+    const zoom = document.getElementById("zoom").getBoundingClientRect();
+    return { left: 0, right: stage.right - zoom.left - 8, top: 4, bottom: over ? Math.max(0, stage.bottom - detail.getBoundingClientRect().top) : 0 };
   }
 
   // --- keys -------------------------------------------------------------------------------------------

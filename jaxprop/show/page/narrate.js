@@ -21,9 +21,10 @@ function derivative(of, wrt) {
   return m("mfrac", {}, m("mrow", {}, m("mo", { class: "d" }, "∂"), symbol(of)), m("mrow", {}, m("mo", { class: "d" }, "∂"), symbol(wrt)));
 }
 
-const equals = () => m("mo", {}, "=");
+// A long chain may be broken before these signs, so they can stand first: their spaces must be those of the middle.
+const equals = () => m("mo", { form: "infix" }, "=");
 const dot = () => m("mo", {}, "·");
-const plus = () => m("mo", {}, "+");
+const plus = () => m("mo", { form: "infix" }, "+");
 const numeral = (text) => m("mn", {}, number(text));
 
 /** A factor of a product: negative numbers after the first get brackets. */
@@ -125,7 +126,7 @@ function sayForward(model, node) {
   const filled = typeset && value && typeof value.number === "number" ? substituted(node) : null;
   const text = [node.short, source, filled && filled.text, value && value.text].filter(Boolean).join(" = ");
   const parts = typeset
-    ? [math(symbol(node.short), equals(), typeset, filled && filled.math ? [equals(), filled.math] : [], value && typeof value.number === "number" ? [equals(), numeral(value.text)] : [])]
+    ? [math(symbol(node.short), equals(), typeset), filled && filled.math ? math(equals(), filled.math) : null, value && typeof value.number === "number" ? math(equals(), numeral(value.text)) : null]
     : [math(symbol(node.short), equals()), code(cut(source, 90)), value && typeof value.number === "number" ? math(equals(), numeral(value.text)) : null];
   const lines = [line(text, ...parts)];
   const arrays = value && typeof value.number !== "number";
@@ -146,7 +147,7 @@ function localLine(node, edge) {
   const text = [ratio, right, value !== right ? value : null].filter(Boolean).join(" = ");
   if (value === null) return line(local.text || `${ratio}: ${local.kind}`, known || math(derivative(node.short, edge.short)), known ? null : code(right || local.kind || ""));
   const middle = right && right !== value ? latexToMath(rightSide(local.latex)) || m("mtext", {}, right) : null;
-  return line(text, math(derivative(node.short, edge.short), middle ? [equals(), middle] : [], equals(), numeral(value)));
+  return line(text, math(derivative(node.short, edge.short)), middle ? math(equals(), middle) : null, math(equals(), numeral(value)));
 }
 
 const numberText = (x) => (typeof x === "string" ? x : number(x, 5).replace(/−/g, "-"));
@@ -181,10 +182,10 @@ function sayBackward(model, node) {
   if (products.some((product) => product === null)) return { title, ...sayArray(model, node, readers, leaving, cotangent) };
   const chainText = readers.map((edge) => `d${loss}/d${edge.to.short} * d${edge.to.short}/d${node.short}`).join(" + ");
   const numbersText = products.map(([a, b], i) => `${a} * ${i || /^-/.test(b) ? bracket(b) : b}`).join(" + ");
-  const chainMath = readers.flatMap((edge, i) => [i ? plus() : null, derivative(loss, edge.to.short), dot(), derivative(edge.to.short, node.short)]).filter(Boolean);
-  const numbersMath = products.flatMap(([a, b], i) => [i ? plus() : null, factor(a, i === 0), dot(), factor(b, false)]).filter(Boolean);
+  const chainMath = readers.map((edge, i) => math(i ? plus() : equals(), derivative(loss, edge.to.short), dot(), derivative(edge.to.short, node.short)));
+  const numbersMath = products.map(([a, b], i) => math(i ? plus() : equals(), factor(a, i === 0), dot(), factor(b, false)));
   const sum = readers.length > 1 ? `${readers.length} readers: their shares ${readers.map((edge) => (shareOf(edge) ? number(shareOf(edge).text) : "")).filter(Boolean).join(" and ")} add up` : "";
-  return { title, lines: [line(`${left} = ${chainText} = ${numbersText} = ${total}`, math(derivative(loss, node.short), equals(), chainMath, equals(), numbersMath, equals(), numeral(total)))], note: sum };
+  return { title, lines: [line(`${left} = ${chainText} = ${numbersText} = ${total}`, math(derivative(loss, node.short)), ...chainMath, ...numbersMath, math(equals(), numeral(total)))], note: sum };
 }
 
 const bracket = (text) => (/^-/.test(text) ? `(${text})` : text);
