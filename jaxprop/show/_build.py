@@ -47,6 +47,7 @@ def scene_of(what: Graph | Tape) -> Scene:
     boxes = Boxes(graph)
     levels = _levels(graph)
     kinds = _kinds(graph, isinstance(what, Tape))
+    constants = _constants(graph)
     kept, besides, kept_bytes = residuals(graph)
     slopes = local_numbers(graph, numbers.values) if numbers else {}
     parts, left = shares(what, numbers.shown) if isinstance(what, Tape) and numbers else ({}, 0)
@@ -54,6 +55,7 @@ def scene_of(what: Graph | Tape) -> Scene:
         dataclasses.replace(
             _node(node, graph, kinds, levels, boxes.of, numbers, sources.index(node.source)),
             keeps=besides.get(node.index, 0),
+            constant=node.index in constants,
         )
         for node in graph.walk()
     )
@@ -163,6 +165,24 @@ def _levels(graph: Graph) -> dict[int, int]:
     return level
 
 
+def _constants(graph: Graph) -> frozenset[int]:
+    """The nodes that depend on no argument and no closed-over array."""
+    depends = {value.id for level in _bodies(graph) for head in (*level.heads, *level.fixed) for value in head.outputs}
+    found = set()
+    for node in graph.walk():
+        if any(value.id in depends for value in node.operands) or any(v.id in depends for v in node.outputs):
+            depends.update(value.id for value in node.outputs)
+        else:
+            found.add(node.index)
+    return frozenset(found)
+
+
+def _bodies(graph: Graph) -> Iterator[Graph]:
+    yield graph
+    for node in graph.walk():
+        yield from node.graphs
+
+
 def _scale(nodes: Iterable[SceneNode]) -> tuple[float, float] | None:
     norms = [
         out.cotangent.norm
@@ -175,9 +195,7 @@ def _scale(nodes: Iterable[SceneNode]) -> tuple[float, float] | None:
     # A gradient that is zero in truth comes out as round-off: it must not stretch the scale. Nor must two norms
     # that are nearly one look far apart.
     high = math.log10(max(norms))
-    low = max(math.log10(min(norms)), high - DECADES[1])
-    spare = max(0.0, DECADES[0] - (high - low)) / 2
-    return low - spare, high + spare
+    return min(max(math.log10(min(norms)), high - DECADES[1]), high - DECADES[0]), high
 
 
 # --- edges ---------------------------------------------------------------------------------------
@@ -263,7 +281,7 @@ def _filled(boxes: Iterable[Box], nodes: Iterable[SceneNode], graph_nodes: Mappi
 
 def _sum_up(box: Box, nodes: list[SceneNode], graph_nodes: Mapping[int, Node]) -> Box:
     outputs = [out for node in nodes for out in node.outputs]
-    bad = [n for n in nodes if any(s.nonfinite for out in n.outputs for s in (out.value, out.cotangent) if s)]
+    bad = [n for n in nodes if not n.constant and any(map(_nonfinite, n.outputs))]
     form = _jaxpr.opened_form(graph_nodes[box.node].eqn) if box.node is not None else None
     direct = [node.taken for node in nodes if node.box == box.id and node.taken is not None]
     return dataclasses.replace(
@@ -275,6 +293,10 @@ def _sum_up(box: Box, nodes: list[SceneNode], graph_nodes: Mapping[int, Node]) -
         taken=direct[0] if direct and box.branch is not None else None,
         length=form.length if isinstance(form, _jaxpr.Scan) else None,
     )
+
+
+def _nonfinite(out: Output) -> bool:
+    return any(shown is not None and shown.nonfinite for shown in (out.value, out.cotangent))
 
 
 # --- sources -------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ class SceneNode:
         steps: lengths of the scans around it, outermost first.
         taken: in a branch of a `cond`: the fraction of steps in which the branch was taken (1 or 0 outside scans).
         keeps: bytes the backward pass keeps of its forward pass beside operands and outputs.
+        constant: it depends on no argument: a NaN there is meant, not found.
     """
 
     id: int
@@ -141,6 +142,7 @@ class SceneNode:
     steps: tuple[int, ...] = ()
     taken: float | None = None
     keeps: int = 0
+    constant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ class Box:
         length: number of steps, of a scan.
         count: number of nodes in it, those of inner boxes included.
         cotangent: the largest norm of a cotangent in it.
-        nonfinite: number of nodes in it that hold non-finite values or cotangents.
+        nonfinite: number of nodes in it that hold non-finite values or cotangents, constants aside.
         active: whether any of its nodes is.
     """
 

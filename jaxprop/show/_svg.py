@@ -7,14 +7,16 @@ from typing import NamedTuple
 from . import _colour
 from ._card import Card, cards_of, draw_card, f
 from ._layout import Layout, Rect, Route, Size, Wire, lay_out
-from ._scene import Box, Scene
+from ._scene import Box, LocalText, Scene
 from ._text import MONO_FONTS, SANS, SANS_FONTS, count, escape, minus, shorten, width
 from ._view import Line, View
 
 MARGIN, TITLE, LABEL, NOTE = 22.0, 17.0, 10.5, 10.5
+#: What a frame is higher by for its heading.
+HEADROOM = 8.0
 #: Up to so many connections are drawn in both directions; up to so many with their local gradients.
 PAIRED, LABELLED = 80, 40
-LONGEST_LABEL = 34
+LONGEST_LABEL = 38
 
 
 class Label(NamedTuple):
@@ -34,7 +36,8 @@ class Label(NamedTuple):
 def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
     """Draw a view."""
     cards = cards_of(view)
-    labels = [_label(line, view) for line in view.lines]
+    idle = frozenset(str(node.id) for node in view.nodes if node.taken == 0.0)
+    labels = [_label(line, view, idle) for line in view.lines]
     layout = lay_out(
         cards={i: card.size for i, card in cards.items()},
         frames=[box.id for box in view.open],
@@ -45,7 +48,7 @@ def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
         ],
         direction=direction,
     )
-    idle = frozenset(str(node.id) for node in view.nodes if node.taken == 0.0)
+    layout = _with_headroom(layout, view)
     legend = _Legend(view)
     title = minus(f"{view.scene.title} = {view.scene.value}" if view.scene.value else view.scene.title)
     title = shorten(title, 70)
@@ -78,6 +81,29 @@ def _parents(view: View) -> dict[str, str]:
     places = [(str(node.id), node.box) for node in view.nodes]
     places += [(box.id, box.parent) for box in (*view.closed, *view.open)]
     return {item: box for item, box in places if box in open_ids}
+
+
+def _with_headroom(layout: Layout, view: View) -> Layout:
+    """Frames higher by a line of text, an outer one above the inner ones' lines, and everything moved down by it."""
+    lines: dict[str, int] = {}
+    for box in reversed(view.open):
+        own = lines.setdefault(box.id, 1)
+        if box.parent is not None:
+            lines[box.parent] = max(lines.get(box.parent, 1), own + 1)
+    down = HEADROOM * max(lines.values(), default=0)
+    frames = {
+        i: Rect(r.x, r.y + down - HEADROOM * lines[i], r.width, r.height + HEADROOM * lines[i])
+        for i, r in layout.frames.items()
+    }
+    return Layout(
+        Size(layout.size.width, layout.size.height + down),
+        {i: r._replace(y=r.y + down) for i, r in layout.cards.items()},
+        frames,
+        tuple(
+            Route(tuple((x, y + down) for x, y in r.points), (r.label[0], r.label[1] + down))
+            for r in layout.routes
+        ),
+    )
 
 
 # --- frames ----------------------------------------------------------------------------------------
@@ -118,23 +144,29 @@ def _heading(box: Box, at: Rect) -> str:
 # --- connections -----------------------------------------------------------------------------------
 
 
-def _label(line: Line, view: View) -> Label:
+def _label(line: Line, view: View, idle: frozenset[str]) -> Label:
     if len(view.lines) > LABELLED or len(line.edges) != 1:
         return Label("", "")
     edge = line.edges[0]
-    if edge.local is None or not edge.active:
+    if edge.local is None or not edge.active or line.source in idle or line.target in idle:
         return Label("", "")
-    number = "" if edge.local.number is None else minus(f"{edge.local.number:.4g}")
-    formula = shorten(edge.local.text, LONGEST_LABEL)
-    if number and formula.endswith(f"= {number}"):
-        number = ""
-    local = " = ".join(filter(None, (formula, number)))
-    return Label(local, f"↑ {minus(edge.share.text)}" if edge.share else "")
+    return Label(_local_text(edge.local), f"↑ {minus(edge.share.text)}" if edge.share else "")
+
+
+def _local_text(local: LocalText) -> str:
+    """The formula with its number, as much of it as fits."""
+    number = "" if local.number is None else minus(f"{local.number:.4g}")
+    right = local.text.partition(" = ")[2]
+    for formula in (local.text, right):
+        whole = formula if not number or formula.endswith(f"= {number}") else f"{formula} = {number}"
+        if formula and len(whole) <= LONGEST_LABEL:
+            return whole
+    return number or shorten(right, LONGEST_LABEL) or local.kind
 
 
 def _connection(line: Line, route: Route, view: View, idle: frozenset[str]) -> str:
     tip = ", ".join(dict.fromkeys(edge.name for edge in line.edges))
-    active = line.active and line.target not in idle
+    active = line.active and not {line.source, line.target} & idle
     start = f'<g class="line{"" if active else " idle"}"><title>{escape(tip)}</title>'
     if not active or len(view.lines) > PAIRED or view.scene.numbers == "none":
         return f"{start}{_arrow(route.points, 'there')}</g>"
@@ -204,7 +236,7 @@ def _written(label: Label, route: Route) -> str:
 class _Legend:
     """What the signs mean: a row of them, the scale of colours, and the notes."""
 
-    BAR = 120.0
+    BAR = 126.0
 
     def __init__(self, view: View) -> None:
         self.view = view
@@ -270,11 +302,11 @@ class _Legend:
         yield f'<text class="note" x="0" y="{f(y + 9)}">{words}</text>'
         yield f'<text class="note" x="{f(x)}" y="{f(y + 9)}">{low}</text>'
         x += width(low, NOTE, SANS) + 6
-        stops = "".join(
-            f'<stop offset="{i / 16:g}" stop-color="{_colour.blend(_colour.CIVIDIS, i / 16)}"/>' for i in range(17)
-        )
-        yield f'<linearGradient id="jaxprop-cividis">{stops}</linearGradient>'
-        yield f'<rect x="{f(x)}" y="{f(y)}" width="{f(self.BAR)}" height="11" fill="url(#jaxprop-cividis)"/>'
+        pieces = len(_colour.RAMPS["light"])
+        wide = self.BAR / pieces
+        for i in range(pieces):
+            yield f'<rect class="c{i}" x="{f(x + i * wide)}" y="{f(y)}" width="{f(wide)}" height="11"/>'
+        yield f'<rect class="rim" x="{f(x)}" y="{f(y)}" width="{f(wide * pieces)}" height="11"/>'
         yield f'<text class="note" x="{f(x + self.BAR + 6)}" y="{f(y + 9)}">{high} (logarithmic)</text>'
 
 
@@ -294,21 +326,39 @@ def _rules(root: str, theme: str) -> str:
     c = _colour.THEMES[theme]
     mono, sans = f"font-family:{MONO_FONTS}", f"font-family:{SANS_FONTS}"
     rules = {
-        ".paper": f"fill:{c['paper']}",
         "text": f"fill:{c['ink']}",
+        ".paper": f"fill:{c['paper']}",
         ".title": f"{mono};font-size:17px;font-weight:bold",
         ".name": f"{mono};font-size:13px;font-weight:bold",
         ".type": f"{mono};font-size:10.5px;fill:{c['soft']}",
         ".call": f"{mono};font-size:11px;fill:{c['soft']}",
-        ".number": f"{mono};font-size:12px",
         ".tag": f"{sans};font-size:9px;fill:{c['soft']};letter-spacing:.3px",
-        ".local": f"{mono};font-size:10.5px",
-        ".share": f"{mono};font-size:10.5px;fill:{c['back']}",
+        ".local": f"{mono};font-size:10.5px;fill:{c['forward']}",
+        ".share": f"{mono};font-size:10.5px;fill:{c['backward']}",
         ".note": f"{sans};font-size:10.5px;fill:{c['soft']}",
+        ".slip": f"fill:{c['paper']}",
         ".plate": f"fill:{c['card']};stroke:{c['line']};stroke-width:1",
         ".under": f"fill:{c['faint']};stroke:{c['line']};stroke-width:1",
         ".value": f"fill:{c['faint']}",
         ".rim": f"fill:none;stroke:{c['line']};stroke-width:.6",
+        ".frame": f"fill:{c['frame']};stroke:{c['line']};stroke-width:1",
+        ".scan": "stroke-width:1.8",
+        ".cond": "stroke-dasharray:6 3",
+        ".checkpoint": "stroke-dasharray:2 2",
+        ".frame.idle": "opacity:.6",
+        ".heading text": f"{sans};font-size:11px;fill:{c['soft']}",
+        ".heading rect": f"fill:{c['frame']}",
+        ".there": f"fill:none;stroke:{c['forward']};stroke-width:1.2",
+        ".back": f"fill:none;stroke:{c['backward']};stroke-width:1.5",
+        ".head": "stroke:none",
+        ".there.head": f"fill:{c['forward']}",
+        ".back.head": f"fill:{c['backward']}",
+        ".back.bad": f"stroke:{c['bad']}",
+        ".back.bad.head": f"fill:{c['bad']};stroke:none",
+        ".line.idle .there": f"stroke:{c['weak']}",
+        ".line.idle .there.head": f"fill:{c['weak']};stroke:none",
+        ".card.idle .plate": f"fill:{c['faint']}",
+        ".card.idle text": f"fill:{c['soft']}",
         ".parameter .plate": f"stroke:{c['parameter']};stroke-width:1.6",
         ".parameter .mark": f"fill:{c['parameter']}",
         ".parameter .tag": f"fill:{c['parameter']}",
@@ -319,28 +369,11 @@ def _rules(root: str, theme: str) -> str:
         ".const .plate": f"fill:{c['faint']};stroke-dasharray:4 2.5",
         ".data .value": f"fill:{c['card']}",
         ".const .value": f"fill:{c['card']}",
-        ".card.idle .plate": f"fill:{c['faint']};stroke:{c['line']}",
-        ".card.idle text": f"fill:{c['soft']}",
-        ".card.bad .plate": f"stroke:{c['alarm']};stroke-width:2",
-        ".card.bad .tag": f"fill:{c['alarm']}",
-        ".sign": f"fill:{c['alarm']}",
-        ".bang": "fill:none;stroke:#fff;stroke-width:1.3",
-        ".frame": f"fill:{c['tint']};fill-opacity:.75;stroke:{c['line']};stroke-width:1",
-        ".heading text": f"{sans};font-size:11px;fill:{c['group']}",
-        ".heading rect": f"fill:{c['tint']};fill-opacity:.9",
-        ".scan": "stroke-width:1.6",
-        ".cond": "stroke-dasharray:6 3",
-        ".checkpoint": "stroke-dasharray:2 2",
-        ".frame.idle": "opacity:.55",
-        ".there": f"fill:none;stroke:{c['edge']};stroke-width:1.2",
-        ".back": f"fill:none;stroke:{c['back']};stroke-width:1.5",
-        ".line.idle .there": f"stroke:{c['line']}",
-        ".head": "stroke:none",
-        ".there.head": f"fill:{c['edge']}",
-        ".back.head": f"fill:{c['back']}",
-        ".back.bad": f"stroke:{c['alarm']}",
-        ".back.bad.head": f"fill:{c['alarm']};stroke:none",
-        ".line.idle .there.head": f"fill:{c['line']}",
-        ".slip": f"fill:{c['paper']};fill-opacity:.9",
-    }  # fmt: skip
+        ".card.bad .plate": f"stroke:{c['bad']};stroke-width:2",
+        ".card.bad .tag": f"fill:{c['bad']}",
+        ".sign": f"fill:{c['bad']}",
+        ".bang": f"fill:none;stroke:{c['on_bad']};stroke-width:1.3",
+        ".number": f"{mono};font-size:12px",
+        **_colour.rules(theme),
+    }
     return "".join(f"{root} {selector}{{{rule}}}" for selector, rule in rules.items())
