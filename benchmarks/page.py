@@ -1,4 +1,4 @@
-"""The page of a graph: its size, the time to write it, and in Chromium the time to the first picture and per frame."""
+"""The page of a graph: its size, the time to write it; in Chromium, time to the first picture and a frame."""
 
 import shutil
 import statistics
@@ -45,7 +45,12 @@ _FRAMES = """async () => {
     return times.sort((a, b) => a - b)[30];
 }"""
 _FIRST = "performance.getEntriesByName('jaxprop: first picture')[0].startTime"
-_OPEN = "() => { const t = performance.now(); jaxprop.openAll(true); jaxprop.sheet.draw(); return performance.now() - t; }"
+_OPEN = """() => {
+    const start = performance.now();
+    jaxprop.openAll(true);
+    jaxprop.sheet.draw();
+    return performance.now() - start;
+}"""
 
 
 def available() -> str | None:

@@ -215,7 +215,9 @@ def visit(browser, tmp_path):
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
         page.on(
             "request",
-            lambda r: None if r.url.startswith((file.as_uri(), "data:")) else faults.append(f"request: {r.url}"),
+            lambda r: (
+                None if r.url.startswith((file.as_uri(), "data:")) else faults.append(f"request: {r.url}")
+            ),
         )
         page.goto(file.as_uri() + hash_)
         page.wait_for_selector(".item, .far-card", state="attached")
@@ -259,11 +261,24 @@ def unnamed(page):
     """Roles of controls that have no accessible name, as the browser computes them."""
     client = page.context.new_cdp_session(page)
     nodes = client.send("Accessibility.getFullAXTree")["nodes"]
-    roles = {"button", "slider", "combobox", "searchbox", "textbox", "option", "listbox", "toolbar", "link", "dialog"}
+    roles = {
+        "button",
+        "slider",
+        "combobox",
+        "searchbox",
+        "textbox",
+        "option",
+        "listbox",
+        "toolbar",
+        "link",
+        "dialog",
+    }
     return [
         node["role"]["value"]
         for node in nodes
-        if not node["ignored"] and node["role"]["value"] in roles and not node.get("name", {}).get("value", "").strip()
+        if not node["ignored"]
+        and node["role"]["value"] in roles
+        and not node.get("name", {}).get("value", "").strip()
     ]
 
 
@@ -341,7 +356,9 @@ def test_the_slider_of_a_scan_shows_each_step(visit):
         seen.append(float(re.search(r"value ([−\d.e]+)", label)[1].replace("−", "-")))
     np.testing.assert_allclose(seen, hs, rtol=1e-3)
     # An open scan is played step by step, there and back.
-    steps = page.evaluate("jaxprop.player.script.steps.filter(step => step.act === 'backward').map(step => Object.values(step.sets || {})[0] ?? -1)")
+    steps = page.evaluate(
+        "jaxprop.player.script.steps.filter(step => step.act === 'backward').map(step => Object.values(step.sets || {})[0] ?? -1)"
+    )
     assert [step for i, step in enumerate(steps) if i == 0 or step != steps[i - 1]] == [-1, 4, 3, 2, 1, 0, -1]
 
 
@@ -363,6 +380,16 @@ def test_boxes_open_and_close_by_mouse_and_keyboard(visit):
     assert page.evaluate(count) == opened
     page.keyboard.press("c")
     assert page.evaluate(count) == closed
+
+
+@pytest.mark.slow
+def test_the_boxes_that_open_first_can_be_chosen(browser):
+    box = scene("transformer").boxes[0].id
+    page = browser.new_page()
+    page.set_content(page_html(scene("transformer"), open=[box]))
+    page.wait_for_selector(".item")
+    assert page.evaluate("[...jaxprop.open]") == [box]
+    page.close()
 
 
 @pytest.mark.slow

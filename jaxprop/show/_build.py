@@ -17,11 +17,14 @@ from .._source import Source
 from .._summary import Summary
 from .._tape import Entry, Tape
 from ._boxes import Boxes
+from ._flow import Site, local_numbers, local_texts, residuals, shares
 from ._numbers import largest, show_array, show_summary
-from ._scene import Box, Edge, Output, Scene, SceneNode, Shown, SourceText
+from ._scene import Box, Edge, LocalText, Output, Scene, SceneNode, Shown, SourceText
 
 #: Steps of a scan shown one by one: at most so many, and at most so many over all values of the scene.
 MOST_STEPS, ALL_STEPS = 64, 20_000
+#: Powers of ten the scale of colours spans, at least and at most.
+DECADES = 2.0, 8.0
 #: Lines of source before and after the one in question.
 AROUND = 3
 
@@ -44,22 +47,35 @@ def scene_of(what: Graph | Tape) -> Scene:
     boxes = Boxes(graph)
     levels = _levels(graph)
     kinds = _kinds(graph, isinstance(what, Tape))
+    constants = _constants(graph)
+    kept, besides, kept_bytes = residuals(graph)
+    slopes = local_numbers(graph, numbers.values) if numbers else {}
+    parts, left = shares(what, numbers.shown) if isinstance(what, Tape) and numbers else ({}, 0)
     nodes = tuple(
-        _node(node, graph, kinds, levels, boxes.of, numbers, sources.index(node.source))
+        dataclasses.replace(
+            _node(node, graph, kinds, levels, boxes.of, numbers, sources.index(node.source)),
+            keeps=besides.get(node.index, 0),
+            constant=node.index in constants,
+        )
         for node in graph.walk()
     )
+    notes = list(numbers.notes) if numbers else []
+    if left:
+        notes.append(f"The shares of {left} values read in several places were not computed.")
     loss = tuple(_position(graph, value) for value in graph.outputs if value.id >= 0)
     return Scene(
         title=", ".join(dict.fromkeys(value.name for value in graph.outputs)),
         nodes=nodes,
-        edges=tuple(_edges(graph)),
+        edges=tuple(_edges(graph, local_texts(graph, slopes), parts)),
         boxes=_filled(boxes.boxes, nodes, {node.index: node for node in graph.walk()}),
         loss=loss,
         value=numbers.loss if numbers else "",
         sources=sources.table,
         scale=_scale(nodes),
         numbers=numbers.kind if numbers else "none",
-        notes=numbers.notes if numbers else (),
+        notes=tuple(notes),
+        residuals=kept,
+        kept_bytes=kept_bytes,
     )
 
 
@@ -149,6 +165,24 @@ def _levels(graph: Graph) -> dict[int, int]:
     return level
 
 
+def _constants(graph: Graph) -> frozenset[int]:
+    """The nodes that depend on no argument and no closed-over array."""
+    depends = {value.id for level in _bodies(graph) for head in (*level.heads, *level.fixed) for value in head.outputs}
+    found = set()
+    for node in graph.walk():
+        if any(value.id in depends for value in node.operands) or any(v.id in depends for v in node.outputs):
+            depends.update(value.id for value in node.outputs)
+        else:
+            found.add(node.index)
+    return frozenset(found)
+
+
+def _bodies(graph: Graph) -> Iterator[Graph]:
+    yield graph
+    for node in graph.walk():
+        yield from node.graphs
+
+
 def _scale(nodes: Iterable[SceneNode]) -> tuple[float, float] | None:
     norms = [
         out.cotangent.norm
@@ -156,13 +190,20 @@ def _scale(nodes: Iterable[SceneNode]) -> tuple[float, float] | None:
         for out in node.outputs
         if out.cotangent and out.cotangent.norm and math.isfinite(out.cotangent.norm) and node.taken != 0.0
     ]
-    return (math.log10(min(norms)), math.log10(max(norms))) if norms else None
+    if not norms:
+        return None
+    # A gradient that is zero in truth comes out as round-off: it must not stretch the scale. Nor must two norms
+    # that are nearly one look far apart.
+    high = math.log10(max(norms))
+    return min(max(math.log10(min(norms)), high - DECADES[1]), high - DECADES[0]), high
 
 
 # --- edges ---------------------------------------------------------------------------------------
 
 
-def _edges(graph: Graph) -> Iterator[Edge]:
+def _edges(
+    graph: Graph, locals_: Mapping[Site, LocalText], parts: Mapping[Site, Shown]
+) -> Iterator[Edge]:
     made = _makers(graph)
     swept = graph.by_index
     found = (
@@ -171,7 +212,9 @@ def _edges(graph: Graph) -> Iterator[Edge]:
     for number, (source, target, value, kind) in enumerate(found):
         reader = swept[target[0]]
         active = value.active and (kind != "data" or reader.active) and (kind != "enter" or reader.active)
-        yield Edge(number, source, target, value.name, kind, active)
+        own = kind == "data"
+        local, share = (locals_.get(target), parts.get(target)) if own else (None, None)
+        yield Edge(number, source, target, value.name, kind, active, local, share)
 
 
 @functools.lru_cache(maxsize=16)
@@ -238,7 +281,7 @@ def _filled(boxes: Iterable[Box], nodes: Iterable[SceneNode], graph_nodes: Mappi
 
 def _sum_up(box: Box, nodes: list[SceneNode], graph_nodes: Mapping[int, Node]) -> Box:
     outputs = [out for node in nodes for out in node.outputs]
-    bad = [n for n in nodes if any(s.nonfinite for out in n.outputs for s in (out.value, out.cotangent) if s)]
+    bad = [n for n in nodes if not n.constant and any(map(_nonfinite, n.outputs))]
     form = _jaxpr.opened_form(graph_nodes[box.node].eqn) if box.node is not None else None
     direct = [node.taken for node in nodes if node.box == box.id and node.taken is not None]
     return dataclasses.replace(
@@ -250,6 +293,10 @@ def _sum_up(box: Box, nodes: list[SceneNode], graph_nodes: Mapping[int, Node]) -
         taken=direct[0] if direct and box.branch is not None else None,
         length=form.length if isinstance(form, _jaxpr.Scan) else None,
     )
+
+
+def _nonfinite(out: Output) -> bool:
+    return any(shown is not None and shown.nonfinite for shown in (out.value, out.cotangent))
 
 
 # --- sources -------------------------------------------------------------------------------------
@@ -287,6 +334,7 @@ class _Numbers:
 
     Attributes:
         shown: value and cotangent by the value's id.
+        values: the values themselves, on the host.
         taken: by node: in which fraction of steps its branch was taken.
         kind: `full` or `summary`.
         loss: the value returned, as text.
@@ -300,11 +348,14 @@ class _Numbers:
         self.most = min(MOST_STEPS, max(8, ALL_STEPS // max(1, 2 * len(stepped))))
         self.notes = self._notes(tape, stepped)
         self.shown: dict[int, tuple[Shown | None, Shown | None]] = {}
+        self.values: dict[int, Any] = {}
         self.taken: dict[int, float] = {}
         self.kind = "full"
         for entry, (value, cotangent, taken) in zip(entries, hosted, strict=True):
             out = entry.node.outputs[entry.node.names.index(entry.name)]
             steps = tape.graph.places[entry.node.index].steps
+            if _is_numeric(value):
+                self.values[out.id] = value
             self.shown[out.id] = self._show(out, value, steps, entry), self._show(out, cotangent, steps, entry)
             if taken is not None:
                 self.taken[entry.node.index] = float(np.mean(taken))

@@ -13,7 +13,7 @@ from ._view import View, display_name
 NAME, TYPE, CALL, NUMBER, TAG = 13.0, 10.5, 11.0, 12.0, 9.0
 PAD, GAP = 9.0, 6.0
 #: Characters of a name, of an expression; sides of a heat map, in pixels.
-LONGEST_NAME, LONGEST_CALL, MAP = 36, 38, 44.0
+LONGEST_NAME, LONGEST_CALL, MAP = 36, 38, 40.0
 _TAGS = {
     "parameter": "parameter", "data": "data", "const": "constant", "loss": "loss", "constant": "same every step",
     "carry": "carry", "slice": "slice of step", "operand": "operand",
@@ -26,15 +26,14 @@ class Cell:
 
     text: str
     thumb: Thumb | None
-    fill: str | None  # None: the plain colour of values
-    bad: int = 0
+    shade: str  # `value`, or the class of a step of the scale: `c0` to `c8`, `nan`
 
     @property
     def size(self) -> Size:
         wide = width(self.text, NUMBER) + 14
         if self.thumb is None:
             return Size(wide, 21)
-        w, h, _ = map_size(self.thumb)
+        w, h = map_size(self.thumb)
         return Size(max(wide, w + 12), 21 + h + 5)
 
 
@@ -82,7 +81,7 @@ def cards_of(view: View) -> dict[str, Card]:
 
 def _calls(view: View) -> dict[int, str]:
     """The second line of each card: the expression in the source, once; else the operation."""
-    last = {(node.source, node.label): node.id for node in view.nodes if node.label}
+    last = {(node.source, node.label): node.id for node in view.scene.nodes if node.label}
     return {
         node.id: node.label if node.label and last[node.source, node.label] == node.id else node.call
         for node in view.nodes
@@ -100,11 +99,11 @@ def _node_card(
     out = node.outputs[0] if node.outputs else None
     cells = []
     if out is not None and out.value is not None:
-        cells.append(Cell(minus(out.value.text), out.value.thumb, None, out.value.nonfinite))
+        cells.append(Cell(minus(out.value.text), out.value.thumb, "value"))
     if out is not None and out.cotangent is not None and node.taken != 0.0:
         cells.append(_cotangent_cell(out.cotangent, scene))
     more = f" +{len(node.outputs) - 1}" if len(node.outputs) > 1 else ""
-    bad = sum(s.nonfinite for o in node.outputs for s in (o.value, o.cotangent) if s is not None)
+    bad = 0 if node.constant else nonfinite(node)
     tag = _TAGS.get(node.kind, "")
     if node.id in carried:
         tag += f", next: {middle(carried[node.id], LONGEST_NAME)}"
@@ -124,16 +123,24 @@ def _node_card(
     )
 
 
+def nonfinite(node: SceneNode) -> int:
+    """How many numbers of a node's values and cotangents are not finite."""
+    return sum(s.nonfinite for out in node.outputs for s in (out.value, out.cotangent) if s is not None)
+
+
 def _cotangent_cell(shown: Shown, scene: Scene) -> Cell:
-    fill = _colour.ALARM if shown.nonfinite else _colour.of_norm(shown.norm, scene.scale)
-    return Cell("∂ " + minus(shown.text), shown.thumb, fill or _colour.blend(_colour.CIVIDIS, 0), shown.nonfinite)
+    shade = "nan" if shown.nonfinite else _shade(shown.norm, scene)
+    return Cell("∂ " + minus(shown.text), shown.thumb, shade)
+
+
+def _shade(norm: float | None, scene: Scene) -> str:
+    return f"c{_colour.step_of(norm, scene.scale) or 0}"
 
 
 def _box_card(box: Box, scene: Scene) -> Card:
     cells = []
     if box.cotangent is not None:
-        fill = _colour.of_norm(box.cotangent, scene.scale) or _colour.blend(_colour.CIVIDIS, 0)
-        cells.append(Cell(f"∂ ≤ {minus(_number(box.cotangent))}", None, fill))
+        cells.append(Cell(f"∂ ≤ {box.cotangent:.3g}", None, _shade(box.cotangent, scene)))
     steps = f", {count(box.length, 'step')}" if box.length else ""
     tag = f"{box.kind}{steps}" if not box.nonfinite else f"non-finite in {count(box.nonfinite, 'node')}"
     name = middle(box.name, LONGEST_NAME)
@@ -149,10 +156,6 @@ def _box_card(box: Box, scene: Scene) -> Card:
         active=box.active,
         alarm=box.nonfinite,
     )
-
-
-def _number(x: float) -> str:
-    return f"{x:.3g}"
 
 
 def _tip(node: SceneNode, scene: Scene) -> Iterator[str]:
@@ -235,44 +238,43 @@ def _cells(card: Card, at: Rect, top: float) -> Iterator[str]:
 
 
 def _cell(cell: Cell, at: Rect) -> Iterator[str]:
-    fill = f' fill="{cell.fill}"' if cell.fill else ""
     yield (
-        f'<rect class="cell{"" if cell.fill else " value"}"{fill} x="{f(at.x)}" y="{f(at.y)}" '
-        f'width="{f(at.width)}" height="{f(at.height)}" rx="3"/>'
+        f'<rect class="cell {cell.shade}" x="{f(at.x)}" y="{f(at.y)}" width="{f(at.width)}" '
+        f'height="{f(at.height)}" rx="3"/>'
     )
-    ink = f' fill="{_colour.on(cell.fill)}"' if cell.fill else ""
-    middle_x = at.x + at.width / 2
-    yield f'<text class="number"{ink} x="{f(middle_x)}" y="{f(at.y + 15)}" text-anchor="middle">{escape(cell.text)}</text>'
+    ink = "" if cell.shade == "value" else f" on{cell.shade.removeprefix('c')}"
+    center = at.x + at.width / 2
+    yield (
+        f'<text class="number{ink}" x="{f(center)}" y="{f(at.y + 15)}" text-anchor="middle">'
+        f"{escape(cell.text)}</text>"
+    )
     if cell.thumb is not None:
-        w, h, _ = map_size(cell.thumb)
-        yield heat_map(cell.thumb, middle_x - w / 2, at.y + 21)
+        yield heat_map(cell.thumb, center - map_size(cell.thumb).width / 2, at.y + 21)
 
 
-def map_size(thumb: Thumb) -> tuple[float, float, float]:
-    """Width and height of a heat map, and the side of its squares."""
-    side = max(1.5, min(MAP / thumb.rows, (2 * MAP if thumb.rows == 1 else MAP) / thumb.cols, 9.0))
-    side = math.floor(side * 4) / 4
-    return thumb.cols * side, thumb.rows * side, side
+def map_size(thumb: Thumb) -> Size:
+    """Width and height of a heat map."""
+    if thumb.rows == 1:
+        return Size(min(2 * MAP, 9.0 * thumb.cols), 9.0)
+    return Size(min(MAP, 9.0 * thumb.cols), min(MAP, 9.0 * thumb.rows))
 
 
 def heat_map(thumb: Thumb, x: float, y: float) -> str:
     """A heat map as one path for each colour: sharp at any size, also on paper."""
-    w, h, side = map_size(thumb)
+    w, h = map_size(thumb)
     paths: dict[str, list[str]] = {}
     for row in range(thumb.rows):
         cells = thumb.data[row * thumb.cols : (row + 1) * thumb.cols]
-        for start, length, colour in _runs([_colour_of(value) for value in cells]):
-            paths.setdefault(colour, []).append(f"M{start} {row}h{length}v1h-{length}z")
-    drawn = "".join(f'<path fill="{colour}" d="{"".join(parts)}"/>' for colour, parts in sorted(paths.items()))
+        for start, length, shade in _runs([_level(value) for value in cells]):
+            paths.setdefault(shade, []).append(f"M{start} {row}h{length}v1h-{length}z")
+    drawn = "".join(f'<path class="{shade}" d="{"".join(parts)}"/>' for shade, parts in sorted(paths.items()))
     frame = f'<rect class="rim" x="{f(x)}" y="{f(y)}" width="{f(w)}" height="{f(h)}"/>'
-    place = f"translate({f(x)} {f(y)}) scale({side:g})"
+    place = f"translate({f(x)} {f(y)}) scale({w / thumb.cols:.5g} {h / thumb.rows:.5g})"
     return f'<g transform="{place}" shape-rendering="crispEdges">{drawn}</g>{frame}'
 
 
-def _colour_of(percent: int | None) -> str:
-    if percent is None:
-        return _colour.ALARM
-    return _colour.blend(_colour.DIVERGING, (round(percent / 10) * 10 + 100) / 200)
+def _level(percent: int | None) -> str:
+    return "nan" if percent is None else _colour.level_class(round(percent / 100 * _colour.LEVELS))
 
 
 def _runs(items: list[str]) -> Iterator[tuple[int, int, str]]:

@@ -1,52 +1,50 @@
-"""Colours of pictures: a scale the colour-blind can read, and two themes."""
+"""Colours of pictures, the same as on the page: slate flows forward, amber flows backward.
+
+The scale of cotangent norms is one hue from light to dark (in the dark theme from dark to light): its lightness
+alone tells the order, so it reads the same for all eyes and in print without colour.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 
-#: Cividis (Nuñez, Anderton, Renslow 2018), at nine points: dark blue over grey to yellow, the same order for all eyes.
-CIVIDIS = (
-    (0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115),
-    (138, 134, 120), (165, 156, 116), (195, 179, 105), (254, 232, 56),
-)  # fmt: skip
-#: Negative, zero, positive: blue, near white, orange.
-DIVERGING = ((33, 102, 172), (103, 169, 207), (247, 247, 247), (239, 160, 92), (179, 88, 6))
-#: Of what is not finite.
-ALARM = "#d55e00"
+_LIGHT = ("#fdf3dc", "#fbe5b6", "#f8d084", "#f3b453", "#e99531", "#d8731c", "#b85410", "#8d3b0c", "#5f2708")
+_DARK = ("#3a2b20", "#57391f", "#7a4a1d", "#a0601d", "#c4771f", "#e2932f", "#f1b053", "#f8cd85", "#fde8bf")
+#: Norms of cotangents in nine steps.
+RAMPS: Mapping[str, Sequence[str]] = {"light": _LIGHT, "dark": _DARK}
+#: Levels of a heat map on each side of zero.
+LEVELS = 8
 
 THEMES: Mapping[str, Mapping[str, str]] = {
     "light": {
-        "paper": "#ffffff", "ink": "#1b1f24", "soft": "#5b6470", "card": "#ffffff", "line": "#aab2bd",
-        "edge": "#6b7480", "faint": "#eef0f3", "group": "#5b6470", "tint": "#f5f7fa", "back": "#9a4f00",
-        "parameter": "#0b6e4f", "data": "#5b6470", "loss": "#7a3e9d", "alarm": "#c24e00",
+        "paper": "#ffffff", "ink": "#22262b", "soft": "#5f666f", "card": "#ffffff", "line": "#bfbbb1",
+        "faint": "#f3f1ec", "frame": "#faf8f4", "forward": "#47607a", "backward": "#b85410", "weak": "#c9c5bb",
+        "parameter": "#0b6e4f", "loss": "#6b3fa0", "bad": "#8a1c4a", "on_bad": "#ffffff",
+        "below": "#2f6f9f", "middle": "#f7f5f0", "above": "#b85410",
     },
     "dark": {
-        "paper": "#14171b", "ink": "#e8eaed", "soft": "#a3acb8", "card": "#1f242a", "line": "#55606c",
-        "edge": "#97a1ad", "faint": "#2a3037", "group": "#97a1ad", "tint": "#191d22", "back": "#f0a860",
-        "parameter": "#5ecfa3", "data": "#a3acb8", "loss": "#c79be3", "alarm": "#ff8a3d",
+        "paper": "#14161a", "ink": "#e9e7e2", "soft": "#a6abb3", "card": "#1d2026", "line": "#4a505a",
+        "faint": "#272b32", "frame": "#191c21", "forward": "#8fa9c4", "backward": "#f0994a", "weak": "#4a505a",
+        "parameter": "#57cba0", "loss": "#c3a0ef", "bad": "#ff8fb8", "on_bad": "#2b0716",
+        "below": "#6db3e8", "middle": "#262a31", "above": "#f0994a",
     },
 }  # fmt: skip
 
 
-def blend(stops: Sequence[tuple[int, int, int]], where: float) -> str:
-    """The colour at a place between 0 and 1 on a scale, as `#rrggbb`."""
-    at = min(max(where, 0.0), 1.0) * (len(stops) - 1)
-    low = min(int(at), len(stops) - 2)
-    parts = (
-        round(a + (b - a) * (at - low)) for a, b in zip(stops[low], stops[low + 1], strict=True)
-    )
-    return "#" + "".join(f"{part:02x}" for part in parts)
-
-
-def of_norm(norm: float | None, scale: tuple[float, float] | None) -> str | None:
-    """The colour of a cotangent norm on a logarithmic scale; None where there is none to show."""
-    if norm is None or scale is None:
+def step_of(norm: float | None, scale: tuple[float, float] | None) -> int | None:
+    """The step of a norm on the logarithmic scale, from 0 to 8; None where there is none to show."""
+    if norm is None or scale is None or not math.isfinite(norm):
         return None
-    if not math.isfinite(norm):
-        return ALARM
     if norm == 0:
-        return blend(CIVIDIS, 0.0)
+        return 0
     low, high = scale
-    return blend(CIVIDIS, (math.log10(norm) - low) / (high - low) if high > low else 1.0)
+    where = (math.log10(norm) - low) / (high - low)
+    return min(max(int(where * len(_LIGHT)), 0), len(_LIGHT) - 1)
+
+
+def blend(a: str, b: str, part: float) -> str:
+    """The colour between two colours."""
+    pairs = ((int(a[i : i + 2], 16), int(b[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(x + (y - x) * part):02x}" for x, y in pairs)
 
 
 def on(colour: str) -> str:
@@ -58,3 +56,20 @@ def on(colour: str) -> str:
 
     r, g, b = (linear(colour[i : i + 2]) for i in (1, 3, 5))
     return "#000000" if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 else "#ffffff"
+
+
+def rules(theme: str) -> dict[str, str]:
+    """The colours that stand for numbers, as style rules: `.c0` to `.c8`, and the levels of heat maps."""
+    colours = THEMES[theme]
+    found = {}
+    for i, colour in enumerate(RAMPS[theme]):
+        found[f".c{i}"] = f"fill:{colour}"
+        found[f".on{i}"] = f"fill:{on(colour)}"
+    for level in range(-LEVELS, LEVELS + 1):
+        end = colours["above" if level > 0 else "below"]
+        found[f".{level_class(level)}"] = f"fill:{blend(colours['middle'], end, abs(level) / LEVELS)}"
+    return found | {".nan": f"fill:{colours['bad']}", ".onnan": f"fill:{colours['on_bad']}"}
+
+
+def level_class(level: int) -> str:
+    return f"m{'n' if level < 0 else 'p'}{abs(level)}"

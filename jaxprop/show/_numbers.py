@@ -10,8 +10,8 @@ from ._scene import Shown, Steps, Thumb
 
 #: Largest heat maps: of a matrix, of a vector, of one step of a scan.
 MATRIX, VECTOR, STEP = (16, 16), (1, 32), (8, 8)
-#: Vectors up to this length are written out.
-SHORT = 4
+#: Vectors are written out up to this length, and while they take so many characters.
+SHORT, SHORT_TEXT = 4, 24
 
 
 def text_of(x: complex | float) -> str:
@@ -144,7 +144,9 @@ def _spread(rms: float, mean: float) -> float:
 
 def _text(x: np.ndarray[Any, Any], norm: float, steps: int) -> str:
     if x.size <= SHORT and x.ndim == 1 and not steps:
-        return f"[{', '.join(text_of(item) for item in x.tolist())}]"
+        text = f"[{', '.join(map(text_of, x.tolist()))}]"
+        if len(text) <= SHORT_TEXT:
+            return text
     return norm_text(norm)
 
 

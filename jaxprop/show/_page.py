@@ -1,11 +1,12 @@
-"""One self-contained HTML file of a scene: it opens from `file://`, plays step by step and asks nothing of the network."""
+"""One self-contained HTML file of a scene: opens from `file://`, plays step by step, needs no network."""
 
 import base64
 import functools
 import hashlib
 import html
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import NamedTuple
 
@@ -15,12 +16,20 @@ from ._scene import Scene
 SCRIPTS = ("dom", "math", "model", "layout", "cards", "view", "narrate", "player", "panel", "search", "main")
 
 
-def page_html(scene: Scene) -> str:
+def page_html(scene: Scene, open: Iterable[str] | None = None) -> str:
     """Build the page of a scene: one HTML file, the same bytes for the same scene.
 
-    Everything is inside: the scene as JSON, the style, the scripts and the layout library (dagre, MIT). A content
-    security policy allows just these, by their hashes: no network, no handlers inside markup. Names, sources
-    and scopes are data and reach the page as text only.
+    Everything is inside: the scene as JSON, the style, the scripts and the layout library (dagre, MIT). A
+    content security policy allows just these, by their hashes: no network, no handlers inside markup. Names,
+    sources and scopes are data and reach the page as text only.
+
+    The end of the address chooses how it opens: `#embed` (compact, for a frame in another page), `#theme=dark`,
+    `#step=3`, `#node=h`, `#open=all` or `none`, `#direction=LR` or `TB`; several are joined by `&`.
+
+    Args:
+        scene: what to show.
+        open: ids of the boxes that are open at first (a box is seen where those around it are open too); by
+            default all of a small graph, of a large one only what lies alone on the sheet.
 
     Example:
         >>> import jaxprop as jp
@@ -37,6 +46,7 @@ def page_html(scene: Scene) -> str:
         assets.template,
         {
             "title": html.escape(scene.title),
+            "open": "" if open is None else f' data-open="{html.escape(json.dumps(sorted(open)))}"',
             "policy": assets.policy,
             "style": assets.style,
             "scene": embedded(scene.json()),
@@ -46,9 +56,9 @@ def page_html(scene: Scene) -> str:
     )
 
 
-def embedded(json: str) -> str:
+def embedded(text: str) -> str:
     """JSON as it may stand inside `<script>`: nothing in it can close the element or begin a comment."""
-    return json.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 class _Assets(NamedTuple):

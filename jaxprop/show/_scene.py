@@ -124,6 +124,7 @@ class SceneNode:
         steps: lengths of the scans around it, outermost first.
         taken: in a branch of a `cond`: the fraction of steps in which the branch was taken (1 or 0 outside scans).
         keeps: bytes the backward pass keeps of its forward pass beside operands and outputs.
+        constant: it depends on no argument: a NaN there is meant, not found.
     """
 
     id: int
@@ -141,6 +142,7 @@ class SceneNode:
     steps: tuple[int, ...] = ()
     taken: float | None = None
     keeps: int = 0
+    constant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,8 @@ class Edge:
             output of its node (then `target` names that output); `carry`: to the next step.
         active: whether a cotangent flows back along it.
         local: the local gradient of the target by this operand.
-        share: what this reader sends back: its part of the value's cotangent.
+        share: what this reader sends back: its part of the value's cotangent; from all positions together
+            where it reads the value in several.
     """
 
     id: int
@@ -203,7 +206,7 @@ class Box:
         length: number of steps, of a scan.
         count: number of nodes in it, those of inner boxes included.
         cotangent: the largest norm of a cotangent in it.
-        nonfinite: number of nodes in it that hold non-finite values or cotangents.
+        nonfinite: number of nodes in it that hold non-finite values or cotangents, constants aside.
         active: whether any of its nodes is.
     """
 
@@ -273,7 +276,8 @@ class Scene:
         residuals: what the backward pass keeps.
         kept_bytes: size of all that it keeps, each value once.
         sources: places in the source.
-        scale: least and largest log10 of the norm of a cotangent, over active nodes.
+        scale: log10 of the norms of cotangents at the ends of the scale of colours: it holds those of active nodes,
+            spans at least two powers of ten, and at most eight (what is smaller is shown at its lower end).
         numbers: whether there are any: `none` (a graph), `full` or `summary`.
         notes: what was left out, and why.
     """

@@ -7,14 +7,16 @@ from typing import NamedTuple
 from . import _colour
 from ._card import Card, cards_of, draw_card, f
 from ._layout import Layout, Rect, Route, Size, Wire, lay_out
-from ._scene import Box, Scene
+from ._scene import Box, LocalText, Scene
 from ._text import MONO_FONTS, SANS, SANS_FONTS, count, escape, minus, shorten, width
 from ._view import Line, View
 
 MARGIN, TITLE, LABEL, NOTE = 22.0, 17.0, 10.5, 10.5
+#: What a frame is higher by for its heading.
+HEADROOM = 8.0
 #: Up to so many connections are drawn in both directions; up to so many with their local gradients.
 PAIRED, LABELLED = 80, 40
-LONGEST_LABEL = 34
+LONGEST_LABEL = 38
 
 
 class Label(NamedTuple):
@@ -34,7 +36,8 @@ class Label(NamedTuple):
 def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
     """Draw a view."""
     cards = cards_of(view)
-    labels = [_label(line, view) for line in view.lines]
+    idle = frozenset(str(node.id) for node in view.nodes if node.taken == 0.0)
+    labels = [_label(line, view, idle) for line in view.lines]
     layout = lay_out(
         cards={i: card.size for i, card in cards.items()},
         frames=[box.id for box in view.open],
@@ -45,6 +48,7 @@ def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
         ],
         direction=direction,
     )
+    layout = _with_headroom(layout, view)
     legend = _Legend(view)
     title = minus(f"{view.scene.title} = {view.scene.value}" if view.scene.value else view.scene.title)
     title = shorten(title, 70)
@@ -54,7 +58,8 @@ def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
     inside = (MARGIN + (wide - 2 * MARGIN - layout.size.width) / 2, top)
     body = [
         _frames(view, layout),
-        *(_connection(line, label, route, view) for line, label, route in zip(view.lines, labels, layout.routes, strict=True)),
+        *(_connection(line, route, view, idle) for line, route in zip(view.lines, layout.routes, strict=True)),
+        _headings(view, layout),
         *(draw_card(card, layout.cards[i]) for i, card in cards.items()),
         *(_written(label, route) for label, route in zip(labels, layout.routes, strict=True)),
     ]
@@ -78,6 +83,29 @@ def _parents(view: View) -> dict[str, str]:
     return {item: box for item, box in places if box in open_ids}
 
 
+def _with_headroom(layout: Layout, view: View) -> Layout:
+    """Frames higher by a line of text, an outer one above the inner ones' lines, and everything moved down by it."""
+    lines: dict[str, int] = {}
+    for box in reversed(view.open):
+        own = lines.setdefault(box.id, 1)
+        if box.parent is not None:
+            lines[box.parent] = max(lines.get(box.parent, 1), own + 1)
+    down = HEADROOM * max(lines.values(), default=0)
+    frames = {
+        i: Rect(r.x, r.y + down - HEADROOM * lines[i], r.width, r.height + HEADROOM * lines[i])
+        for i, r in layout.frames.items()
+    }
+    return Layout(
+        Size(layout.size.width, layout.size.height + down),
+        {i: r._replace(y=r.y + down) for i, r in layout.cards.items()},
+        frames,
+        tuple(
+            Route(tuple((x, y + down) for x, y in r.points), (r.label[0], r.label[1] + down))
+            for r in layout.routes
+        ),
+    )
+
+
 # --- frames ----------------------------------------------------------------------------------------
 
 
@@ -85,65 +113,90 @@ def _frames(view: View, layout: Layout) -> str:
     return "".join(_frame(box, layout.frames[box.id]) for box in view.open)
 
 
+def _headings(view: View, layout: Layout) -> str:
+    """What the frames are called, written above the lines that cross them."""
+    return "".join(_heading(box, layout.frames[box.id]) for box in view.open)
+
+
 def _frame(box: Box, at: Rect) -> str:
+    idle = " idle" if box.taken == 0.0 else ""
+    return (
+        f'<rect class="frame {box.kind}{idle}" x="{f(at.x)}" y="{f(at.y)}" width="{f(at.width)}" '
+        f'height="{f(at.height)}" rx="9"/>'
+    )
+
+
+def _heading(box: Box, at: Rect) -> str:
     words = box.name if box.kind in ("scope", "function", "range") else f"{box.kind}: {box.name}"
     if box.length:
         words += f", {count(box.length, 'step')}"
     if box.taken is not None:
         words += {0.0: " (not taken)", 1.0: " (taken)"}.get(box.taken, f" (taken in {box.taken:.0%} of steps)")
     most = max(3, int((at.width - 16) / (11 * SANS)))
-    idle = " idle" if box.taken == 0.0 else ""
+    text = shorten(words, most)
     return (
-        f'<g class="frame {box.kind}{idle}"><title>{escape(words)}</title>'
-        f'<rect x="{f(at.x)}" y="{f(at.y)}" width="{f(at.width)}" height="{f(at.height)}" rx="9"/>'
-        f'<text x="{f(at.x + 9)}" y="{f(at.y + 14)}">{escape(shorten(words, most))}</text></g>'
+        f'<g class="heading"><title>{escape(words)}</title>'
+        f'<rect x="{f(at.x + 5)}" y="{f(at.y + 3)}" width="{f(width(text, 11, SANS) + 6)}" height="14" rx="3"/>'
+        f'<text x="{f(at.x + 8)}" y="{f(at.y + 14)}">{escape(text)}</text></g>'
     )
 
 
 # --- connections -----------------------------------------------------------------------------------
 
 
-def _label(line: Line, view: View) -> Label:
+def _label(line: Line, view: View, idle: frozenset[str]) -> Label:
     if len(view.lines) > LABELLED or len(line.edges) != 1:
         return Label("", "")
     edge = line.edges[0]
-    if edge.local is None or not edge.active:
+    if edge.local is None or not edge.active or line.source in idle or line.target in idle:
         return Label("", "")
-    number = "" if edge.local.number is None else minus(f"{edge.local.number:.4g}")
-    formula = shorten(edge.local.text, LONGEST_LABEL)
-    if number and formula.endswith(f"= {number}"):
-        number = ""
-    local = " = ".join(filter(None, (formula, number)))
-    return Label(local, f"↑ {minus(edge.share.text)}" if edge.share else "")
+    return Label(_local_text(edge.local), f"↑ {minus(edge.share.text)}" if edge.share else "")
 
 
-def _connection(line: Line, label: Label, route: Route, view: View) -> str:
+def _local_text(local: LocalText) -> str:
+    """The formula with its number, as much of it as fits."""
+    number = "" if local.number is None else minus(f"{local.number:.4g}")
+    right = local.text.partition(" = ")[2]
+    for formula in (local.text, right):
+        whole = formula if not number or formula.endswith(f"= {number}") else f"{formula} = {number}"
+        if formula and len(whole) <= LONGEST_LABEL:
+            return whole
+    return number or shorten(right, LONGEST_LABEL) or local.kind
+
+
+def _connection(line: Line, route: Route, view: View, idle: frozenset[str]) -> str:
     tip = ", ".join(dict.fromkeys(edge.name for edge in line.edges))
-    start = f'<g class="line{"" if line.active else " idle"}"><title>{escape(tip)}</title>'
-    if not line.active or len(view.lines) > PAIRED or view.scene.numbers == "none":
-        return f'{start}{_arrow(route.points, "there")}</g>'
+    active = line.active and not {line.source, line.target} & idle
+    start = f'<g class="line{"" if active else " idle"}"><title>{escape(tip)}</title>'
+    if not active or len(view.lines) > PAIRED or view.scene.numbers == "none":
+        return f"{start}{_arrow(route.points, 'there')}</g>"
     there, back = _shifted(route.points, 2.6), _shifted(route.points, -2.6)[::-1]
-    colour = _share_colour(line, view.scene)
-    return f'{start}{_arrow(there, "there")}{_arrow(back, "back", colour)}</g>'
+    bad = any(edge.share is not None and edge.share.nonfinite for edge in line.edges)
+    return f"{start}{_arrow(there, 'there')}{_arrow(back, 'back bad' if bad else 'back', _weight(line, view.scene))}</g>"
 
 
-def _share_colour(line: Line, scene: Scene) -> str | None:
-    norms = [edge.share.norm for edge in line.edges if edge.share is not None and edge.share.norm is not None]
-    if any(edge.share is not None and edge.share.nonfinite for edge in line.edges):
-        return _colour.ALARM
-    return _colour.of_norm(max(norms), scene.scale) if norms else None
+def _weight(line: Line, scene: Scene) -> float:
+    """The width of a line back: 1 to 3, by the norm of what flows along it."""
+    norms = [edge.share.norm for edge in line.edges if edge.share is not None and edge.share.norm]
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    if not finite or scene.scale is None:
+        return 1.2
+    low, high = scene.scale
+    return 1 + 2 * min(max((math.log10(max(finite)) - low) / (high - low), 0.0), 1.0)
 
 
-def _arrow(points: Sequence[tuple[float, float]], kind: str, colour: str | None = None) -> str:
+def _arrow(points: Sequence[tuple[float, float]], kind: str, weight: float | None = None) -> str:
     """A smooth line with a head, which ends where the line does."""
     (x0, y0), (x1, y1) = points[-2], points[-1]
     length = math.hypot(x1 - x0, y1 - y0) or 1.0
     dx, dy = (x1 - x0) / length, (y1 - y0) / length
-    neck = (x1 - dx * 6.5, y1 - dy * 6.5)
-    head = f"M{f(x1)} {f(y1)}L{f(neck[0] - dy * 3.2)} {f(neck[1] + dx * 3.2)}L{f(neck[0] + dy * 3.2)} {f(neck[1] - dx * 3.2)}z"
-    fill = f' style="stroke:{colour};fill:none"' if colour else ""
-    solid = f' style="fill:{colour}"' if colour else ""
-    return f'<path class="{kind}"{fill} d="{_smooth([*points[:-1], neck])}"/><path class="{kind} head"{solid} d="{head}"/>'
+    side = 2.8 + 0.4 * (weight or 1.0)
+    x, y = x1 - dx * 2 * side, y1 - dy * 2 * side
+    head = f"M{f(x1)} {f(y1)}L{f(x - dy * side)} {f(y + dx * side)}L{f(x + dy * side)} {f(y - dx * side)}z"
+    wide = f' style="stroke-width:{weight:.2g}"' if weight is not None else ""
+    return (
+        f'<path class="{kind}"{wide} d="{_smooth([*points[:-1], (x, y)])}"/><path class="{kind} head" d="{head}"/>'
+    )
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> str:
@@ -183,7 +236,7 @@ def _written(label: Label, route: Route) -> str:
 class _Legend:
     """What the signs mean: a row of them, the scale of colours, and the notes."""
 
-    BAR = 120.0
+    BAR = 126.0
 
     def __init__(self, view: View) -> None:
         self.view = view
@@ -249,16 +302,11 @@ class _Legend:
         yield f'<text class="note" x="0" y="{f(y + 9)}">{words}</text>'
         yield f'<text class="note" x="{f(x)}" y="{f(y + 9)}">{low}</text>'
         x += width(low, NOTE, SANS) + 6
-        if low == high:
-            yield f'<rect x="{f(x)}" y="{f(y)}" width="18" height="11" fill="{_colour.blend(_colour.CIVIDIS, 1)}"/>'
-            return
-        pieces = 40
+        pieces = len(_colour.RAMPS["light"])
+        wide = self.BAR / pieces
         for i in range(pieces):
-            colour = _colour.blend(_colour.CIVIDIS, i / (pieces - 1))
-            yield (
-                f'<rect x="{f(x + i * self.BAR / pieces)}" y="{f(y)}" width="{f(self.BAR / pieces + 0.3)}" '
-                f'height="11" fill="{colour}"/>'
-            )
+            yield f'<rect class="c{i}" x="{f(x + i * wide)}" y="{f(y)}" width="{f(wide)}" height="11"/>'
+        yield f'<rect class="rim" x="{f(x)}" y="{f(y)}" width="{f(wide * pieces)}" height="11"/>'
         yield f'<text class="note" x="{f(x + self.BAR + 6)}" y="{f(y + 9)}">{high} (logarithmic)</text>'
 
 
@@ -278,21 +326,39 @@ def _rules(root: str, theme: str) -> str:
     c = _colour.THEMES[theme]
     mono, sans = f"font-family:{MONO_FONTS}", f"font-family:{SANS_FONTS}"
     rules = {
-        ".paper": f"fill:{c['paper']}",
         "text": f"fill:{c['ink']}",
+        ".paper": f"fill:{c['paper']}",
         ".title": f"{mono};font-size:17px;font-weight:bold",
         ".name": f"{mono};font-size:13px;font-weight:bold",
         ".type": f"{mono};font-size:10.5px;fill:{c['soft']}",
         ".call": f"{mono};font-size:11px;fill:{c['soft']}",
-        ".number": f"{mono};font-size:12px",
         ".tag": f"{sans};font-size:9px;fill:{c['soft']};letter-spacing:.3px",
-        ".local": f"{mono};font-size:10.5px",
-        ".share": f"{mono};font-size:10.5px;fill:{c['back']}",
+        ".local": f"{mono};font-size:10.5px;fill:{c['forward']}",
+        ".share": f"{mono};font-size:10.5px;fill:{c['backward']}",
         ".note": f"{sans};font-size:10.5px;fill:{c['soft']}",
+        ".slip": f"fill:{c['paper']}",
         ".plate": f"fill:{c['card']};stroke:{c['line']};stroke-width:1",
         ".under": f"fill:{c['faint']};stroke:{c['line']};stroke-width:1",
         ".value": f"fill:{c['faint']}",
         ".rim": f"fill:none;stroke:{c['line']};stroke-width:.6",
+        ".frame": f"fill:{c['frame']};stroke:{c['line']};stroke-width:1",
+        ".scan": "stroke-width:1.8",
+        ".cond": "stroke-dasharray:6 3",
+        ".checkpoint": "stroke-dasharray:2 2",
+        ".frame.idle": "opacity:.6",
+        ".heading text": f"{sans};font-size:11px;fill:{c['soft']}",
+        ".heading rect": f"fill:{c['frame']}",
+        ".there": f"fill:none;stroke:{c['forward']};stroke-width:1.2",
+        ".back": f"fill:none;stroke:{c['backward']};stroke-width:1.5",
+        ".head": "stroke:none",
+        ".there.head": f"fill:{c['forward']}",
+        ".back.head": f"fill:{c['backward']}",
+        ".back.bad": f"stroke:{c['bad']}",
+        ".back.bad.head": f"fill:{c['bad']};stroke:none",
+        ".line.idle .there": f"stroke:{c['weak']}",
+        ".line.idle .there.head": f"fill:{c['weak']};stroke:none",
+        ".card.idle .plate": f"fill:{c['faint']}",
+        ".card.idle text": f"fill:{c['soft']}",
         ".parameter .plate": f"stroke:{c['parameter']};stroke-width:1.6",
         ".parameter .mark": f"fill:{c['parameter']}",
         ".parameter .tag": f"fill:{c['parameter']}",
@@ -303,25 +369,11 @@ def _rules(root: str, theme: str) -> str:
         ".const .plate": f"fill:{c['faint']};stroke-dasharray:4 2.5",
         ".data .value": f"fill:{c['card']}",
         ".const .value": f"fill:{c['card']}",
-        ".card.idle .plate": f"fill:{c['faint']};stroke:{c['line']}",
-        ".card.idle text": f"fill:{c['soft']}",
-        ".card.bad .plate": f"stroke:{c['alarm']};stroke-width:2",
-        ".card.bad .tag": f"fill:{c['alarm']}",
-        ".sign": f"fill:{c['alarm']}",
-        ".bang": "fill:none;stroke:#fff;stroke-width:1.3",
-        ".frame rect": f"fill:{c['tint']};fill-opacity:.75;stroke:{c['line']};stroke-width:1",
-        ".frame text": f"{sans};font-size:11px;fill:{c['group']}",
-        ".scan rect": "stroke-width:1.6",
-        ".cond rect": "stroke-dasharray:6 3",
-        ".checkpoint rect": "stroke-dasharray:2 2",
-        ".frame.idle": "opacity:.55",
-        ".there": f"fill:none;stroke:{c['edge']};stroke-width:1.2",
-        ".back": f"fill:none;stroke:{c['back']};stroke-width:1.5",
-        ".line.idle .there": f"stroke:{c['line']}",
-        ".head": "stroke:none",
-        ".there.head": f"fill:{c['edge']}",
-        ".back.head": f"fill:{c['back']}",
-        ".line.idle .there.head": f"fill:{c['line']}",
-        ".slip": f"fill:{c['paper']};fill-opacity:.9",
-    }  # fmt: skip
+        ".card.bad .plate": f"stroke:{c['bad']};stroke-width:2",
+        ".card.bad .tag": f"fill:{c['bad']}",
+        ".sign": f"fill:{c['bad']}",
+        ".bang": f"fill:none;stroke:{c['on_bad']};stroke-width:1.3",
+        ".number": f"{mono};font-size:12px",
+        **_colour.rules(theme),
+    }
     return "".join(f"{root} {selector}{{{rule}}}" for selector, rule in rules.items())

@@ -7,8 +7,8 @@ import unicodedata
 MONO = 0.603
 MONO_FONTS = "DejaVu Sans Mono, Menlo, Consolas, Liberation Mono, monospace"
 SANS_FONTS = "Helvetica Neue, Helvetica, Arial, DejaVu Sans, sans-serif"
-#: The widest of the common sans-serif fonts (DejaVu Sans) takes this much on average, in em.
-SANS = 0.64
+#: The widest of the common sans-serif fonts (DejaVu Sans) takes at most this much for a line of words, in em.
+SANS = 0.6
 
 
 def width(text: str, size: float, advance: float = MONO) -> float:

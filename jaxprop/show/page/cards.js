@@ -36,21 +36,24 @@ const brief = (shown) => (shown.text.length > 20 && shown.norm !== undefined ? `
 
 const hasThumb = (shown) => Boolean(shown) && Boolean(shown.steps ? (shown.steps.thumbs || []).length : shown.thumb);
 
+/** Widths in steps, so that like boxes have like cards and share a layout. */
+const grid = (width) => Math.ceil(width / 16) * 16;
+
 function planCard(model, node) {
   if (node.plan) return node.plan;
-  const title = cut(node.name, 30);
+  const title = cutName(node.short, 30);
   const tag = KIND_WORDS[node.kind] || "";
   const type = typeOf(node);
   const label = cut(expressionOf(node), 36);
   const value = node.main.value;
   const cotangent = node.main.cotangent;
   const tall = hasThumb(value) || hasThumb(cotangent);
-  const cellWidth = (shown, sign) => (shown ? measureText(sign + longest(shown), "cell") + 18 + (hasThumb(shown) ? CARD.thumb + 6 : 0) : 0);
+  const cellWidth = (shown, sign) => (shown ? grid(measureText(sign + longest(shown), "cell") + 16) + (hasThumb(shown) ? CARD.thumb + 6 : 0) : 0);
   const cells = [cellWidth(value, ""), cellWidth(cotangent, "∂ ")];
   const gap = cells[0] && cells[1] ? CARD.gap : 0;
   const top = measureText(title, "title") + (tag ? measureText(tag.toUpperCase(), "tag") * 1.1 + 16 : 0) + (type ? measureText(type, "label") + 12 : 0);
   const inner = Math.max(top, measureText(label, "label"), cells[0] + cells[1] + gap);
-  const width = Math.ceil(Math.max(CARD.least, inner + 2 * CARD.pad));
+  const width = grid(Math.max(CARD.least, inner + 2 * CARD.pad));
   const row = cells[0] || cells[1] ? (tall ? CARD.tall : CARD.cell) + 6 : 0;
   const height = CARD.pad + CARD.title + (label ? CARD.label : 0) + row + CARD.pad - 4;
   node.plan = { title, tag, type, label, cells, gap, row, tall, width, height };
@@ -64,7 +67,7 @@ function planBox(box) {
   const cotangent = box.cotangent === undefined || box.cotangent === null ? "" : `max ‖∂‖ ${number(box.cotangent, 3)}`;
   const inner = Math.max(measureText(title, "title") + 40, measureText(sub, "label"), cotangent ? measureText(cotangent, "cell") + 18 : 0, 120);
   const row = Boolean(cotangent || box.badCotangents);
-  box.plan = { title, sub, cotangent, width: Math.ceil(inner + 2 * CARD.pad), row, height: CARD.pad + CARD.title + CARD.label + (row ? CARD.cell + 6 : 0) + CARD.pad - 4 };
+  box.plan = { title, sub, cotangent, width: grid(inner + 2 * CARD.pad), row, height: CARD.pad + CARD.title + CARD.label + (row ? CARD.cell + 6 : 0) + CARD.pad - 4 };
   return box.plan;
 }
 
@@ -262,16 +265,17 @@ function chipLines(model, edges) {
     const text = chipText(edge, local);
     if (text) lines.push({ kind: "local", text });
     const readers = edge.from.readers.filter((other) => other.share).length;
-    if (edge.share && readers > 1) lines.push({ kind: "share", text: `share ${number(shownAt(edge.to, edge.share).text)}` });
+    if (shareOf(edge) && readers > 1) lines.push({ kind: "share", text: `share ${brief(edge.share)}` });
   }
   return lines.length > 4 ? [] : lines;
 }
 
 function chipText(edge, local) {
-  const names = `∂${cut(edge.to.name, 14)}/∂${cut(edge.name, 14)}`;
+  const names = `∂${cut(edge.to.short, 14)}/∂${cut(edge.short, 14)}`;
   if (local.number !== undefined && local.number !== null) return `${names} = ${number(local.number)}`;
-  const text = local.text || local.kind || "";
-  return text.length <= 34 ? text : local.kind || "";
+  const [left, right] = [(local.text || "").split(" = ")[0], rightSide(local.text)];
+  const text = /^d.+\/d/.test(left) && right ? `${names} = ${right}` : local.text || "";
+  return text && text.length <= 36 ? text : local.kind || "";
 }
 
 function chipSize(lines) {

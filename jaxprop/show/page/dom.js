@@ -88,3 +88,11 @@ function plural(count, word) {
 function cut(text, length) {
   return text.length <= length ? text : `${text.slice(0, length - 1)}…`;
 }
+
+/** A name cut to `length` characters; of a path into nested arguments the last keys stay. */
+function cutName(name, length) {
+  if (name.length <= length || !name.endsWith("]")) return cut(name, length);
+  const rest = name.slice(1 - length);
+  const key = rest.indexOf("[");
+  return `…${key >= 0 ? rest.slice(key) : rest}`;
+}

@@ -1,9 +1,9 @@
 // Where everything stands. Each open box is laid out by itself with dagre, its children at the size they have now,
-// from the inside out; a result is kept until a child's size changes. So opening one scope of a large model lays
-// out that scope and the few around it, and nothing else. An edge is drawn in the box where its two ends first
+// from the inside out; results are kept by shape, and shared by boxes of one shape. So opening one scope of a large
+// model lays out that scope and the few around it, and nothing else. An edge is drawn in the box where its two ends first
 // meet; where it crosses a border there is a port.
 
-const GAP = { node: 26, rank: 46, frame: 18, head: 34, port: 26 };
+const GAP = { node: 26, rank: 46, labelled: 30, frame: 18, head: 34, port: 26 };
 const MANY = 60; // beyond so many children a cheaper ranking is used
 
 /**
@@ -117,110 +117,138 @@ function layoutBox(view, shown, box, depth) {
     nested.set(child.id, placed);
     return placed;
   });
-  const key = `${view.direction}|${view.labels}|${sizes.map((size) => `${size.width}x${size.height}`)}|${[...here.edges.keys()]}`;
-  const kept = view.cache.get(box.id);
-  const plan = kept && kept.key === key ? kept.plan : runDagre(view, here, sizes, box);
-  view.cache.set(box.id, { key, plan });
-  return { box, here, nested, ...plan };
+  const sketch = sketchOf(view, here, sizes, box);
+  const key = JSON.stringify(sketch);
+  if (!view.cache.has(key)) view.cache.set(key, placeSketch(sketch));
+  return { box, here, nested, ...named(view.cache.get(key), here) };
 }
 
-/** One box by dagre: places of its children (top left corners), of its ports, and the lines between them. */
-function runDagre(view, here, sizes, box) {
+/** One box as numbers only: boxes of one shape (the layers of a model) have one sketch, and are laid out once. */
+function sketchOf(view, here, sizes, box) {
+  const place = new Map(here.children.map((child, i) => [child.id, i]));
+  const ends = (ports) => [...ports.values()].map((port) => [...port.ends.values()].map(({ child }) => place.get(child.id)));
+  return {
+    direction: view.direction,
+    sizes: sizes.map(({ width, height }) => [width, height]),
+    edges: [...here.edges.values()].map(({ top, bottom, edges }) => {
+      const label = view.label(edges.map(({ edge }) => edge));
+      return [place.get(top.id), place.get(bottom.id), edges.some(({ edge }) => edge.active) ? 2 : 1, label ? label.width : 0, label ? label.height : 0];
+    }),
+    in: ends(here.entering),
+    out: ends(here.leaving),
+    head: box.item ? view.headWidth(box) : null,
+    lanes: box.kind === "scan" ? 10 + 12 * view.model.carries.filter((carry) => carry.to.box === box.id).length : 0,
+  };
+}
+
+/** Lay out a sketch by dagre: places of its children (top left corners), of its ports, and the lines between. */
+function placeSketch(sketch) {
   const graph = new dagre.graphlib.Graph({ multigraph: true });
-  const across = view.direction === "LR";
-  const large = here.children.length > MANY;
-  graph.setGraph({ rankdir: view.direction, nodesep: GAP.node, ranksep: GAP.rank, edgesep: 18, ranker: large ? "tight-tree" : "network-simplex" });
+  const large = sketch.sizes.length > MANY;
+  graph.setGraph({ rankdir: sketch.direction, nodesep: GAP.node, ranksep: sketch.edges.some(([, , , width]) => width) ? GAP.labelled : GAP.rank, edgesep: 18, ranker: large ? "tight-tree" : "network-simplex" });
   graph.setDefaultEdgeLabel(() => ({}));
-  here.children.forEach((child, i) => graph.setNode(child.id, { width: sizes[i].width, height: sizes[i].height }));
-  for (const [key, line] of here.edges) {
-    const label = view.label(line.edges.map(({ edge }) => edge)) || {};
-    graph.setEdge(line.top.id, line.bottom.id, { ...label, labelpos: "c", weight: line.edges.some(({ edge }) => edge.active) ? 2 : 1 }, key);
-  }
-  const framed = Boolean(box.item);
-  if (framed) addPorts(graph, here, across);
+  sketch.sizes.forEach(([width, height], i) => graph.setNode(`${i}`, { width, height }));
+  sketch.edges.forEach(([from, to, weight, width, height], i) => graph.setEdge(`${from}`, `${to}`, { weight, labelpos: "c", ...(width ? { width, height } : {}) }, `${i}`));
+  if (sketch.head !== null) for (const side of ["in", "out"]) addPorts(graph, side, sketch);
   dagre.layout(graph);
-  return readDagre(view, graph, here, box);
+  return readPlaces(graph, sketch);
 }
 
-function addPorts(graph, here, across) {
-  const size = { width: across ? 8 : 40, height: across ? 16 : 8 };
-  for (const [side, ports] of [["in", here.entering], ["out", here.leaving]]) {
-    if (!ports.size) continue;
-    graph.setNode(side, { width: 1, height: 1 });
-    for (const port of ports.values()) {
-      const id = `${side}:${port.key}`;
-      graph.setNode(id, { ...size });
-      if (side === "in") graph.setEdge(side, id, { weight: 40, minlen: 1 });
-      else graph.setEdge(id, side, { weight: 40, minlen: 1 });
-      for (const { child } of port.ends.values()) {
-        if (side === "in") graph.setEdge(id, child.id, {}, `${id}>${child.id}`);
-        else graph.setEdge(child.id, id, {}, `${child.id}>${id}`);
-      }
-    }
+/** Ports stand in a rank of their own at the border, held there by a node that is not drawn. */
+function addPorts(graph, side, sketch) {
+  if (!sketch[side].length) return;
+  const across = sketch.direction === "LR";
+  const join = (port, other, label, name) => (side === "in" ? graph.setEdge(port, other, label, name) : graph.setEdge(other, port, label, name));
+  graph.setNode(side, { width: 1, height: 1 });
+  sketch[side].forEach((children, i) => {
+    const id = `${side}${i}`;
+    graph.setNode(id, { width: across ? 8 : 40, height: across ? 16 : 8 });
+    join(side, id, { weight: 40 });
+    for (const child of children) join(id, `${child}`, {}, id);
+  });
+}
+
+function readPlaces(graph, sketch) {
+  const across = sketch.direction === "LR";
+  const edge = new Bounds();
+  const places = sketch.sizes.map(([width, height], i) => {
+    const { x, y } = graph.node(`${i}`);
+    edge.take(x - width / 2, y - height / 2, x + width / 2, y + height / 2);
+    return { x: x - width / 2, y: y - height / 2 };
+  });
+  const lines = sketch.edges.map(([from, to, , width, height], i) => {
+    const { points, x, y } = graph.edge(`${from}`, `${to}`, `${i}`);
+    for (const point of points) edge.take(point.x - 8, point.y, point.x + 8, point.y);
+    if (width) edge.take(x - width / 2, y, x + width / 2, y);
+    return { points, label: width ? { x, y, width, height } : null };
+  });
+  const ports = { in: [], out: [] };
+  const stubs = { in: [], out: [] };
+  for (const side of ["in", "out"]) {
+    (sketch.head === null ? [] : sketch[side]).forEach((children, i) => {
+      const id = `${side}${i}`;
+      const { x, y } = graph.node(id);
+      if (across) edge.take(edge.left, y - 10, edge.right, y + 10);
+      else edge.take(x - 20, edge.top, x + 20, edge.bottom);
+      ports[side].push(across ? y : x);
+      stubs[side].push(children.map((child) => (side === "in" ? graph.edge(id, `${child}`, id) : graph.edge(`${child}`, id, id)).points));
+    });
+  }
+  return moved(sketch, edge.orNothing(), { places, lines, ports, stubs });
+}
+
+class Bounds {
+  constructor() {
+    Object.assign(this, { left: Infinity, top: Infinity, right: -Infinity, bottom: -Infinity });
+  }
+
+  take(left, top, right, bottom) {
+    this.left = Math.min(this.left, left);
+    this.top = Math.min(this.top, top);
+    this.right = Math.max(this.right, right);
+    this.bottom = Math.max(this.bottom, bottom);
+  }
+
+  orNothing() {
+    return Number.isFinite(this.left) ? this : { left: 0, top: 0, right: 0, bottom: 0 };
   }
 }
 
-function readDagre(view, graph, here, box) {
-  const framed = Boolean(box.item);
-  const across = view.direction === "LR";
-  let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
-  const places = new Map();
-  for (const child of here.children) {
-    const { x, y, width, height } = graph.node(child.id);
-    places.set(child.id, { x: x - width / 2, y: y - height / 2 });
-    left = Math.min(left, x - width / 2);
-    right = Math.max(right, x + width / 2);
-    top = Math.min(top, y - height / 2);
-    bottom = Math.max(bottom, y + height / 2);
-  }
-  const lines = [];
-  for (const [key, line] of here.edges) {
-    const { points, x, y, width, height } = graph.edge(line.top.id, line.bottom.id, key);
-    for (const point of points) {
-      left = Math.min(left, point.x - 8);
-      right = Math.max(right, point.x + 8);
-      top = Math.min(top, point.y);
-      bottom = Math.max(bottom, point.y);
-    }
-    if (width) {
-      left = Math.min(left, x - width / 2);
-      right = Math.max(right, x + width / 2);
-    }
-    lines.push({ key, points, label: width ? { x, y, width, height } : null });
-  }
-  const ports = { in: new Map(), out: new Map() };
-  const stubs = [];
-  for (const [side, list] of [["in", here.entering], ["out", here.leaving]]) {
-    for (const port of list.values()) {
-      const id = `${side}:${port.key}`;
-      const place = graph.node(id);
-      ports[side].set(port.key, across ? place.y : place.x);
-      left = Math.min(left, place.x - 20);
-      right = Math.max(right, place.x + 20);
-      for (const { child } of port.ends.values()) {
-        const name = side === "in" ? `${id}>${child.id}` : `${child.id}>${id}`;
-        const { points } = side === "in" ? graph.edge(id, child.id, name) : graph.edge(child.id, id, name);
-        stubs.push({ side, port, child, points });
-      }
-    }
-  }
-  if (!Number.isFinite(left)) [left, top, right, bottom] = [0, 0, 0, 0];
+/** Everything moved so that the box begins at (0, 0), with room for its head, its ports and what it carries. */
+function moved(sketch, { left, top, right, bottom }, { places, lines, ports, stubs }) {
+  const across = sketch.direction === "LR";
+  const framed = sketch.head !== null;
   const pad = framed ? GAP.frame : 0;
-  const lanes = box.kind === "scan" ? 10 + 12 * view.model.carries.filter((carry) => carry.to.box === box.id).length : 0;
-  const before = { x: pad + (across ? 0 : lanes) + (framed && across && here.entering.size ? GAP.port : 0), y: pad + (framed ? GAP.head : 0) + (framed && !across && here.entering.size ? GAP.port : 0) };
-  const after = { x: pad + (framed && across && here.leaving.size ? GAP.port : 0), y: pad + (across ? lanes : 0) + (framed && !across && here.leaving.size ? GAP.port - 8 : 0) };
-  const spare = Math.max(0, (framed ? view.headWidth(box) : 0) - (right - left + before.x + after.x));
-  before.x += spare / 2;
-  after.x += spare / 2;
+  const room = (side) => (framed && sketch[side].length ? GAP.port : 0);
+  const before = { x: pad + (across ? room("in") : sketch.lanes), y: pad + (framed ? GAP.head : 0) + (across ? 0 : room("in")) };
+  const after = { x: pad + (across ? room("out") : 0), y: pad + (across ? sketch.lanes : Math.max(0, room("out") - 8)) };
+  const spare = Math.max(0, (sketch.head || 0) - (right - left + before.x + after.x)) / 2;
+  before.x += spare;
+  after.x += spare;
   const move = ({ x, y }) => ({ x: x - left + before.x, y: y - top + before.y });
-  const shiftPort = (at) => at - (across ? top - before.y : left - before.x);
+  const movePort = (at) => at - (across ? top - before.y : left - before.x);
   return {
     width: right - left + before.x + after.x,
     height: bottom - top + before.y + after.y,
-    places: new Map([...places].map(([id, place]) => [id, move(place)])),
-    lines: lines.map((line) => ({ ...line, points: line.points.map(move), label: line.label && { ...line.label, ...move(line.label) } })),
-    ports: { in: new Map([...ports.in].map(([k, at]) => [k, shiftPort(at)])), out: new Map([...ports.out].map(([k, at]) => [k, shiftPort(at)])) },
-    stubs: stubs.map((stub) => ({ ...stub, points: stub.points.map(move) })),
+    places: places.map(move),
+    lines: lines.map(({ points, label }) => ({ points: points.map(move), label: label && { ...label, ...move(label) } })),
+    ports: { in: ports.in.map(movePort), out: ports.out.map(movePort) },
+    stubs: { in: stubs.in.map((list) => list.map((points) => points.map(move))), out: stubs.out.map((list) => list.map((points) => points.map(move))) },
+  };
+}
+
+/** A plan of numbers for a box of names. */
+function named(plan, here) {
+  const keys = [...here.edges.keys()];
+  const sides = { in: [...here.entering.values()], out: [...here.leaving.values()] };
+  const stubs = ["in", "out"].flatMap((side) => plan.stubs[side].flatMap((list, i) => [...sides[side][i].ends.values()].map(({ child }, j) => ({ side, port: sides[side][i], child, points: list[j] }))));
+  return {
+    width: plan.width,
+    height: plan.height,
+    places: new Map(here.children.map((child, i) => [child.id, plan.places[i]])),
+    lines: plan.lines.map((line, i) => ({ key: keys[i], ...line })),
+    ports: Object.fromEntries(["in", "out"].map((side) => [side, new Map(plan.ports[side].map((at, i) => [sides[side][i].key, at]))])),
+    stubs,
   };
 }
 

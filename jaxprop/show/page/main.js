@@ -48,6 +48,11 @@ class Page {
     const openAll = (box) => {
       for (const child of box.children) if (child.box) (this.open.add(child.box.id), openAll(child.box));
     };
+    const chosen = document.body.dataset.open;
+    if (chosen !== undefined && !wish) {
+      for (const id of JSON.parse(chosen)) if (model.boxes.has(id)) this.open.add(id);
+      return;
+    }
     if (wish === "all" || (wish !== "none" && model.order.length <= OPEN_UP_TO)) openAll(model.root);
     else if (wish === "none") return;
     // A sheet with one box on it opens that box: there is nothing else to look at.
@@ -98,8 +103,8 @@ class Page {
       local,
       focus,
       flow: focus && act === "forward" ? "flow-forward" : focus && act === "backward" ? "flow-backward" : "",
+      touch: this.selected !== null && (line.from === this.selected || line.to === this.selected),
       kept: this.kept ? this.keptOf(line) : null,
-      dim: false,
     };
   }
 
@@ -176,6 +181,7 @@ class Page {
     if (closed.length) this.sheet.relayout();
     this.select(item.id);
     this.sheet.centre(item.id, animate);
+    if (!this.legendChosen) document.querySelector("#legend details").open = false;
   }
 
   setStep(box, step) {
@@ -263,13 +269,14 @@ class Page {
     ];
     if ((scene.residuals || []).length) rows.push([key(s("path", { class: "kept", d: "M2 7h25" })), "kept for the backward pass"]);
     if (this.model.order.some((node) => node.outputs.some((output) => bad(output.value) || bad(output.cotangent)))) rows.push([key(s("rect", { class: "bad", x: 1, y: 1, width: 26, height: 12, rx: 3 })), "NaN or infinite"]);
-    const ramp = scale ? [h("div", {}, "norm of the cotangent"), h("div", { class: "ramp", "aria-hidden": "true" }, Array.from({ length: BINS }, (_, i) => h("span", { class: `swatch c${i}` }))), h("div", { class: "ends" }, h("span", {}, (scene.scale[0] < scale[0] - 1e-9 ? "≤ " : "") + number(10 ** scale[0], 2)), h("span", {}, number(10 ** scale[1], 2)))] : [];
-    document.getElementById("legend").append(h("details", {}, h("summary", {}, "Legend"), ramp, h("dl", {}, rows.flatMap(([picture, text]) => [h("dt", {}, picture), h("dd", {}, text)])), (scene.notes || []).map((note) => h("p", {}, note))));
+    const ramp = scale ? [h("div", {}, "norm of the cotangent"), h("div", { class: "ramp", "aria-hidden": "true" }, Array.from({ length: BINS }, (_, i) => h("span", { class: `swatch c${i}` }))), h("div", { class: "ends" }, h("span", {}, number(10 ** scale[0], 2)), h("span", {}, number(10 ** scale[1], 2)))] : [];
+    document.getElementById("legend").append(h("details", {}, h("summary", { onclick: () => (this.legendChosen = true) }, "Legend"), ramp, h("dl", {}, rows.flatMap(([picture, text]) => [h("dt", {}, picture), h("dd", {}, text)])), (scene.notes || []).map((note) => h("p", {}, note))));
   }
 
   /** The legend lies open where it covers nothing. */
   openLegend() {
     const legend = document.querySelector("#legend details");
+    if (this.legendChosen) return;
     legend.open = true;
     const { width, height } = document.getElementById("legend").getBoundingClientRect();
     const stage = document.getElementById("stage").getBoundingClientRect();
@@ -371,7 +378,8 @@ class Page {
     const detail = document.getElementById("detail");
     const over = !detail.hidden && getComputedStyle(detail).position === "fixed";
     const stage = document.getElementById("stage").getBoundingClientRect();
-    return { left: 0, right: 0, top: 4, bottom: over ? Math.max(0, stage.bottom - detail.getBoundingClientRect().top) : 0 };
+    const zoom = document.getElementById("zoom").getBoundingClientRect();
+    return { left: 0, right: stage.right - zoom.left - 8, top: 4, bottom: over ? Math.max(0, stage.bottom - detail.getBoundingClientRect().top) : 0 };
   }
 
   // --- keys -------------------------------------------------------------------------------------------

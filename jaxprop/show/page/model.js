@@ -19,7 +19,7 @@ function readScene(scene) {
   model.losses = new Set(scene.loss.map(([id]) => id));
   model.loss = nodes.get(scene.loss.length ? scene.loss[0][0] : undefined);
   model.lossName = scene.title;
-  model.scale = scene.scale ? colourRange(scene) : null;
+  model.scale = scene.scale || null;
   return model;
 }
 
@@ -34,6 +34,7 @@ function newNode(node, at, scene) {
   return {
     ...node,
     at, // in program order
+    short: shortName(node.name, node.scope),
     label: node.label || "",
     call: node.call || "",
     outputs,
@@ -51,11 +52,14 @@ function newNode(node, at, scene) {
   };
 }
 
+/** A name without the scope it stands in: `block0/tanh` is `tanh` there. */
+const shortName = (name, scope) => (scope && name.startsWith(`${scope}/`) ? name.slice(scope.length + 1) : name);
+
 function addEdge(model, data) {
   const from = model.nodes.get(data.source[0]);
   const to = model.nodes.get(data.target[0]);
   if (!from || !to) return;
-  const edge = { ...data, data, from, to, output: data.source[1], position: data.target[1], value: `${from.id}.${data.source[1]}`, active: Boolean(data.active) };
+  const edge = { ...data, from, to, short: shortName(data.name, from.scope), output: data.source[1], position: data.target[1], value: `${from.id}.${data.source[1]}`, active: Boolean(data.active) };
   if (edge.kind === "carry") {
     model.carries.push(edge);
     from.leaving.push(edge);
@@ -121,18 +125,6 @@ function settleOrder(box) {
   }
   box.children.sort((a, b) => a.at - b.at);
   return box.children.reduce((least, child) => (isArgument(child.node) && !child.box ? least : Math.min(least, child.at)), Infinity);
-}
-
-/**
- * The range of log10 |cotangent| that colours span: at least two decades, so that near numbers have near colours,
- * and at most five without the smallest twentieth, so that round-off does not make all others look alike.
- */
-function colourRange(scene) {
-  const norms = scene.nodes.flatMap((node) => (node.outputs || []).map((output) => output.cotangent && output.cotangent.norm)).filter((norm) => typeof norm === "number" && norm > 0).sort((a, b) => a - b);
-  const high = scene.scale[1];
-  const low = norms.length ? Math.max(scene.scale[0], high - 5, Math.log10(norms[Math.floor(norms.length / 20)])) : scene.scale[0];
-  const more = Math.max(0, 2 - (high - low)) / 2;
-  return [low - more, high + more];
 }
 
 const ARGUMENTS = new Set(["parameter", "data", "const", "constant", "carry", "slice", "operand"]);
@@ -219,6 +211,9 @@ function valueOf(node, output = node.main) {
 }
 
 const cotangentOf = (node, output = node.main) => shownAt(node, output.cotangent);
+
+/** What a reader sends back; inside scans it is known of all steps together only, so not of the one shown. */
+const shareOf = (edge) => ((edge.to.steps || []).length ? null : edge.share || null);
 
 /** Whether what is shown holds NaN or an infinity. */
 const bad = (shown) => Boolean(shown) && (Boolean(shown.nonfinite) || isBad(shown.number) || isBad(shown.norm));

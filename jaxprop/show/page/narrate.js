@@ -21,9 +21,10 @@ function derivative(of, wrt) {
   return m("mfrac", {}, m("mrow", {}, m("mo", { class: "d" }, "∂"), symbol(of)), m("mrow", {}, m("mo", { class: "d" }, "∂"), symbol(wrt)));
 }
 
-const equals = () => m("mo", {}, "=");
+// A long chain may be broken before these signs, so they can stand first: their spaces must be those of the middle.
+const equals = () => m("mo", { form: "infix" }, "=");
 const dot = () => m("mo", {}, "·");
-const plus = () => m("mo", {}, "+");
+const plus = () => m("mo", { form: "infix" }, "+");
 const numeral = (text) => m("mn", {}, number(text));
 
 /** A factor of a product: negative numbers after the first get brackets. */
@@ -73,7 +74,7 @@ function substituted(node) {
   for (const edge of node.operands) {
     const shown = shownAt(edge.from, (edge.from.outputs[edge.output] || {}).value);
     if (!shown || typeof shown.number !== "number") return null;
-    numbers[edge.name.split("#")[0]] = shown.text;
+    numbers[edge.short.split("#")[0]] = shown.text;
   }
   const words = source.match(/[A-Za-z_]\w*/g) || [];
   if (!words.length || words.some((word) => !(word in numbers)) || !/^[\w\s+\-*/().]+$/.test(source)) return null;
@@ -88,6 +89,12 @@ const math = (...parts) => m("math", { displaystyle: "true" }, parts);
 // --- the acts ---------------------------------------------------------------------------------------
 
 function narrate(model, step) {
+  const said = narrateAct(model, step);
+  const scans = Object.keys(step.sets || {}).map((id) => stepWords(model.boxes.get(id)));
+  return scans.length ? { ...said, title: `${said.title} · ${scans.join(", ")}` } : said;
+}
+
+function narrateAct(model, step) {
   if (step.act === "given") return sayGiven(model, step);
   if (step.act === "done") return sayDone(model, step);
   if (step.box) return sayBox(model, step);
@@ -99,12 +106,12 @@ function sayGiven(model, step) {
   const lines = [];
   const scalars = shown.filter((node) => valueOf(node) && typeof valueOf(node).number === "number");
   if (scalars.length) {
-    const text = scalars.map((node) => `${node.name} = ${valueOf(node).text}`).join(", ");
-    lines.push(line(text, ...scalars.flatMap((node, i) => [i ? h("span", { class: "comma" }, ",") : null, math(symbol(node.name), equals(), numeral(valueOf(node).text))])));
+    const text = scalars.map((node) => `${node.short} = ${valueOf(node).text}`).join(", ");
+    lines.push(line(text, ...scalars.flatMap((node, i) => [i ? h("span", { class: "comma" }, ",") : null, math(symbol(node.short), equals(), numeral(valueOf(node).text))])));
   }
   const rest = shown.filter((node) => !scalars.includes(node));
   if (rest.length) {
-    const text = rest.map((node) => `${node.name} ${node.main.type}`).join(", ");
+    const text = rest.map((node) => `${node.short} ${node.main.type}`).join(", ");
     const more = step.nodes.length > shown.length ? ` and ${step.nodes.length - shown.length} more` : "";
     lines.push(line(text + more, code(text), more));
   }
@@ -117,10 +124,10 @@ function sayForward(model, node) {
   const source = expressionOf(node);
   const typeset = source ? expressionMath(source) : null;
   const filled = typeset && value && typeof value.number === "number" ? substituted(node) : null;
-  const text = [node.name, source, filled && filled.text, value && value.text].filter(Boolean).join(" = ");
+  const text = [node.short, source, filled && filled.text, value && value.text].filter(Boolean).join(" = ");
   const parts = typeset
-    ? [math(symbol(node.name), equals(), typeset, filled && filled.math ? [equals(), filled.math] : [], value && typeof value.number === "number" ? [equals(), numeral(value.text)] : [])]
-    : [math(symbol(node.name), equals()), code(cut(source, 90)), value && typeof value.number === "number" ? math(equals(), numeral(value.text)) : null];
+    ? [math(symbol(node.short), equals(), typeset), filled && filled.math ? math(equals(), filled.math) : null, value && typeof value.number === "number" ? math(equals(), numeral(value.text)) : null]
+    : [math(symbol(node.short), equals()), code(cut(source, 90)), value && typeof value.number === "number" ? math(equals(), numeral(value.text)) : null];
   const lines = [line(text, ...parts)];
   const arrays = value && typeof value.number !== "number";
   return { title: "Forward", lines, note: arrays ? `${node.main.type}, ${number(value.text)}` : node.primitive };
@@ -128,19 +135,19 @@ function sayForward(model, node) {
 
 function sayLocal(model, node) {
   const lines = node.operands.filter((edge) => edge.active && edge.local).map((edge) => localLine(node, edge));
-  return { title: "Local gradient", lines: uniqueLines(lines), note: lines.length > 1 ? `of ${node.name} by each of its operands` : "" };
+  return { title: "Local gradient", lines: uniqueLines(lines), note: lines.length > 1 ? `of ${node.short} by each of its operands` : "" };
 }
 
 function localLine(node, edge) {
   const { local } = edge;
-  const ratio = `d${node.name}/d${edge.name}`;
+  const ratio = `d${node.short}/d${edge.short}`;
   const value = local.number === undefined || local.number === null ? null : numberText(local.number);
   const known = local.latex ? latexToMath(local.latex, true) : null;
   const right = rightSide(local.text);
   const text = [ratio, right, value !== right ? value : null].filter(Boolean).join(" = ");
-  if (value === null) return line(local.text || `${ratio}: ${local.kind}`, known || math(derivative(node.name, edge.name)), known ? null : code(right || local.kind || ""));
+  if (value === null) return line(local.text || `${ratio}: ${local.kind}`, known || math(derivative(node.short, edge.short)), known ? null : code(right || local.kind || ""));
   const middle = right && right !== value ? latexToMath(rightSide(local.latex)) || m("mtext", {}, right) : null;
-  return line(text, math(derivative(node.name, edge.name), middle ? [equals(), middle] : [], equals(), numeral(value)));
+  return line(text, math(derivative(node.short, edge.short)), middle ? math(equals(), middle) : null, math(equals(), numeral(value)));
 }
 
 const numberText = (x) => (typeof x === "string" ? x : number(x, 5).replace(/−/g, "-"));
@@ -162,23 +169,23 @@ function sayBackward(model, node) {
   const cotangent = cotangentOf(node);
   const total = cotangent ? cotangent.text : "";
   const isScalar = cotangent && typeof cotangent.number === "number";
-  const left = `d${loss}/d${node.name}`;
+  const left = `d${loss}/d${node.short}`;
   const { readers, leaving } = termsOf(node);
   const title = node.kind === "parameter" ? "Gradient" : "Backward";
   if (!readers.length && !leaving.length) {
     const seed = model.losses.has(node.id);
     const text = `${left} = ${total}`;
-    return { title, lines: [line(text, math(derivative(loss, node.name), equals(), isScalar ? numeral(total) : m("mtext", {}, number(total))))], note: seed ? "the backward pass begins here" : `${node.main.type}, ${number(total)}` };
+    return { title, lines: [line(text, math(derivative(loss, node.short), equals(), isScalar ? numeral(total) : m("mtext", {}, number(total))))], note: seed ? "the backward pass begins here" : `${node.main.type}, ${number(total)}` };
   }
   if (!isScalar || leaving.length || readers.some((edge) => edge.local.number === undefined && edge.local.number === null)) return { title, ...sayArray(model, node, readers, leaving, cotangent) };
   const products = readers.map((edge) => productOf(edge));
   if (products.some((product) => product === null)) return { title, ...sayArray(model, node, readers, leaving, cotangent) };
-  const chainText = readers.map((edge) => `d${loss}/d${edge.to.name} * d${edge.to.name}/d${node.name}`).join(" + ");
+  const chainText = readers.map((edge) => `d${loss}/d${edge.to.short} * d${edge.to.short}/d${node.short}`).join(" + ");
   const numbersText = products.map(([a, b], i) => `${a} * ${i || /^-/.test(b) ? bracket(b) : b}`).join(" + ");
-  const chainMath = readers.flatMap((edge, i) => [i ? plus() : null, derivative(loss, edge.to.name), dot(), derivative(edge.to.name, node.name)]).filter(Boolean);
-  const numbersMath = products.flatMap(([a, b], i) => [i ? plus() : null, factor(a, i === 0), dot(), factor(b, false)]).filter(Boolean);
-  const sum = readers.length > 1 ? `${readers.length} readers: their shares ${readers.map((edge) => number(shownAt(edge.to, edge.share) ? shownAt(edge.to, edge.share).text : "")).filter(Boolean).join(" and ")} add up` : "";
-  return { title, lines: [line(`${left} = ${chainText} = ${numbersText} = ${total}`, math(derivative(loss, node.name), equals(), chainMath, equals(), numbersMath, equals(), numeral(total)))], note: sum };
+  const chainMath = readers.map((edge, i) => math(i ? plus() : equals(), derivative(loss, edge.to.short), dot(), derivative(edge.to.short, node.short)));
+  const numbersMath = products.map(([a, b], i) => math(i ? plus() : equals(), factor(a, i === 0), dot(), factor(b, false)));
+  const sum = readers.length > 1 ? `${readers.length} readers: their shares ${readers.map((edge) => (shareOf(edge) ? number(shareOf(edge).text) : "")).filter(Boolean).join(" and ")} add up` : "";
+  return { title, lines: [line(`${left} = ${chainText} = ${numbersText} = ${total}`, math(derivative(loss, node.short)), ...chainMath, ...numbersMath, math(equals(), numeral(total)))], note: sum };
 }
 
 const bracket = (text) => (/^-/.test(text) ? `(${text})` : text);
@@ -194,21 +201,21 @@ function productOf(edge) {
 function sayArray(model, node, readers, leaving, cotangent) {
   const loss = model.lossName;
   const lines = [];
-  const terms = [...readers.map((edge) => ({ edge, from: edge.to.name })), ...leaving.map((edge) => ({ edge, from: edge.kind === "carry" ? "next step" : "outside" }))];
+  const terms = [...readers.map((edge) => ({ edge, from: edge.to.short })), ...leaving.map((edge) => ({ edge, from: edge.kind === "carry" ? "next step" : "outside" }))];
   for (const edge of readers.slice(0, 3)) {
     const { local } = edge;
     if (!local) continue;
     const known = local.latex ? latexToMath(local.latex, true) : null;
     if (known) lines.push(line(local.text, known));
-    else if (local.text || local.kind) lines.push(line(local.text || local.kind, math(derivative(edge.to.name, node.name)), h("span", { class: "colon" }, ":"), code(local.text || local.kind)));
+    else if (local.text || local.kind) lines.push(line(local.text || local.kind, math(derivative(edge.to.short, node.short)), h("span", { class: "colon" }, ":"), code(local.text || local.kind)));
   }
   const texts = terms.map(({ edge, from }) => {
-    const share = edge.share ? shownAt(edge.to, edge.share) : null;
+    const share = shareOf(edge);
     return share && terms.length > 1 ? `${from} sends ${number(share.text)}` : `from ${from}`;
   });
   const total = cotangent ? number(cotangent.text) : "";
-  const text = `d${loss}/d${node.name}${total ? `: ${total}` : ""}`;
-  lines.unshift(line(text, math(derivative(loss, node.name)), h("span", { class: "colon" }, cotangent && typeof cotangent.number === "number" ? "=" : ":"), h("span", { class: "total" }, total || node.main.type || "")));
+  const text = `d${loss}/d${node.short}${total ? `: ${total}` : ""}`;
+  lines.unshift(line(text, math(derivative(loss, node.short)), h("span", { class: "colon" }, cotangent && typeof cotangent.number === "number" ? "=" : ":"), h("span", { class: "total" }, total || node.main.type || "")));
   return { lines: uniqueLines(lines), note: texts.join(", ") + (terms.length > 1 ? "; the shares add up" : "") };
 }
 
@@ -227,14 +234,14 @@ function sayDone(model, step) {
   if (!gradients.length) return { title: "The graph", lines: [line(value ? `${loss} = ${value}` : loss, parts)], note: plural(model.order.length, "node") };
   if (gradients.length <= 2) return { title: "The gradient", lines: [line(gradients.map((node) => gradientText(loss, node)).join(", "), ...gradients.flatMap((node, i) => [i ? h("span", { class: "between" }) : null, ...gradientParts(loss, node)]))], note: value ? `at ${loss} = ${number(value)}` : "" };
   const largest = gradients.reduce((a, b) => ((cotangentOf(b).norm ?? 0) > (cotangentOf(a).norm ?? 0) ? b : a));
-  return { title: "The gradient", lines: [line(`${loss} = ${value}`, parts)], note: `${gradients.length} gradients, the largest that of ${largest.name}: ‖·‖ ${number(cotangentOf(largest).norm)}` };
+  return { title: "The gradient", lines: [line(`${loss} = ${value}`, parts)], note: `${gradients.length} gradients, the largest that of ${largest.short}: ‖·‖ ${number(cotangentOf(largest).norm)}` };
 }
 
 const isNumber = (shown) => typeof shown.number === "number";
-const gradientText = (loss, node) => `d${loss}/d${node.name} ${isNumber(cotangentOf(node)) ? "= " : ": "}${cotangentOf(node).text}`;
+const gradientText = (loss, node) => `d${loss}/d${node.short} ${isNumber(cotangentOf(node)) ? "= " : ": "}${cotangentOf(node).text}`;
 
 function gradientParts(loss, node) {
   const cotangent = cotangentOf(node);
-  if (isNumber(cotangent)) return [math(derivative(loss, node.name), equals(), numeral(cotangent.text))];
-  return [math(derivative(loss, node.name)), h("span", { class: "colon" }, ":"), h("span", { class: "total" }, number(cotangent.text))];
+  if (isNumber(cotangent)) return [math(derivative(loss, node.short), equals(), numeral(cotangent.text))];
+  return [math(derivative(loss, node.short)), h("span", { class: "colon" }, ":"), h("span", { class: "total" }, number(cotangent.text))];
 }

@@ -71,7 +71,7 @@ function readerDetail(page, node) {
   const out = [...node.readers.map((edge) => [edge, link(page, edge.to)]), ...node.leaving.map((edge) => [edge, h("span", {}, edge.kind === "carry" ? ["the next step, as ", link(page, edge.to)] : ["leaves, as ", link(page, edge.to)])])];
   if (!out.length) return [];
   const rows = out.map(([edge, name]) => {
-    const share = edge.share ? shownAt(edge.to, edge.share) : null;
+    const share = shareOf(edge);
     return h("li", {}, name, h("span", { class: "amount back", title: "its share of the cotangent" }, share ? `∂ ${number(share.text)}` : ""));
   });
   const shares = node.readers.filter((edge) => edge.share).length;

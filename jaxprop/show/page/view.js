@@ -10,7 +10,7 @@ class Sheet {
   constructor(svg, state, on) {
     Object.assign(this, { svg, state, on });
     this.camera = { x: 0, y: 0, k: 1 };
-    this.cache = { TB: new Map(), LR: new Map() };
+    this.cache = new Map();
     this.shown = new Map(); // id -> {group, item or edge}
     this.world = svg.querySelector("#world");
     this.layers = Object.fromEntries(["frames", "far", "edges", "heads", "cards"].map((name) => [name, svg.querySelector(`#${name}`)]));
@@ -46,10 +46,9 @@ class Sheet {
       model,
       open,
       direction,
-      labels,
-      cache: this.cache[direction],
+      cache: this.cache,
       measure: (child) => measureChild(model, child),
-      headWidth: (box) => measureText(frameTitle(box), "title") + 62,
+      headWidth: (box) => grid(measureText(frameTitle(box), "title") + 62),
       label: (edges) => (labels ? chipSize(chipLines(model, edges)) : null),
     });
   }
@@ -104,27 +103,28 @@ class Sheet {
   fit(animate = true, readable = false) {
     const { width, height } = this.layout;
     let camera = this.cameraFor({ x: 0, y: 0, width, height }, 1.35);
-    if (readable && camera.k < 0.5) camera = this.beginning(width, height);
+    if (readable && camera.k < 0.45) camera = this.beginning({ x: 0, y: 0, width, height });
     this.goTo(camera, animate);
   }
 
-  /** Where reading begins, at a size that can be read. */
-  beginning(width, height) {
+  /** Where reading a sheet or a frame begins, at a size that can be read. */
+  beginning({ x, y, width, height }) {
     const room = this.room();
     const across = this.direction === "LR";
-    const k = clamp(across ? (room.height - 48) / height : (room.width - 48) / width, 0.5, 0.9);
-    const first = this.layout.items.reduce((least, item) => ((across ? item.x < least.x : item.y < least.y) ? item : least));
-    const middle = (along, size, all, free) => room[along] + free / 2 - k * (all * k <= free ? all / 2 : first[along] + first[size] / 2);
-    return across ? { k, x: room.x + 24, y: middle("y", "height", height, room.height) } : { k, x: middle("x", "width", width, room.width), y: room.y + 24 };
+    const k = clamp(across ? (room.height - 48) / height : (room.width - 24) / width, 0.4, 0.9);
+    const inside = this.layout.items.filter((item) => item.x >= x && item.x < x + width && item.y >= y && item.y < y + height && item.width < width);
+    const first = inside.reduce((least, item) => ((across ? item.x < least.x : item.y < least.y) ? item : least), inside[0]);
+    const middle = (along, start, all, size, free) => room[along] + free / 2 - k * (all * k <= free ? start + all / 2 : first[along] + first[size] / 2);
+    return across ? { k, x: room.x + 24 - x * k, y: middle("y", y, height, "height", room.height) } : { k, x: middle("x", x, width, "width", room.width), y: room.y + 24 - y * k };
   }
 
   /** Bring an item into the middle, zoomed so that it can be read. */
   centre(id, animate = true) {
     const item = this.items.get(id);
     if (!item) return;
-    const most = Math.max(this.camera.k, item.kind === "frame" ? 1 : 0.85);
-    const target = item.kind === "frame" ? this.cameraFor(item, Math.min(1.1, Math.max(0.9, this.camera.k))) : { ...this.cameraFor(item, Math.min(most, 1.4)) };
-    this.goTo(target, animate);
+    if (item.kind !== "frame") return this.goTo(this.cameraFor(item, clamp(this.camera.k, 0.85, 1.4)), animate);
+    const camera = this.cameraFor(item, clamp(this.camera.k, 0.9, 1.1));
+    this.goTo(camera.k < 0.45 ? this.beginning(item) : camera, animate);
   }
 
   /** Move only if the item is out of sight, or too small to read. */
@@ -308,7 +308,7 @@ class Sheet {
     const look = state.lookLine(line);
     const active = line.edges.some((edge) => edge.active);
     group.replaceChildren();
-    group.setAttribute("class", ["edge", active ? "active" : "inactive", look.focus && "focus", look.flow, look.dim && "dim"].filter(Boolean).join(" "));
+    group.setAttribute("class", ["edge", active ? "active" : "inactive", look.focus && "focus", look.flow, look.touch && "touch"].filter(Boolean).join(" "));
     const gap = active ? 3.5 : 0;
     const [forward, back] = line.carry ? [line.points, laneBeside(line.points, this.direction === "LR" ? -6 : 6).reverse()] : [this.aside(line.points, gap), this.aside([...line.points].reverse(), -gap)];
     const path = (points) => (line.carry ? corneredPath(shorten(points, 2)) : pathOf(shorten(points, 2), this.direction === "LR"));
@@ -327,12 +327,13 @@ class Sheet {
 
   drawKept(group, line, kept) {
     const points = this.aside(line.points, -10);
-    group.append(s("path", { class: "kept", d: pathOf(points, this.direction === "LR") }));
+    group.append(s("path", { class: "kept", d: line.carry ? corneredPath(points) : pathOf(points, this.direction === "LR") }));
+    if (line.port || line.label || line.carry) return; // the badge of the card says how much
     const at = points[Math.floor(points.length / 2)];
     const other = points[Math.floor(points.length / 2) - 1];
     const [x, y] = [(at.x + other.x) / 2, (at.y + other.y) / 2];
     const width = measureText(kept, "chip") + 12;
-    if (!line.port) group.append(s("g", { class: "chip kept-chip", transform: `translate(${round1(x - width / 2)} ${round1(y - 8)})` }, s("rect", { width, height: 16, rx: 8 }), s("text", { x: 6, y: 12 }, kept)));
+    group.append(s("g", { class: "chip kept-chip", transform: `translate(${round1(x - width / 2)} ${round1(y - 8)})` }, s("rect", { width, height: 16, rx: 8 }), s("text", { x: 6, y: 12 }, kept)));
   }
 
   drawPort(group, line) {
