@@ -148,7 +148,8 @@ function drawNode(model, group, node, state) {
   const value = valueOf(node);
   const cotangent = cotangentOf(node);
   const warn = (state.value && bad(value)) || (state.cotangent && bad(cotangent));
-  group.replaceChildren();
+  const whole = [node.name, expressionOf(node)].filter(Boolean).join(" = ");
+  group.replaceChildren(...(plan.title === node.name && plan.label === expressionOf(node) ? [] : [s("title", {}, whole)]));
   if (node.kind === "loss") group.append(s("rect", { class: "halo", x: -4, y: -4, width: plan.width + 8, height: plan.height + 8, rx: 13 }));
   const round = ARGUMENTS.has(node.kind) ? Math.min(18, plan.height / 2) : 9;
   group.append(s("rect", { class: "body", width: plan.width, height: plan.height, rx: round }));
