@@ -599,3 +599,15 @@ def test_dropping_the_rest_is_said_aloud():
 def test_float64_data_of_numpy_is_taken_as_float32():
     state, _ = fit(data=(X.astype(float), Y.astype(float)), steps=3)
     check_close(state.params, fit(steps=3)[0].params)
+
+
+def test_each_program_is_traced_once():
+    """One trace of the plain chunk and one of the watched, however many chunks of whatever lengths there are."""
+    traces = []
+
+    def loss(params, x, y):
+        traces.append(1)
+        return mlp(params, x, y)
+
+    fit(loss, batch_size=10, epochs=8, eval_every=7, watch=jp.Watch(nodes="h", every=9))
+    assert len(traces) == 2

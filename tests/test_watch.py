@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import check_close, check_equal
 
 import jaxprop as jp
+from helpers import check_close, check_equal
 
 RNG = np.random.default_rng(0)
 

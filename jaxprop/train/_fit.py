@@ -13,7 +13,7 @@ from .._types import PyTree
 from ._data import Reading, open_feed
 from ._evaluate import make_evaluate
 from ._history import History, Recording
-from ._loop import RUNNING, Carry, make_chunks
+from ._loop import RUNNING, Carry, Chunks
 from ._plan import CAPACITY, Plan, check_budget, eval_period, total_of
 from ._run import Effects, Run
 from ._step import State, make_step
@@ -129,7 +129,7 @@ def fit(
         step,
         feed,
         plan,
-        make_chunks(step, feed, during, check_finite, CAPACITY if total is None else min(CAPACITY, total)),
+        Chunks(step, feed, during, check_finite, CAPACITY if total is None else min(CAPACITY, total)),
         Effects(tell_all(writers), evaluate, None, after, log_every),
         Carry(state, feed.order(done), jnp.int32(RUNNING)),
         done,

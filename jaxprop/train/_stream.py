@@ -17,7 +17,7 @@ from .._types import Array, PyTree
 from ._feed import Batch, Group, Point, as_batch
 
 #: Where a chunk has so many steps, streamed batches go to the device in groups; of so many, and so many bytes.
-_GROUP_FROM, _GROUP_MOST, _GROUP_BYTES = 16, 64, 32 * 2**20
+_GROUP_FROM, _GROUP_MOST, _GROUP_BYTES = 128, 64, 32 * 2**20
 
 
 class _End(NamedTuple):
@@ -67,7 +67,8 @@ class Streamed:
         count = min(most, group.steps)
         rest = group.steps - count
         self._group = group._replace(place=group.place + count, steps=rest) if rest else None
-        return Group(group.source, group.place, count, group.ends and not rest)
+        cut = Group(group.source, group.place, count, group.ends and not rest)
+        return _alone(cut) if most == 1 else cut
 
     def order(self, done: int) -> None:
         return None
@@ -133,6 +134,18 @@ class Streamed:
             return 1
         size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch)))
         return max(1, min(_GROUP_MOST, _GROUP_BYTES // size))
+
+
+def _alone(group: Group) -> Group:
+    """A group of one batch as if it had been read alone: no other program for a single step."""
+    if len(jax.tree.leaves(group.source)[0]) == 1:
+        return group
+    return group._replace(source=_cut_one(group.source, group.place), place=0)
+
+
+@jax.jit
+def _cut_one(source: PyTree, place: Array) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, place, 1), source)
 
 
 def _with_last(items: Iterator[PyTree]) -> Iterator[tuple[PyTree, bool]]:
