@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, torch_hooks
+from . import diagnose, engine, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch")
+PARTS = ("engine", "growth", "torch", "diagnose")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,6 +40,18 @@ def main(argv: list[str] | None = None) -> None:
             _say(table(found["torch"], torch_hooks.COLUMNS))
         else:
             _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
+    if "diagnose" in options.part:
+        _say("\nWho names the line where a NaN or Inf is made\n")
+        rows = list(diagnose.compare(options.quick))
+        _say(table([*rows, diagnose.summary(rows)], diagnose.COLUMNS))
+        _say("\nWhat asking costs, once compiled\n")
+        costs = []
+        for name in options.model:
+            costs += diagnose.cost(name, MODELS[name](quick=options.quick), options.seconds)
+            _progress(name)
+        costs += diagnose.torch_cost(options.quick) if torch_hooks.available() else []
+        _say(table(costs, diagnose.COST))
+        found["diagnose"] = {"cases": rows, "cost": costs}
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)
