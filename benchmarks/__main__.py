@@ -7,6 +7,7 @@ import sys
 from . import engine, per_example, torch_hooks
 from . import engine, page, torch_hooks
 from . import engine, flow, torch_hooks
+from . import diagnose, engine, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
@@ -14,6 +15,7 @@ from .timing import table
 PARTS = ("engine", "growth", "torch", "per-example")
 PARTS = ("engine", "growth", "torch", "page")
 PARTS = ("engine", "growth", "torch", "flow")
+PARTS = ("engine", "growth", "torch", "diagnose")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,6 +66,18 @@ def main(argv: list[str] | None = None) -> None:
             found["flow"] += flow.measure(name, MODELS[name](quick=options.quick), options.seconds)
             _progress(name)
         _say(table(found["flow"], flow.COLUMNS))
+    if "diagnose" in options.part:
+        _say("\nWho names the line where a NaN or Inf is made\n")
+        rows = list(diagnose.compare(options.quick))
+        _say(table([*rows, diagnose.summary(rows)], diagnose.COLUMNS))
+        _say("\nWhat asking costs, once compiled\n")
+        costs = []
+        for name in options.model:
+            costs += diagnose.cost(name, MODELS[name](quick=options.quick), options.seconds)
+            _progress(name)
+        costs += diagnose.torch_cost(options.quick) if torch_hooks.available() else []
+        _say(table(costs, diagnose.COST))
+        found["diagnose"] = {"cases": rows, "cost": costs}
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

@@ -155,9 +155,7 @@ def std_of_constant(x):
     return jnp.std(x)  # origin
 
 
-@case(
-    "FluxML/Flux.jl#2096", [[1.0, 2.0], [3.0, 3.0]], [[1.0, 2.0], [3.0, 4.0]], Expect("sqrt at 0", (1, 0))
-)
+@case("FluxML/Flux.jl#2096", [[1.0, 2.0], [3.0, 3.0]], [[1.0, 2.0], [3.0, 4.0]], Expect("sqrt at 0", (1, 0)))
 def normalise(x):
     deviation = jnp.std(x, axis=1, keepdims=True)  # origin
     return jnp.sum(jnp.sin((x - jnp.mean(x, axis=1, keepdims=True)) / (deviation + 1e-5)))
@@ -193,7 +191,13 @@ def contrastive(x):
     return jnp.sum(similar)
 
 
-@case("google-deepmind/optax#1743", [0.0, 0.0], [3.0, 4.0], Expect("norm at 0"), Expect("division by 0", (0,), False))
+@case(
+    "google-deepmind/optax#1743",
+    [0.0, 0.0],
+    [3.0, 4.0],
+    Expect("norm at 0"),
+    Expect("division by 0", (0,), False),
+)
 def sharpness_aware_step(x):
     gradient = 2.0 * x
     length = optax.tree.norm(gradient)  # origin
@@ -201,7 +205,12 @@ def sharpness_aware_step(x):
     return jnp.sum((x + 0.1 * ascent) ** 2)
 
 
-@case("keras-team/keras#23075", [[0.0, 0.0], [1.0, 2.0]], [[1.0, 0.0], [1.0, 2.0]], Expect("division by 0", (0, 0), False))
+@case(
+    "keras-team/keras#23075",
+    [[0.0, 0.0], [1.0, 2.0]],
+    [[1.0, 0.0], [1.0, 2.0]],
+    Expect("division by 0", (0, 0), False),
+)
 def normalise_by_rsqrt(x):
     square = jnp.sum(jnp.square(x), axis=1, keepdims=True)
     inverse = jnp.minimum(jax.lax.rsqrt(square), 1e6)  # origin
@@ -222,9 +231,7 @@ def power_of_fraction(x):
     return jnp.sum(jnp.power(x - jnp.floor(x), 0.25))  # origin
 
 
-@case(
-    "jax-ml/jax#6024", [-2.0, 2.0], [2.0, 2.0], Expect("power of a negative", (0,), False)
-)
+@case("jax-ml/jax#6024", [-2.0, 2.0], [2.0, 2.0], Expect("power of a negative", (0,), False))
 def even_power(x):
     odd = jnp.power(x, 1.5)  # origin
     return jnp.sum(jnp.where(x < 0.0, -x, odd))
@@ -306,7 +313,12 @@ def inverse_tanh(x):
 # --- linear algebra ----------------------------------------------------------------------------------------
 
 
-@case("jax-ml/jax#4646", np.diag([4.0, 1.0, 1.0]), np.diag([4.0, 1.0, 2.0]), Expect("degenerate eigenvalues", (0, 0)))
+@case(
+    "jax-ml/jax#4646",
+    np.diag([4.0, 1.0, 1.0]),
+    np.diag([4.0, 1.0, 2.0]),
+    Expect("degenerate eigenvalues", (0, 0)),
+)
 def eigenvector(x):
     vectors = jnp.linalg.eigh(x)[1]  # origin
     return jnp.sum(vectors[:, 2] ** 2 * jnp.array([1.0, 2.0, 3.0]))
@@ -318,7 +330,12 @@ def singular_vectors(x):
     return u[0, 0] + 2.0 * v[0, 1]
 
 
-@case("jax-ml/jax#775", [[1.0, 2.0], [2.0, 1.0]], [[2.0, 1.0], [1.0, 2.0]], Expect("not positive definite", (0, 0), False))
+@case(
+    "jax-ml/jax#775",
+    [[1.0, 2.0], [2.0, 1.0]],
+    [[2.0, 1.0], [1.0, 2.0]],
+    Expect("not positive definite", (0, 0), False),
+)
 def cholesky(x):
     factor = jnp.linalg.cholesky(x)  # origin
     return jnp.sum(jnp.diagonal(factor))
@@ -432,7 +449,12 @@ def infinity_in_data(x):
 # --- loops ---------------------------------------------------------------------------------------------------
 
 
-@case("climate-analytics-lab/jax-gcm#559", [4.5, 1.5, 9.0], [4.5, 5.5, 9.0], Expect("sqrt of a negative", (1,), False, (2,)))
+@case(
+    "climate-analytics-lab/jax-gcm#559",
+    [4.5, 1.5, 9.0],
+    [4.5, 5.5, 9.0],
+    Expect("sqrt of a negative", (1,), False, (2,)),
+)
 def draining_reservoir(x):
     def body(level, _):
         flow = jnp.sqrt(level)  # origin

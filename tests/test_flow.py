@@ -272,3 +272,9 @@ def test_the_report_is_data_and_text():
 
 def test_what_is_not_finite_is_left_to_others():
     assert not jp.flow(lambda w: jnp.sum(jnp.sqrt(w @ w)), power_steps=0)(jnp.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("how", [lambda x: x * jnp.sqrt(x - x), lambda x: jnp.sqrt(x - x)])
+def test_diagnose_says_nothing_of_sizes_where_there_is_a_nan(how):
+    report = jp.diagnose(lambda w: jnp.sum(how(w)))(jnp.ones(3))
+    assert {found.kind for found in report} == {"origin"}

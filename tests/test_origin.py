@@ -5,12 +5,13 @@ import json
 
 import jax
 import jax.numpy as jnp
-import models
 import numpy as np
 import pytest
-from nan_cases import CASES
 
 import jaxprop as jp
+import models
+from jaxprop.diagnosis import explain_bad_step, load_reproduction, save_reproduction
+from nan_cases import CASES
 
 # --- real reports ------------------------------------------------------------------------------------
 
@@ -34,7 +35,13 @@ def total(cases):
 def stacked(cases):
     """Three points for each case, the bad one in the middle."""
     return [
-        jnp.stack([case.bad if case.good is None else case.good, case.bad, case.bad if case.good is None else case.good])
+        jnp.stack(
+            [
+                case.bad if case.good is None else case.good,
+                case.bad,
+                case.bad if case.good is None else case.good,
+            ]
+        )
         for case in cases
     ]
 
@@ -169,3 +176,303 @@ def test_one_report_by_itself(case):
     assert [finding.cause for finding in report] == [expect.cause for expect in case.origins]
     gradient = jax.grad(case.loss)(case.bad)
     assert any(finding.leaves for finding in report) == (not np.all(np.isfinite(gradient)))
+
+
+# --- hard cases ---------------------------------------------------------------------------------------
+
+
+def causes(report):
+    return [(finding.severity, finding.primitive, finding.cause) for finding in report]
+
+
+def test_a_masked_nan_that_spoils_nothing_is_a_note():
+    def loss(w, x):
+        with_nan = jnp.sqrt(x * w)
+        metric = jnp.log(-w)
+        return jnp.sum(jnp.where(x > 0, jnp.sin(w), w)), (metric, with_nan)
+
+    report = jp.diagnose(loss, has_aux=True)(jnp.ones(2), jnp.array([-1.0, 2.0]))
+    assert report.ok
+    assert {finding.severity for finding in report} == {"note"}
+    assert report[0].message.endswith("it reaches neither the gradient nor the loss: harmless.")
+
+
+def test_minus_infinity_in_a_mask_is_no_finding():
+    def loss(q, mask):
+        weights = jax.nn.softmax(jnp.where(mask, q @ q.T, -jnp.inf), axis=-1)
+        return jnp.sum(weights**2) + jnp.sum(jax.nn.logsumexp(jnp.where(mask, q @ q.T, -jnp.inf), axis=-1))
+
+    report = jp.diagnose(loss)(jnp.ones((3, 2)), jnp.tril(jnp.ones((3, 3), bool)))
+    assert len(report) == 0 and report.ok
+
+
+def test_nan_in_data_nobody_reads_is_no_finding():
+    batch = {"x": jnp.array([[1.0, 2.0], [jnp.nan, 1.0]]), "unused": jnp.array([jnp.nan])}
+    assert len(jp.diagnose(lambda w, batch: jnp.sum(w * batch["x"][0]))(jnp.ones(2), batch)) == 0
+
+
+def test_data_is_accused_by_leaf_and_index():
+    batch = {"x": jnp.array([[1.0, 2.0], [jnp.inf, 1.0]]), "y": jnp.ones(2)}
+    report = jp.diagnose(lambda w, batch: jnp.mean((batch["x"] @ w - batch["y"]) ** 2))(jnp.ones(2), batch)
+    assert [(f.node, f.element, f.numbers["example"]) for f in report] == [("batch['x']", (1, 0), 1)]
+    assert report[0].message == "`batch['x']` holds inf at [1, 0]; it reaches the gradient and the loss."
+
+
+def test_an_infinity_without_nan():
+    report = jp.diagnose(lambda w: jnp.exp(100.0 * w))(1.0)
+    assert causes(report) == [("error", "exp", "overflow of exp")]
+    assert report[0].numbers == {"mul": 100.0, "result": float("inf")}
+
+
+def test_two_independent_origins_those_of_the_gradient_first():
+    def loss(w):
+        return jnp.log(w[0]) + jnp.sqrt(w[1])
+
+    report = jp.diagnose(loss)(jnp.array([-1.0, 0.0]))
+    assert causes(report) == [("error", "sqrt", "sqrt at 0"), ("error", "log", "log of a negative")]
+    assert [finding.leaves for finding in report] == [("w",), ()]
+
+
+def test_what_a_first_origin_causes_is_no_second():
+    def loss(x):
+        e = jnp.exp(x)  # inf
+        p = e / jnp.sum(e)  # inf / inf
+        return -jnp.log(p[0]) - jnp.log(p[1])  # log of 0, log of nan
+
+    report = jp.diagnose(loss)(jnp.array([100.0, 1.0]))
+    assert causes(report)[0] == ("error", "exp", "overflow of exp")
+    assert "div" not in {finding.primitive for finding in report}
+
+
+def test_inside_a_cond_inside_nested_scans():
+    def loss(w, table):
+        def outer(c, row):
+            def inner(d, x):
+                return d, jax.lax.cond(x > 5.0, lambda z: jnp.log(z - 6.0), lambda z: z * 2.0, x * d)
+
+            c, ys = jax.lax.scan(inner, c, row, reverse=True)
+            return c, jnp.sum(ys)
+
+        return jnp.sum(jax.lax.scan(outer, w, table)[1])
+
+    report = jp.diagnose(loss)(jnp.float32(1.0), jnp.array([[1.0, 2.0, 7.0], [6.0, 6.0, 2.0]]))
+    (finding,) = report
+    assert (finding.primitive, finding.cause, finding.branch, finding.step) == ("log", "log of 0", 1, (1, 1))
+    assert [part.split()[0] for part in finding.path] == ["scan", "scan", "cond"]
+
+
+def test_on_the_way_back_the_last_step_is_the_first():
+    def loss(w, xs):
+        return jnp.sum(jax.lax.scan(lambda c, x: (c, jnp.sqrt(w * x)), 0.0, xs)[1])
+
+    report = jp.diagnose(loss)(jnp.float32(1.0), jnp.array([0.0, 1.0, 0.0, 1.0]))
+    assert (report[0].step, report[0].numbers["bad steps"]) == ((2,), 2)
+    forward = jp.diagnose(loss)(jnp.float32(1.0), jnp.array([1.0, -1.0, -1.0, 1.0]))
+    assert (forward[0].step, forward[0].cause) == ((1,), "sqrt of a negative")
+
+
+def test_in_a_rule_of_ones_own():
+    @jax.custom_vjp
+    def double(x):
+        return 2.0 * x
+
+    double.defvjp(lambda x: (double(x), x), lambda x, ct: (ct / (x - 1.0),))
+    report = jp.diagnose(lambda x: jnp.sum(double(x)))(jnp.array([3.0, 1.0]))
+    assert [(f.node, f.cause, f.element) for f in report] == [("double", "custom rule", (1,))]
+
+
+def test_in_the_seed():
+    report = jp.diagnose(lambda x: x * 2.0, cotangent=jnp.array([1.0, jnp.nan]))(jnp.ones(2))
+    assert [(f.cause, f.element, f.leaves) for f in report] == [("in the seed", (1,), ("x",))]
+
+
+def test_a_sum_of_finite_cotangents_that_overflows():
+    report = jp.diagnose(lambda x: jnp.float32(3e38) * x + jnp.float32(3e38) * x)(jnp.float32(0.5))
+    assert [(f.node, f.cause) for f in report] == [("x", "overflow of a sum")]
+
+
+def test_a_nan_written_in_the_program():
+    report = jp.diagnose(lambda w: jnp.sum(jnp.where(w > 0, w, jnp.nan)))(jnp.array([1.0, -1.0]))
+    assert [finding.cause for finding in report] == ["in the program"]
+
+
+def test_a_closed_over_constant():
+    table = jnp.array([1.0, jnp.nan])
+    report = jp.diagnose(lambda w: jnp.sum(w * table))(jnp.ones(2))
+    assert [(f.primitive, f.cause, f.element) for f in report] == [("const", "in the inputs", (1,))]
+
+
+def test_a_while_is_judged_as_a_whole():
+    def loss(w, x):
+        return w * jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.log(s[1] - 1.0)), (0, x))[1]
+
+    assert [f.primitive for f in jp.diagnose(loss)(1.0, jnp.float32(2.0))] == ["while"]
+
+
+def test_python_may_branch_on_what_is_not_differentiated():
+    def loss(w, power, x):
+        return jnp.sqrt(w) ** power if float(x[0]) > 0 else w
+
+    assert jp.diagnose(loss)(0.0, 2, np.array([1.0]))[0].cause == "sqrt at 0"
+
+
+# --- the cures cure -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "x", "cure"),
+    [
+        ("jnp.sqrt(x)", 0.0, "jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)"),
+        ("jnp.linalg.norm(x)", [0.0, 0.0], None),
+        ("1.0 / x", 0.0, "jnp.where(x != 0, 1.0 / jnp.where(x != 0, x, 1.0), 0.0)"),
+        ("(2.0 * x) ** 0.5", 0.0, None),
+        ("jnp.log(x - 1.0)", 1.0, None),
+        ("jnp.arccos(x)", 1.0, "jnp.arccos(jnp.clip(x, -1 + 1e-06, 1 - 1e-06))"),
+        ("jnp.exp(x)", 100.0, "jnp.exp(jnp.minimum(x, 80.0))"),
+        ("jnp.arctan2(x, 2.0 * x)", 0.0, None),
+        ("jnp.std(x)", [1.0, 1.0], "jnp.sqrt(jnp.var(x) + 1e-12)"),
+        ("jax.nn.logsumexp(x)", [-np.inf, -np.inf], "jax.nn.logsumexp(jnp.maximum(x, -1000000000.0))"),
+        ("jax.nn.softmax(x)", [-np.inf, -np.inf], None),
+    ],
+)
+def test_a_cure_is_code_that_cures(code, x, cure, tmp_path):
+    """The cure, put in place of the expression, gives a finite gradient, and the same value elsewhere."""
+    x = jnp.asarray(x, jnp.float32)
+    file = tmp_path / "sick.py"
+
+    def loss_of(expression):
+        file.write_text(f"def loss(x):\n    return jnp.sum({expression})\n")
+        names = {"jnp": jnp, "jax": jax}
+        exec(compile(file.read_text(), str(file), "exec"), names)
+        return names["loss"]
+
+    report = jp.diagnose(loss_of(code))(x)
+    found = report[0].cure
+    assert cure is None or found == cure
+    cured = jax.grad(loss_of(found))(x)
+    assert np.all(np.isfinite(cured)), (found, cured)
+    fine = jnp.full_like(x, 0.9) * jnp.arange(1, x.size + 1, dtype=x.dtype).reshape(x.shape)
+    fine = fine + 1.0 if "log(" in code else fine
+    np.testing.assert_allclose(loss_of(found)(fine), loss_of(code)(fine), rtol=1e-5)
+
+
+# --- use ---------------------------------------------------------------------------------------------------
+
+
+def test_a_second_call_compiles_nothing():
+    traced = []
+
+    def loss(w, x, training):
+        traced.append(1)
+        return jnp.sum(jnp.sqrt(w * x)) if training else jnp.sum(w)
+
+    diagnosed = jp.diagnose(loss)
+    assert len(diagnosed(jnp.ones(2), jnp.array([0.0, 1.0]), True)) == 1
+    count = len(traced)
+    assert len(diagnosed(jnp.ones(2), jnp.array([1.0, 0.0]), True)) == 1
+    assert len(traced) == count
+    assert len(diagnosed(jnp.ones(2), jnp.array([1.0, 0.0]), False)) == 0
+    assert len(traced) > count
+
+
+def test_nothing_is_donated_and_a_donated_argument_is_named():
+    w = jnp.ones(3)
+    jp.diagnose(lambda w: jnp.sum(w))(w)
+    jax.jit(lambda w: w + 1.0, donate_argnums=0)(w)
+    if not w.is_deleted():
+        pytest.skip("this backend does not donate")
+    with pytest.raises(
+        ValueError, match="was donated to a compiled function and is gone. Diagnose before the step"
+    ):
+        jp.diagnose(lambda w: jnp.sum(w))(w)
+
+
+def test_inside_jit_it_says_so():
+    with pytest.raises(TypeError, match="`diagnose` reads numbers, and inside `jax.jit`"):
+        jax.jit(lambda w: jp.diagnose(lambda w: jnp.sum(w))(w).ok)(jnp.ones(2))
+
+
+def test_debug_nans_may_stay_on():
+    with jax.debug_nans(True):
+        assert jp.diagnose(lambda x: jnp.sqrt(x))(0.0)[0].cause == "sqrt at 0"
+
+
+def test_the_text_of_a_report():
+    report = jp.diagnose(CASES[0].loss)(CASES[0].bad)
+    line = marked_lines(CASES[0])[0]
+    assert str(report) == "\n".join(
+        [
+            "diagnose where_sqrt: 1 error",
+            "",
+            "1. error: the gradient becomes nan on the way back through `sqrt`; it reaches the gradient.",
+            f"  nan_cases.py:{line} in where_sqrt   jnp.sqrt(x)",
+            "  where    sqrt",
+            "  numbers  x = 0.0, local gradient = inf, incoming cotangent = 0.0, sent back = nan",
+            "  why      the derivative of sqrt at 0 is infinite. The cotangent that comes is 0, as from a mask behind it,",
+            "           but 0 * inf is nan: masking a result does not mask its derivative.",
+            "  cure     jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)",
+            "  reaches  x",
+            "",
+            "nodes: 3",
+        ]
+    )
+
+
+def test_a_report_is_data():
+    report = jp.diagnose(lambda x: jnp.sqrt(x))(0.0)
+    (finding,) = json.loads(report.json())["findings"]
+    assert finding["numbers"]["local gradient"] == "inf"
+    assert (finding["cause"], finding["leaves"], finding["source"]["line"]) == (
+        "sqrt at 0",
+        ["x"],
+        report[0].source.line,
+    )
+
+
+def test_a_bad_step_is_explained_and_comes_back(tmp_path):
+    def loss(params, batch, key, *, scale):
+        noise = jax.random.normal(key, batch.shape)
+        return scale * jnp.mean(jnp.log(params["w"].astype(jnp.float32) * batch) + 0.0 * noise)
+
+    params = {"w": jnp.asarray([2.0], jnp.bfloat16)}
+    args = (params, jnp.array([1.0, 0.0, 3.0]), jax.random.key(3))
+    report = explain_bad_step(loss, *args, save=tmp_path / "runs" / "bad", scale=0.1)
+    assert [(f.cause, f.element) for f in report] == [("log of 0", (1,))]
+    path = tmp_path / "runs" / "bad.npz"
+    assert str(path) in report.notes[0]
+    again, kwargs = load_reproduction(path)
+    assert kwargs == {"scale": 0.1}
+    assert again[0]["w"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(again[1], args[1])
+    np.testing.assert_array_equal(jax.random.key_data(again[2]), jax.random.key_data(args[2]))
+    assert str(jp.diagnose(loss)(*again, **kwargs)) == str(jp.diagnose(loss)(*args, scale=0.1))
+
+
+def test_a_module_comes_back_into_its_own_structure(tmp_path):
+    eqx = models.need("equinox")
+    model = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+    path = save_reproduction(tmp_path / "model", eqx.filter(model, eqx.is_array), jnp.ones(2))
+    like = ((eqx.filter(model, eqx.is_array), jnp.zeros(2)), {})
+    args, _ = load_reproduction(path, like)
+    np.testing.assert_array_equal(args[0].weight, model.weight)
+    with pytest.raises(ValueError, match="`like` has 1 leaves, but .* holds 3"):
+        load_reproduction(path, ((jnp.zeros(2),), {}))
+
+
+# --- healthy models ---------------------------------------------------------------------------------------
+
+HEALTHY = [case for case in models.CASES if "first_order" not in case.tags and "big" not in case.tags]
+
+
+@pytest.mark.library
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if i < 4 else pytest.mark.slow)
+        for i, case in enumerate(HEALTHY)
+    ],
+)
+def test_a_healthy_model_gives_no_finding(case, key):
+    loss, args, argnums = case.make(key)
+    report = jp.diagnose(loss, argnums)(*args)
+    assert len(report) == 0, str(report)

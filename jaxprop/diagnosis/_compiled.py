@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import _jaxpr
 from .._api import backprop
-from .._call import CONCRETE, normalize_argnums
+from .._call import CONCRETE, leaf_names, normalize_argnums
 from .._graph import Selector
 from .._rules import Recorder
 from .._tape import Tape
@@ -51,7 +52,9 @@ class Passes:
         except TypeError as error:
             if not isinstance(error.__cause__, CONCRETE):
                 raise
-        points = {id(leaf) for i in normalize_argnums(self.argnums, len(args)) for leaf in jax.tree.leaves(args[i])}
+        points = {
+            id(leaf) for i in normalize_argnums(self.argnums, len(args)) for leaf in jax.tree.leaves(args[i])
+        }
         return self._tape(args, kwargs, nodes, record, lambda leaf: id(leaf) in points, keep=False)
 
     @staticmethod
@@ -93,26 +96,24 @@ class Run:
     def __init__(self, passes: Passes, args: Any, kwargs: Any) -> None:
         self.passes, self.args, self.kwargs = passes, args, kwargs
 
-    def __call__(
-        self, nodes: Selector | frozenset[int] | None = None, record: Recorder | None = None
-    ) -> Tape:
+    def __call__(self, nodes: Selector | frozenset[int] | None = None, record: Recorder | None = None) -> Tape:
         """Run one more pass: `nodes` is a selector, or a set of indices of nodes."""
         return self.passes.tape(self.args, self.kwargs, nodes, record)
 
     @functools.cached_property
-    def points(self) -> list[tuple[str, Any]]:
-        """The leaves of all arguments, with their paths."""
-        return jax.tree_util.tree_leaves_with_path((self.args, self.kwargs))
+    def leaf_names(self) -> frozenset[str]:
+        """The paths of the leaves of all arguments."""
+        return frozenset(leaf_names(self.passes.loss, self.args, self.kwargs))
 
 
 def on_host(tape: Tape) -> Tape:
     """The tape with its records as NumPy arrays, so that reading many of them is cheap; gradients left out."""
     slim = replace(tape, grads=None, aux=None)
-    return jax.tree.map(lambda x: x if jnp_key(x) else np.asarray(x), slim)
+    return jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), slim)
 
 
-def jnp_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(getattr(x, "dtype", None) or np.dtype(float), jax.dtypes.prng_key)
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", None) or np.dtype(float), jax.dtypes.prng_key)
 
 
 def _hashable(x: Any) -> bool:
@@ -134,8 +135,8 @@ def _check_readable(args: Any, kwargs: Any) -> None:
         name = jax.tree_util.keystr(path)
         if _jaxpr.is_tracer(leaf):
             raise TypeError(
-                "`diagnose` reads numbers, and inside `jax.jit`, `jax.vmap` or `jax.grad` there are none yet. Call "
-                "it outside, on the loss itself: it compiles its own pass."
+                "`diagnose` reads numbers, and inside `jax.jit`, `jax.vmap` or `jax.grad` there are none yet. "
+                "Call it outside, on the loss itself: it compiles its own pass."
             )
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
             raise ValueError(

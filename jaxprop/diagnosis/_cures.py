@@ -98,10 +98,9 @@ def arguments(code: str) -> tuple[str, str]:
 
 
 def bracketed(text: str) -> str:
-    """An expression that can stand beside an operator."""
-    tree = _parse(text)
-    simple = isinstance(tree, ast.Name | ast.Attribute | ast.Call | ast.Subscript | ast.Constant)
-    return text if simple else f"({text})"
+    """An expression that can stand beside a comparison."""
+    loose = isinstance(_parse(text), ast.Compare | ast.BoolOp | ast.IfExp | ast.Lambda | ast.NamedExpr)
+    return f"({text})" if loose else text
 
 
 def double_where(
@@ -120,7 +119,9 @@ def double_where(
         )
     x = expression.part(position)
     ok = test.format(x=bracketed(x))
-    return f"jnp.where({ok}, {expression.with_parts({position: f'jnp.where({ok}, {x}, {instead})'})}, {otherwise})"
+    return (
+        f"jnp.where({ok}, {expression.with_parts({position: f'jnp.where({ok}, {x}, {instead})'})}, {otherwise})"
+    )
 
 
 def around(code: str, primitive: str, position: int, text: str) -> str:
@@ -135,8 +136,7 @@ def safe_norm(code: str) -> str:
     """The 2-norm with a derivative of 0 at 0."""
     x, keywords = arguments(code)
     return (
-        f"jnp.where((sq := jnp.sum(jnp.square({x}){keywords})) > 0, "
-        "jnp.sqrt(jnp.where(sq > 0, sq, 1.0)), 0.0)"
+        f"jnp.where((sq := jnp.sum(jnp.square({x}){keywords})) > 0, jnp.sqrt(jnp.where(sq > 0, sq, 1.0)), 0.0)"
     )
 
 

@@ -34,8 +34,8 @@ def diagnose(
 
     The loss is run and differentiated once, in a compiled pass that counts what is not finite in every value
     and every cotangent. Only where something is found further passes ask who made it, and look at the numbers
-    there. No callbacks, nothing donated, nothing to switch on in JAX. Keep the function that is returned: at the
-    same shapes it does not compile again.
+    there. No callbacks, nothing donated, nothing to switch on in JAX. Keep the function that is returned: at
+    the same shapes it does not compile again.
 
     Args:
         loss: a pure function, as it stands. It returns a scalar, or `cotangent` is given.

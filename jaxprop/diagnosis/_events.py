@@ -13,8 +13,8 @@ from .._views import BACK, OUT
 from ._made import asked_operands, float_outputs, is_float, read_back, read_out
 from ._reach import Counts, Site, Ways
 
-#: How a bad number begins: made from finite ones; a NaN made from Inf; finite shares whose sum is not; there in an
-#: argument or a constant; in the cotangent the pass begins with; nobody looked inside.
+#: How a bad number begins: made from finite ones; a NaN made from Inf; finite shares whose sum is not; there
+#: in an argument or a constant; in the cotangent the pass begins with; nobody looked inside.
 Kind: TypeAlias = Literal["made", "from inf", "sum", "given", "seed", "unseen"]
 
 
@@ -117,11 +117,21 @@ def _backward_events(graph: Graph, node: Node, counts: Counts) -> Iterator[Event
         if np.any(back.fresh):
             yield _event(graph, BACK, node, position, "made", back.fresh, back.fresh_at, back.begun, site)
         if np.any(back.from_inf):
-            yield _event(graph, BACK, node, position, "from inf", back.from_inf, back.from_inf_at, back.begun, site)
+            yield _event(
+                graph, BACK, node, position, "from inf", back.from_inf, back.from_inf_at, back.begun, site
+            )
 
 
 def _event(
-    graph: Graph, half: str, node: Node, position: int, kind: Kind, where: Any, first: Any, count: Any, *sites: Site
+    graph: Graph,
+    half: str,
+    node: Node,
+    position: int,
+    kind: Kind,
+    where: Any,
+    first: Any,
+    count: Any,
+    *sites: Site,
 ) -> Event:
     where, first = np.asarray(where) > 0, np.asarray(first)
     step = first_step(graph, node, where, half)
@@ -168,7 +178,7 @@ def order_of(graph: Graph, half: str, node: Node, step: tuple[int, ...]) -> tupl
         looped = isinstance(_jaxpr.opened_form(parent.eqn), _jaxpr.Scan)
         at = (-1 if next(reversals) else 1) * next(steps) if looped and step else 0
         key += [sign * parent.index, sign * at]
-    return (half == BACK, tuple([*key, sign * node.index]))
+    return (half == BACK, (*key, sign * node.index))
 
 
 # --- what no node made ------------------------------------------------------------------------------
@@ -180,7 +190,9 @@ def given(graph: Graph, counts: Counts) -> list[Event]:
     for node in graph.heads:
         out = counts.outs.get((node.index, 0))
         if out is not None and np.any(out.bad):
-            found.append(_event(graph, OUT, node, 0, "given", out.bad, out.bad_at, 0, (OUT, node.outputs[0].id)))
+            found.append(
+                _event(graph, OUT, node, 0, "given", out.bad, out.bad_at, 0, (OUT, node.outputs[0].id))
+            )
     return found
 
 

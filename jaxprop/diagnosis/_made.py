@@ -89,9 +89,13 @@ _MOVING = frozenset(
 _PASSING = _MOVING | {"add", "add_any", "reduce_sum", "sub"}
 
 #: Nodes whose output, element by element, is made from the same elements of their operands.
-ELEMENTWISE = frozenset(
-    ["abs", "acos", "acosh", "add", "add_any", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "convert_element_type", "cos", "cosh", "digamma", "div", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "imag", "integer_pow", "lgamma", "log", "log1p", "log2", "logistic", "max", "min", "mul", "neg", "nextafter", "pow", "real", "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh"]
-)
+_ELEMENTWISE = """
+    abs acos acosh add add_any asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos cosh
+    digamma div erf erf_inv erfc exp exp2 expm1 floor imag integer_pow lgamma log log1p log2 logistic
+    max min mul neg nextafter pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt
+    square sub tan tanh
+"""
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 
 
 class Out(NamedTuple):
@@ -190,7 +194,9 @@ def _forward(local: Local) -> Any:
             continue
         made = bad & _not_finite(harmless[i])
         from_inf = nan & ~made & ~_nan_given(local, np.shape(x))
-        rows.append(_packed((bad, nan, up, made, bad & ~made, from_inf), (bad, made, from_inf), made | from_inf))
+        rows.append(
+            _packed((bad, nan, up, made, bad & ~made, from_inf), (bad, made, from_inf), made | from_inf)
+        )
     return _stacked(rows, 5)
 
 

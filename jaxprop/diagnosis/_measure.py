@@ -79,7 +79,9 @@ class Field:
             norm = np.asarray(record.norm)
             # The squares of very small and very large numbers are 0 and Inf: then the greatest stands for all.
             whole = np.where((norm == 0) | ~np.isfinite(norm), top, norm)
-            found[id_] = Measure(np.nan_to_num(top, nan=0.0, posinf=np.inf), whole, np.asarray(record.zeros))
+            # Of what holds a NaN the greatest is one; so is that of an empty array, whose norm is 0.
+            top = np.where(np.isnan(top), np.where(np.isnan(norm), np.inf, 0), top)
+            found[id_] = Measure(top, whole, np.asarray(record.zeros))
         return cls(tape.graph, tape.graph.outputs[: len(tape.seed)], found, by_unit=False)
 
     def __contains__(self, value: Value) -> bool:

@@ -1,6 +1,6 @@
 """The origin of NaN and Inf: which node made them, where, and what they spoil."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,28 @@ class Origin:
         return not (self.leaves or self.spoils_value)
 
 
+@dataclass(frozen=True)
+class Ends:
+    """What has to be finite.
+
+    Attributes:
+        leaves: the cotangents of the differentiated leaves, with their names.
+        results: the values returned, without the auxiliary ones.
+    """
+
+    leaves: Mapping[Site, str]
+    results: frozenset[Site]
+
+    @classmethod
+    def of(cls, health: Tape) -> "Ends":
+        graph = health.graph
+        results = [value for value in graph.outputs[: len(health.seed)] if is_float(value)]
+        return cls(
+            {(BACK, value.id): value.name for value in graph.inputs if value.active},
+            frozenset((OUT, value.id) for value in results),
+        )
+
+
 def find_origins(run: Run, health: Tape) -> list[Origin]:
     """The origins of what is not finite, those that reach the gradient first; none for a healthy pass.
 
@@ -51,12 +73,15 @@ def find_origins(run: Run, health: Tape) -> list[Origin]:
     graph = health.graph
     counts = read_counts(graph, health, on_host(run(nodes=suspects(health), record=made)))
     edges = ways(graph, counts)
+    ends = Ends.of(health)
     found = [*seeds(graph, health.seed), *_merged(events(graph, counts))]
-    origins = _first_causes(found, given(graph, counts), counts, edges)
+    inputs = given(graph, counts)
+    wrong = [event for event in inputs if not _meant(event, counts, run.leaf_names)]
+    origins = _first_causes(found, wrong, edges)
     loose = loose_ends(graph, counts, edges, [*found, *origins])
     origins += [event for event in loose if event.kind == "sum" or _makes_nan(event, counts)]
-    origins += _uncovered(graph, counts, edges, origins, [*found, *given(graph, counts), *loose])
-    judged = [_judged(graph, event, counts, edges) for event in origins]
+    origins += _uncovered(graph, counts, edges, ends, origins, [*found, *inputs, *loose])
+    judged = [_judged(event, counts, edges, ends) for event in origins]
     kept = [origin for origin in judged if origin.nan or not origin.harmless]
     return sorted(kept, key=lambda origin: (not origin.leaves, origin.harmless, origin.event.order))
 
@@ -75,7 +100,11 @@ def _worth_looking(health: Tape) -> bool:
     for entry in health:
         if _hides_nan(entry.value) or _hides_nan(entry.cotangent):
             return True
-        if entry.node.primitive == "input" and entry.cotangent is not None and np.any(entry.cotangent.nonfinite):
+        if (
+            entry.node.primitive == "input"
+            and entry.cotangent is not None
+            and np.any(entry.cotangent.nonfinite)
+        ):
             return True
     return False
 
@@ -116,33 +145,37 @@ def _merged(found: Sequence[Event]) -> list[Event]:
     return list(merged.values())
 
 
-def _first_causes(
-    found: Sequence[Event], inputs: Sequence[Event], counts: Counts, edges: Ways
-) -> list[Event]:
+def _first_causes(found: Sequence[Event], wrong: Sequence[Event], edges: Ways) -> list[Event]:
     """What is made of finite numbers; of what is made from Inf, only where nobody made the Inf."""
-    makers = {site for event in found if event.kind in ("made", "seed") for site in event.sites}
-    wrong = {site for event in inputs if not _meant(event, counts) for site in event.sites}
-    kept = [event for event in found if event.kind in ("made", "seed")]
+    kept = [*(event for event in found if event.kind in ("made", "seed")), *wrong]
+    makers = {site for event in kept for site in event.sites}
     for event in found:
         if event.kind == "from inf":
             behind = edges.behind((OUT, value.id) for value in event.node.operands)
-            if not behind & (makers | wrong):
+            if not behind & makers:
                 kept.append(event)
-    return kept + [event for event in inputs if not _meant(event, counts)]
+    return kept
 
 
-def _meant(event: Event, counts: Counts) -> bool:
-    """Whether what is not finite in an argument or constant may well be meant: minus infinity, as in masks."""
+def _meant(event: Event, counts: Counts, arguments: Set[str]) -> bool:
+    """Whether what is not finite in an argument or constant may well be meant.
+
+    Minus infinity is, as in masks; so is any in a constant. A NaN never is.
+    """
     out = counts.outs[event.node.index, 0]
-    return not np.any(out.nan) and (event.node.primitive == "const" or not np.any(out.up))
+    return not np.any(out.nan) and not (np.any(out.up) and event.node.name in arguments)
 
 
 def _uncovered(
-    graph: Graph, counts: Counts, edges: Ways, origins: Sequence[Event], others: Sequence[Event]
+    graph: Graph,
+    counts: Counts,
+    edges: Ways,
+    ends: Ends,
+    origins: Sequence[Event],
+    others: Sequence[Event],
 ) -> Iterator[Event]:
     """For ends no origin explains: the first of the other events that does, else the end itself."""
-    ends = {*_leaf_sites(graph), *_result_sites(graph)}
-    open_ends = {site for site in ends if np.any(counts.bad.get(site, 0))}
+    open_ends = {site for site in (*ends.leaves, *ends.results) if np.any(counts.bad.get(site, 0))}
     for event in origins:
         open_ends -= edges.after(event.sites)
     for event in sorted(others, key=lambda event: event.order):
@@ -156,19 +189,10 @@ def _uncovered(
 # --- what an origin spoils -------------------------------------------------------------------------
 
 
-def _judged(graph: Graph, event: Event, counts: Counts, edges: Ways) -> Origin:
-    after = edges.after(event.sites)
-    bad = {site for site in after if np.any(counts.bad.get(site, 0))}
-    leaves = tuple(name for site, name in _leaf_sites(graph).items() if site in bad)
-    return Origin(event, leaves, bool(bad & _result_sites(graph)), _makes_nan(event, counts))
-
-
-def _leaf_sites(graph: Graph) -> Mapping[Site, str]:
-    return {(BACK, value.id): value.name for value in graph.inputs if value.active}
-
-
-def _result_sites(graph: Graph) -> set[Site]:
-    return {(OUT, value.id) for value in graph.outputs if is_float(value)}
+def _judged(event: Event, counts: Counts, edges: Ways, ends: Ends) -> Origin:
+    bad = {site for site in edges.after(event.sites) if np.any(counts.bad.get(site, 0))}
+    leaves = tuple(name for site, name in ends.leaves.items() if site in bad)
+    return Origin(event, leaves, bool(bad & ends.results), _makes_nan(event, counts))
 
 
 def _makes_nan(event: Event, counts: Counts) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._graph import Node
@@ -85,8 +86,13 @@ def _ct_at_step(tape: Tape, value: Any, step: tuple[int, ...]) -> Any:
 
 
 def _sent(node: Node, operands: Any, outputs: Any, cts: Any) -> tuple[Any, ...]:
-    sent = Local(node, operands, outputs).vjp(cts)
+    # On the device: a rule of the user's own may be written in plain operators, where NumPy warns of what is sought.
+    sent = Local(node, *_on_device((operands, outputs))).vjp(_on_device(cts))
     return tuple(None if ct is None else np.asarray(ct) for ct in sent)
+
+
+def _on_device(tree: Any) -> Any:
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def _gain(node: Node, operands: Any, outputs: Any, event: Event, out: int | None) -> Any:
@@ -96,7 +102,7 @@ def _gain(node: Node, operands: Any, outputs: Any, event: Event, out: int | None
     one = np.zeros(node.outputs[out].shape, node.outputs[out].dtype)
     one[event.element] = 1
     cts = tuple(one if i == out else None for i in range(len(node.outputs)))
-    sent = Local(node, operands, outputs).vjp(jax.tree.map(jax.numpy.asarray, cts))
+    sent = Local(node, *_on_device((operands, outputs))).vjp(_on_device(cts))
     return np.asarray(sent[event.position])[event.element]
 
 

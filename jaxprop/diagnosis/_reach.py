@@ -35,8 +35,6 @@ class Counts:
 
     def is_bad(self, half: str, value: Value) -> bool:
         """Whether a value is not finite; taken to be, where nobody looked and it is a float."""
-        if value.literal is not None:
-            return half == OUT and not np.all(np.isfinite(value.literal)) if _floats(value) else False
         if not _floats(value) or (half == BACK and not value.active):
             return False
         found = self.bad.get((half, value.id))
@@ -84,7 +82,7 @@ def ways(graph: Graph, counts: Counts) -> Ways:
         if node.eqn is None:
             continue
         for source, target in _edges(node, counts):
-            if counts.is_bad(source[0], source[1]) and counts.is_bad(target[0], target[1]):
+            if source[1].literal is None and counts.is_bad(*source) and counts.is_bad(*target):
                 found.add((source[0], source[1].id), (target[0], target[1].id))
     return found
 

@@ -27,7 +27,7 @@ class Finding:
         primitive: the primitive of the node.
         source: file, line and function in the user's code, None where unknown.
         code: the expression in the source.
-        path: the nodes around it, outermost first: loops, branches, custom rules.
+        path: the nodes around it, outermost first: `scan h`, `cond`, `checkpoint`.
         step: the step of each loop around it, outermost first; () outside of loops.
         branch: the branch of the innermost `cond` around it, None where there is none.
         element: index into the array of the node, None where the finding is of the whole array.
@@ -93,15 +93,16 @@ class Finding:
         if self.why:
             yield from _labelled("why", self.why)
         if self.cure:
-            yield from _labelled("cure", self.cure)
+            yield f"{'cure':<8} {self.cure}"  # code: in one line, to be copied
         if self.leaves:
             yield from _labelled("reaches", _some(self.leaves))
 
     def _standing(self) -> str:
-        parts = [self.primitive] if self.primitive else []
+        heads = {"input": "argument", "const": "constant"}
+        parts = [heads.get(self.primitive, self.primitive)] if self.primitive else []
         parts += [f"in {' > '.join(self.path)}"] if self.path else []
         parts += [f"branch {self.branch}"] if self.branch is not None else []
-        parts += [f"step {', '.join(map(str, self.step))}"] if self.step else []
+        parts += [f"step {', step '.join(map(str, self.step))}"] if self.step else []
         parts += [f"element [{', '.join(map(str, self.element))}]"] if self.element else []
         return ", ".join(parts)
 
@@ -110,7 +111,8 @@ class Finding:
 class Report:
     """Findings, worst first.
 
-    Iterating gives the findings; `str` is the text, `json` the data. True where something was found.
+    Iterating gives the findings; `str` is the text, `json` the data. `ok` says whether all is well; as an empty
+    list, a report without findings is false.
 
     Attributes:
         title: what was asked, such as `diagnose loss`.
@@ -166,9 +168,6 @@ class Report:
     def __len__(self) -> int:
         return len(self.findings)
 
-    def __bool__(self) -> bool:
-        return bool(self.findings)
-
     def __getitem__(self, index: int) -> Finding:
         return self.findings[index]
 
@@ -214,9 +213,15 @@ def at(graph: Graph, node: Node) -> dict[str, Any]:
         "primitive": node.primitive,
         "source": node.source,
         "code": node.label,
-        "path": tuple(parent.name for parent, _ in parents),
+        "path": tuple(_around(parent) for parent, _ in parents),
         "branch": numbers[-1] if numbers else None,
     }
+
+
+def _around(parent: Node) -> str:
+    """A loop, a branch or a remat by what it is and its name: `scan h`."""
+    named = parent.name and not parent.name.startswith(parent.primitive)
+    return f"{parent.primitive} {parent.name}" if named else parent.primitive
 
 
 def plain(x: Any) -> Any:

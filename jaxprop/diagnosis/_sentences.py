@@ -101,6 +101,8 @@ def _index(event: Event) -> str:
 def _numbers(point: Point) -> dict[str, Any]:
     """What a person wants to see: operands, result, local gradient, cotangent, and what was sent."""
     event, node = point.event, point.node
+    if event.kind in ("seed", "given", "sum"):
+        return {}
     found: dict[str, Any] = {}
     for value, x, whole in zip(node.operands, point.x, point.operands, strict=True):
         if value.literal is None or value.id >= 0:
@@ -127,7 +129,8 @@ def _brief(x: Any) -> Any:
         return _real(x)
     if x.size <= 6 and x.ndim == 1:
         return [_real(item) for item in x]
-    finite = np.asarray(x, complex).real[np.isfinite(np.asarray(x, complex))]
+    wide = np.real(np.asarray(x, complex))
+    finite = wide[np.isfinite(wide)]
     between = f" from {spell(float(finite.min()))} to {spell(float(finite.max()))}" if finite.size else ""
     bad = x.size - finite.size
     return f"{spell_type(x.dtype, x.shape)}{between}{f', {bad} not finite' if bad else ''}"
