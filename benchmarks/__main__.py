@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, torch_hooks
+from . import check, engine, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch")
+PARTS = ("engine", "growth", "torch", "check")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,6 +40,14 @@ def main(argv: list[str] | None = None) -> None:
             _say(table(found["torch"], torch_hooks.COLUMNS))
         else:
             _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
+    if "check" in options.part:
+        _say("\nEvery local gradient against differences; the second call finds its nodes compiled\n")
+        found["check"] = [check.measure(name, MODELS[name](quick=options.quick)) for name in options.model]
+        _say(table(found["check"], check.COLUMNS))
+        _say("\nWhat the backward pass keeps, beside the temporary memory of the compiled gradient\n")
+        models = {name: MODELS[name](quick=options.quick) for name in options.model}
+        found["residuals"] = [row for name in models for row in check.residuals(name, models[name])]
+        _say(table(found["residuals"], check.RESIDUALS))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

@@ -274,7 +274,7 @@ def _findings(tape: Tape, compared: Comparison, tolerance: float, dtype: str, ad
 
 
 def _at(tape: Tape, pair: Pair) -> dict[str, Any]:
-    return at(tape.graph, tape.graph[pair.name]) | {"node": pair.name}
+    return {**at(tape.graph, tape.graph[pair.name]), "node": pair.name}
 
 
 def _overflow(tape: Tape, compared: Comparison, dtype: str) -> list[Finding]:
