@@ -8,6 +8,7 @@ from . import engine, per_example, torch_hooks
 from . import engine, page, torch_hooks
 from . import engine, flow, torch_hooks
 from . import diagnose, engine, torch_hooks
+from . import check, engine, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
@@ -16,6 +17,7 @@ PARTS = ("engine", "growth", "torch", "per-example")
 PARTS = ("engine", "growth", "torch", "page")
 PARTS = ("engine", "growth", "torch", "flow")
 PARTS = ("engine", "growth", "torch", "diagnose")
+PARTS = ("engine", "growth", "torch", "check")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,6 +80,14 @@ def main(argv: list[str] | None = None) -> None:
         costs += diagnose.torch_cost(options.quick) if torch_hooks.available() else []
         _say(table(costs, diagnose.COST))
         found["diagnose"] = {"cases": rows, "cost": costs}
+    if "check" in options.part:
+        _say("\nEvery local gradient against differences; the second call finds its nodes compiled\n")
+        found["check"] = [check.measure(name, MODELS[name](quick=options.quick)) for name in options.model]
+        _say(table(found["check"], check.COLUMNS))
+        _say("\nWhat the backward pass keeps, beside the temporary memory of the compiled gradient\n")
+        models = {name: MODELS[name](quick=options.quick) for name in options.model}
+        found["residuals"] = [row for name in models for row in check.residuals(name, models[name])]
+        _say(table(found["residuals"], check.RESIDUALS))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

@@ -242,12 +242,28 @@ def has_reverse_rule(eqn: Any) -> bool:
     return eqn.primitive.name.startswith("custom_vjp_call")
 
 
+def custom_form(eqn: Any) -> str | None:
+    """`custom_vjp` or `custom_jvp` where the equation has a rule of the user's, else None."""
+    if has_custom_rule(eqn):
+        return "custom_vjp" if has_reverse_rule(eqn) else "custom_jvp"
+    form = eqn.params.get("_prim")  # the next form of both, off by default in 0.12
+    if getattr(form, "traced", None) is None:
+        return None
+    return "custom_vjp" if hasattr(form, "bwd") else "custom_jvp" if hasattr(form, "jvp_rule") else None
+
+
+def primal_program(eqn: Any) -> Program | None:
+    """The program a custom rule stands for; None where the equation has no such rule."""
+    if has_custom_rule(eqn):
+        programs = nested_programs(eqn)
+        return programs[0] if programs else None
+    return as_program(eqn.params["_prim"].traced.jaxpr) if custom_form(eqn) else None
+
+
 def primal_function(eqn: Any) -> Callable[..., list[Any]]:
     """An equation as a function of its operands, without the custom rule of its own."""
-    programs = nested_programs(eqn) if has_custom_rule(eqn) else ()
-    if not programs:
-        return as_function(eqn)
-    return program_function(programs[0])
+    program = primal_program(eqn)
+    return as_function(eqn) if program is None else program_function(program)
 
 
 def derivative_program(eqn: Any) -> Program:

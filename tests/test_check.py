@@ -311,6 +311,37 @@ def test_double_precision_holds_rules_to_more(x64):
     assert [finding.cause for finding in report] == ["factor"]
 
 
+def test_complex_numbers():
+    """JAX's cotangents are not conjugated: a rule that conjugates is wrong, one that does not is right."""
+    right, wrong = jax.custom_vjp(lambda z: z * z), jax.custom_vjp(lambda z: z * z)
+    right.defvjp(lambda z: (z * z, z), lambda z, ct: (2 * z * ct,))
+    wrong.defvjp(lambda z: (z * z, z), lambda z, ct: (2 * jnp.conj(z) * ct,))
+    z = jnp.array([1.0 + 2.0j, 0.3 - 1.0j], jnp.complex64)
+    assert jp.check(lambda z: jnp.sum(jnp.abs(right(z))))(z).ok
+    assert len(jp.check(lambda z: jnp.sum(jnp.abs(wrong(z))), total=False)(z)) == 1
+
+
+@pytest.mark.library
+def test_calls_of_all_kinds():
+    def loss(params, x, *, k=2.0):
+        y = jnp.sin(params["a"] * x) * k
+        return jnp.sum(y), {"y": y}
+
+    assert jp.check(loss, has_aux=True)({"a": jnp.ones(3)}, jnp.arange(3.0), k=3.0).ok
+    assert jp.check(lambda w: jnp.sin(w))(jnp.ones(3)).ok  # no scalar
+    assert jp.check(jax.jit(lambda w, n: jnp.sum(jnp.sin(w)) * n))(jnp.ones(3), 2).ok
+    assert jp.check(lambda x: jnp.sum(x**2))(jnp.zeros((0, 3))).ok
+    assert jp.check(lambda x: x**2)(3.0).ok
+    nothing = jp.check(lambda x: jnp.sum(lax.stop_gradient(x)))(jnp.ones(3))
+    assert nothing.ok and nothing.figures["nodes"] == 0
+
+
+@pytest.mark.library
+def test_a_gradient_that_is_not_finite_is_left_to_diagnose():
+    trap = jp.check(lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0)))(jnp.array([0.0, 1.0, 4.0]))
+    assert trap.ok and "it is not finite; `diagnose` says where that comes from." in trap.notes[-1]
+
+
 def test_the_report_is_data():
     data = jp.check(lambda x: jnp.sum(sign_flipped()(x)), total=False)(*draw((3,))).data()
     (found,) = data["findings"]

@@ -47,7 +47,7 @@ def check(
     cotangent is zero, so the point decides nothing. Random keys stay what they are.
 
     Cost: some ten evaluations in float64 for each operand of each node, and two compilations for all nodes that
-    are the same.
+    are the same, kept for later calls. Memory: every value a node reads, as in a full tape.
 
     Args:
         fun, argnums, has_aux: as in `backprop`.
@@ -245,8 +245,8 @@ def _check_node(graph: Graph, node: Node, subject: Subject, points: Points, sett
 def _kind(node: Node, subject: Subject) -> tuple[str, str]:
     if subject.rule is not None:
         return "rule", f"the rule given for `{node.name}`"
-    if _jaxpr.has_custom_rule(node.eqn):
-        form = "custom_vjp" if _jaxpr.has_reverse_rule(node.eqn) else "custom_jvp"
+    form = _jaxpr.custom_form(node.eqn)
+    if form is not None:
         return "custom rule", f"the {form} rule of `{node.primitive}`"
     return "primitive", f"JAX's rule for `{node.primitive}`"
 
@@ -279,7 +279,7 @@ def _finding(
 
 def _failed(graph: Graph, node: Node, step: tuple[int, ...], error: str) -> Finding:
     return Finding(
-        "custom rule" if _jaxpr.has_custom_rule(node.eqn) else "primitive",
+        "custom rule" if _jaxpr.custom_form(node.eqn) else "primitive",
         "error",
         f"the rule of `{node.name}` fails: {error[:300]}",
         **at(graph, node),

@@ -124,14 +124,11 @@ class Comparison(Report):
             ("value", "forward", "digits", "lost here", "cotangent", "digits", "lost here", "zeroed")
         ]
         for pair in self.pairs if pairs is None else pairs:
-            zeroed = f"{pair.backward.vanished} of {pair.backward.size}" if _vanished(pair) else ""
+            back = pair.backward
+            zeroed = f"{back.vanished} of {back.size}" if back is not None and back.vanished else ""
             name = pair.name if pair.name == pair.other else f"{pair.name} ({pair.other})"
             rows.append((name, *_cells(pair.forward), *_cells(pair.backward), zeroed))
         return in_columns(rows)
-
-
-def _vanished(pair: Pair) -> bool:
-    return pair.backward is not None and pair.backward.vanished > 0
 
 
 def _cells(apart: Apart | None) -> tuple[str, str, str]:
@@ -371,7 +368,7 @@ def _parting(
                 "warning",
                 f"on the way {'out' if direction == 'forward' else 'back'} the {what} part at `{one.name}`: "
                 f"{_size(side)}.",
-                **at(one.tape.graph, one.node) | {"node": one.name},
+                **{**at(one.tape.graph, one.node), "node": one.name},
                 step=side.element[:depth],
                 element=side.element[depth:],
                 cause="parts",

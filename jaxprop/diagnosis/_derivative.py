@@ -113,7 +113,7 @@ class Subject:
 
     @property
     def custom(self) -> bool:
-        return self.rule is not None or _jaxpr.has_custom_rule(self.node.eqn)
+        return self.rule is not None or _jaxpr.custom_form(self.node.eqn) is not None
 
     @functools.cached_property
     def tolerance(self) -> float:
@@ -147,10 +147,8 @@ class Subject:
     @functools.cached_property
     def push(self) -> Callable[..., list[Any]] | None:
         """The node's own forward rule; None where a `custom_vjp` or another rule has none."""
-        if self.rule is not None or not _jaxpr.has_custom_rule(self.node.eqn):
+        if self.rule is not None or _jaxpr.custom_form(self.node.eqn) != "custom_jvp":
             return None  # that of a primitive is tried in double precision
-        if _jaxpr.has_reverse_rule(self.node.eqn):
-            return None
 
         def run(operands: list[Any], tangents: list[Any]) -> list[Any]:
             return jax.jvp(self._function(operands), take(operands, self.moved), tangents)[1]
@@ -205,7 +203,7 @@ class Subject:
         return jax.jit(run)
 
 
-def _pushed(of: Callable[..., list[Any]], point: Any, ts: Any) -> Any:
+def _pushed(of: Callable[..., Sequence[Any]], point: Any, ts: Any) -> Any:
     try:
         return jax.lax.map(lambda t: jax.jvp(of, (point,), (t,))[1], ts)
     except Exception:  # JAX derives nothing from this program

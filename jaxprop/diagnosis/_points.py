@@ -1,6 +1,5 @@
 """The numbers a program reads at its nodes: one forward run, nothing else."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,17 +58,15 @@ class Points:
     def steps(self, node: Node, most: int) -> list[tuple[int, ...]]:
         """Steps at which a node was run: all of them, or `most` from the first to the last."""
         place = self.graph.places[node.index]
-        every = itertools.product(*map(range, place.steps))
-        taken = [step for step in every if all(self._takes(parent, n, step) for parent, n in place.parents)]
-        if len(taken) <= most:
-            return taken
-        return [taken[i] for i in sorted({round(x) for x in np.linspace(0, len(taken) - 1, most)})]
-
-    def _takes(self, parent: Node, branch: int, step: tuple[int, ...]) -> bool:
-        index = self.branches.get(parent.index)
-        if index is None:
-            return True
-        return int(index[tuple(step[: np.ndim(index)])]) == branch
+        run = np.ones(place.steps, bool)
+        for parent, number in place.parents:
+            if parent.index in self.branches:
+                index = np.asarray(self.branches[parent.index])
+                run &= (index == number).reshape(index.shape + (1,) * (run.ndim - index.ndim))
+        taken = np.argwhere(run)
+        if len(taken) > most:
+            taken = taken[np.unique(np.linspace(0, len(taken) - 1, most).round().astype(int))]
+        return [tuple(int(i) for i in step) for step in taken]
 
     def held(self, values: Iterable[Value]) -> dict[int, dict[int, Any]]:
         """Kept values that carry no derivative, by index of their node and number of the output."""

@@ -31,19 +31,19 @@ class Scaled:
         scale: the factor.
         underflow: elements of cotangents that are zero, and are not in the reference.
         nonfinite: elements of cotangents that are NaN or infinite.
-        size: elements of cotangents in all.
+        worst: the greatest fraction of one cotangent that underflows.
     """
 
     scale: float
     underflow: int
     nonfinite: int
 
-    size: int
+    worst: float
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is lost: one element in a thousand may cancel out."""
-        return self.underflow <= self.size / 1000 and not self.nonfinite
+        """Whether nothing is lost: one element in fifty of a value may cancel out."""
+        return self.worst <= 0.02 and not self.nonfinite
 
 
 @dataclass(frozen=True)
@@ -221,14 +221,15 @@ def _scales(
     true_zeros = [
         pair.backward.zeros - pair.backward.vanished for pair in compared.pairs if pair.backward is not None
     ]
-    size = sum(pair.backward.size for pair in compared.pairs if pair.backward is not None)
+    sizes = np.array([pair.backward.size for pair in compared.pairs if pair.backward is not None])
     found = []
     for power in POWERS:
         if 2.0**power > float(jnp.finfo(dtype).max):
             break
         counts = np.array(run(jnp.asarray(2.0**power, dtype), args, kwargs)).reshape(-1, 2)
         lost = np.maximum(counts[:, 0] - np.array(true_zeros), 0)
-        found.append(Scaled(2.0**power, int(lost.sum()), int(counts[:, 1].sum()), size))
+        worst = float(np.max(lost / np.maximum(sizes, 1), initial=0.0))
+        found.append(Scaled(2.0**power, int(lost.sum()), int(counts[:, 1].sum()), worst))
     return tuple(found)
 
 
@@ -273,7 +274,7 @@ def _findings(tape: Tape, compared: Comparison, tolerance: float, dtype: str, ad
 
 
 def _at(tape: Tape, pair: Pair) -> dict[str, Any]:
-    return at(tape.graph, tape.graph[pair.name]) | {"node": pair.name}
+    return {**at(tape.graph, tape.graph[pair.name]), "node": pair.name}
 
 
 def _overflow(tape: Tape, compared: Comparison, dtype: str) -> list[Finding]:

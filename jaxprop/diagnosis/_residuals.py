@@ -29,11 +29,12 @@ class Residual:
         shape, dtype: of the whole array, step axes included.
         bytes: its size.
         times: how many steps of loops around it are kept; 1 outside of loops.
-        primitive: what makes it.
+        primitive: what makes it; `carry` for what enters each step of a loop.
         source: where in the user's code, None where unknown.
         code: the expression in the source.
         path: the loops and other bodies it is made in, outermost first.
-        consumers: the operations of the backward pass that read it, each `expression at file:line`.
+        consumers: the operations of the backward pass that read it, each `expression at file:line`. Where there
+            are none XLA drops it from a compiled gradient.
     """
 
     name: str
@@ -367,7 +368,7 @@ def _residual(
         dtype=str(value.dtype),
         bytes=size,
         times=times,
-        primitive=node.primitive,
+        primitive="carry" if node.eqn is None and place.parents else node.primitive,
         source=node.source or (place.parents[-1][0].source if place.parents else None),
         code=" ".join(node.label.split()),
         path=tuple(parent.name for parent, _ in place.parents),
@@ -488,7 +489,7 @@ def bytes_of(count: int) -> str:
 
 
 def _table(rows: Sequence[Residual], most: int = 40) -> str:
-    cells = [("bytes", "type", "times", "name", "made by", "at", "read by")]
+    cells: list[tuple[str, ...]] = [("bytes", "type", "times", "name", "made by", "at", "read by")]
     cells += [
         (
             f"{row.bytes:,}",
@@ -507,9 +508,9 @@ def _table(rows: Sequence[Residual], most: int = 40) -> str:
 
 def _readers_text(row: Residual) -> str:
     if not row.consumers:
-        return ""
-    more = f" and {len(row.consumers) - 1} more" if len(row.consumers) > 1 else ""
-    return row.consumers[0].split(" at ")[0] + more
+        return "nothing"
+    first, *more = row.consumers
+    return first.split(" at ")[0] + (f" and {len(more)} more" if more else "")
 
 
 def _short(text: str, most: int = 40) -> str:

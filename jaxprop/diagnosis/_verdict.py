@@ -52,7 +52,7 @@ def explain(subject: Subject, verdict: Verdict, operands: list[Any]) -> Told:
     worst = int(np.argmax(difference))
     element = tuple(int(i) for i in np.unravel_index(indices[worst], got.shape))
     scale = max(float(np.max(np.abs(right), initial=0.0)), 1e-300)
-    off = difference > 10 * subject.tolerance * scale
+    off = difference > 3 * subject.tolerance * scale
     cause, summary, why = _cause(subject, verdict, operands, which, got_here, right, indices, references, off)
     numbers = {
         "sent back": _scalar(got_here[worst]),
@@ -85,7 +85,7 @@ def _cause(
     """The first of the usual mistakes that fits."""
 
     def same(a: Any, b: Any) -> bool:
-        return _close(a, b, 10 * subject.tolerance)
+        return _close(a, b, 3 * subject.tolerance)
 
     if not np.isfinite(got).all():
         return "not finite", "it is not finite", "The derivative is finite here."
@@ -141,7 +141,7 @@ def _linear(subject: Subject, verdict: Verdict, operands: list[Any], which: int)
         twice = subject.pull(operands, [jnp.asarray(2 * np.asarray(ct), ct.dtype) for ct in cts])[which]
     except Exception:
         return True
-    return _close(double(twice), 2 * double(verdict.in_ct), 10 * subject.tolerance)
+    return _close(double(twice), 2 * double(verdict.in_ct), 3 * subject.tolerance)
 
 
 def _close(a: Any, b: Any, tolerance: float) -> bool:

@@ -1,6 +1,6 @@
 """The gradient as a whole, against differences of the function it is the gradient of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -57,9 +57,10 @@ def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, direct
         results = _slopes(traced, plan, held, moved, kept, rng, directions)
     except Exception as error:
         return Whole(0.0, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    tolerance = 20 * tolerance_of(
-        [value.dtype for node in graph.walk() if node.active for value in node.outputs]
-    )
+    if not all(np.isfinite(double(grads[i])).all() for i in moved):
+        return Whole(0.0, 0.0, "it is not finite; `diagnose` says where that comes from.")
+    dtypes = [value.dtype for node in graph.walk() if node.active for value in node.outputs]
+    tolerance = 20 * tolerance_of(dtypes)
     whole: Whole | None = None
     for ts, parts in results:
         masked = [np.where(part.smooth, double(ct), 0) for ct, part in zip(cts, parts, strict=True)]
@@ -78,10 +79,7 @@ def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, direct
 def _gradient(traced: Traced, plan: Plan, cts: dict[int, Any]) -> list[Any]:
     def pull(points: list[Any], cts: dict[int, Any]) -> Any:
         seed: list[Any] = [cts.get(i) for i in range(traced.outputs.count)]
-        at = type(traced)(
-            traced.program, points, traced.point_tree, traced.outputs, traced.name, traced.describe
-        )
-        return jax.tree.leaves(run(at, plan, seed, (0,)).grads)
+        return jax.tree.leaves(run(replace(traced, points=points), plan, seed, (0,)).grads)
 
     return jax.jit(pull)(traced.points, cts)
 

@@ -123,10 +123,7 @@ def _body(eqn: Any) -> _jaxpr.Program | None:
     form = _jaxpr.opened_form(eqn)
     if isinstance(form, _jaxpr.Remat):
         return form.body
-    if _jaxpr.has_custom_rule(eqn):
-        programs = _jaxpr.nested_programs(eqn)
-        return programs[0] if programs else None
-    return None
+    return _jaxpr.primal_program(eqn)
 
 
 def _widened(eqn: Any) -> Any:
@@ -177,7 +174,7 @@ STEPS = (1e-4, 1e-5)
 
 
 def along(
-    fun: Callable[..., list[Any]],
+    fun: Callable[..., Sequence[Any]],
     points: Sequence[Any],
     tangents: Sequence[Any],
     steps: tuple[float, float] = STEPS,
@@ -189,7 +186,7 @@ def along(
     count = len(tangents[0])
     offsets = _offsets(steps)
 
-    def at(offset: Any, number: Any) -> list[Any]:
+    def at(offset: Any, number: Any) -> Sequence[Any]:
         moved = (x + jnp.asarray(offset, x.dtype) * t[number] for x, t in zip(points, tangents, strict=True))
         return fun(*moved)
 
