@@ -25,5 +25,6 @@ from ._tape import Shares as Shares
 from ._tape import Tape as Tape
 from .show import explain as explain
 from .show import formula as formula
+from .show import quiz as quiz
 
 __version__ = "0.1.0"

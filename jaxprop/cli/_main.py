@@ -12,10 +12,12 @@ from .. import __version__
 from .._source import is_library
 from ._command import USAGE, Command, CommandError, Console, console
 from ._demo import demo
+from ._explain import explain_
+from ._quiz import quiz_
 from ._trace import trace
 
 #: All commands, in the order of the help.
-COMMANDS: tuple[Command, ...] = (trace, demo)
+COMMANDS: tuple[Command, ...] = (explain_, trace, quiz_, demo)
 
 _EPILOG = """\
 A target is FILE.py:FUNCTION or MODULE:FUNCTION. Its arguments follow by name or in order: numbers, lists (read

@@ -140,6 +140,11 @@ class Known:
             else:
                 yield Reader(node, value, through or node)
 
+    def by_other_ways(self, node: Node, wrt: Value) -> bool:
+        """Whether a node makes the result, and the result depends on a value it reads in other ways too."""
+        is_result = any(value.name == self.loss for value in node.outputs)
+        return is_result and len(self.readers(self.root(wrt))) > 1
+
     def branch_taken(self, node: Node, number: int) -> Any:
         """Whether a branch of a `cond` was taken, one for each step; None where that is not known."""
         for inner in node.graphs[number].nodes:
