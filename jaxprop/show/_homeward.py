@@ -215,7 +215,7 @@ def _fan_out(
         note = "" if known.tape.is_full else "; only statistics were recorded, so its shares are not known"
         yield Row("cotangent", formulas=(said,), note=f"read by {_listed(known, readers)}{note}", **base)
         return
-    parts = [describe(part, known.steps(node)) for part in shares.values()]
+    parts = [describe(part, known.steps(node), known.brief) for part in shares.values()]
     numbers = [part.number for part in parts]
     numeric = sum_of(numbers) if all(number is not None for number in numbers) else None
     yield Row("cotangent", formulas=distinct_pieces([said, numeric], base["value"]), **base)

@@ -39,10 +39,12 @@ class Known:
     Attributes:
         tape: the tape.
         loss: the name of the result, as it stands in `dloss/dw`.
+        brief: whether arrays are described without their first numbers.
     """
 
     tape: Tape
     loss: str
+    brief: bool = False
 
     # --- names -----------------------------------------------------------------------------------------
 
@@ -84,12 +86,12 @@ class Known:
             return describe(value.literal)
         if value.name not in self.held:
             return NOTHING
-        return describe(self.tape[value.name].value, self.steps(node))
+        return describe(self.tape[value.name].value, self.steps(node), self.brief)
 
     def cotangent(self, value: Value, node: Node) -> Described:
         if value.name not in self.held:
             return NOTHING
-        return describe(self.tape[value.name].cotangent, self.steps(node))
+        return describe(self.tape[value.name].cotangent, self.steps(node), self.brief)
 
     def numbers(self, node: Node) -> Mapping[int, Any] | None:
         """The operands of a node as numbers, by id; None where one of them is an array, or not known."""

@@ -123,7 +123,7 @@ def _spelled(read: Any) -> str:
 
 
 def quiz(tape: Tape, count: int | None = 10, seed: int | None = None, kinds: Sequence[str] = KINDS) -> Quiz:
-    """Make exercises from a tape: its values, local gradients and cotangents, to be worked out by hand.
+    """Make exercises from a tape: values, local gradients and cotangents to be worked out by hand.
 
     Args:
         tape: what `jaxprop.backprop(f)(*args)` gives.
@@ -135,7 +135,7 @@ def quiz(tape: Tape, count: int | None = 10, seed: int | None = None, kinds: Seq
         A `Quiz`, its questions in the order of forward and backward pass.
 
     Raises:
-        ValueError: there is nothing to ask: no operation on plain numbers outside of loops; a kind there is not.
+        ValueError: there is nothing to ask: no operation on numbers outside of loops; an unknown kind.
 
     Example:
         >>> import jaxprop as jp
