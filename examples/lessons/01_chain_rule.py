@@ -30,15 +30,15 @@ print(tape)
 
 # %%
 dw_dy, dy_dx = tape.local("w", wrt="y"), tape.local("y", wrt="x")
-print(jp.formula(dw_dy), "=", float(dw_dy))
-print(jp.formula(dy_dx), "=", float(dy_dx))
+print(f"{jp.formula(dw_dy)} = {float(dw_dy):.6g}")
+print(f"{jp.formula(dy_dx)} = {float(dy_dx):.6g}")
 
 # %% [markdown]
 # Their product is the derivative of the whole, and it is what `jax.grad` returns.
 
 # %%
 product = float(dw_dy) * float(dy_dx)
-print(product, float(jax.grad(composed)(0.5)))
+print(f"{product:.6g} by the chain rule, {float(jax.grad(composed)(0.5)):.6g} by jax.grad")
 assert abs(product - float(jax.grad(composed)(0.5))) < 1e-6
 
 # %% [markdown]

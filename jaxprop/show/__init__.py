@@ -6,3 +6,5 @@ from ._formula import Formula as Formula
 from ._formula import expression_of as expression_of
 from ._formula import formula as formula
 from ._formula import formulas_of as formulas_of
+from ._quiz import Quiz as Quiz
+from ._quiz import quiz as quiz

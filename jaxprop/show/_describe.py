@@ -45,8 +45,8 @@ def spell(x: Any) -> str:
     return f"{x:.6g}"
 
 
-def describe(x: Any, steps: Sequence[int] = ()) -> Described:
-    """Describe a value; with `steps`, one that has the axes of loops first."""
+def describe(x: Any, steps: Sequence[int] = (), brief: bool = False) -> Described:
+    """Describe a value; with `steps`, one with the axes of loops first; `brief`, without first numbers."""
     if x is None:
         return NOTHING
     if isinstance(x, Summary):
@@ -69,7 +69,7 @@ def describe(x: Any, steps: Sequence[int] = ()) -> Described:
         return Described(_listed(array.ravel(), "by step "), _data(array) | {"steps": list(steps)})
     if depth:
         return _by_step(array, depth)
-    return Described(_of_array(array), _data(array))
+    return Described(_of_array(array, brief), _data(array))
 
 
 def _plain(array: np.ndarray[Any, Any]) -> Any:
@@ -108,7 +108,7 @@ def _short(x: Any) -> str:
     return f"{x.real:.4g}{x.imag:+.4g}j" if isinstance(x, complex) else f"{x:.4g}"
 
 
-def _of_array(array: np.ndarray[Any, Any]) -> str:
+def _of_array(array: np.ndarray[Any, Any], brief: bool) -> str:
     kind = spell_type(array.dtype, array.shape)
     if array.size == 0:
         return f"{kind}, empty"
@@ -116,7 +116,8 @@ def _of_array(array: np.ndarray[Any, Any]) -> str:
         return _listed(array) + _bad(array)
     if array.dtype.kind == "b":
         return f"{kind}, {int(array.sum())} of {array.size} true"
-    return f"{kind}, norm {_norm(array):.4g}, {_listed(array.ravel())}{_bad(array)}"
+    first = "" if brief else f", {_listed(array.ravel())}"
+    return f"{kind}, norm {_norm(array):.4g}{first}{_bad(array)}"
 
 
 def _bad(array: np.ndarray[Any, Any]) -> str:

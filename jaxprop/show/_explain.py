@@ -1,7 +1,7 @@
 """`explain`: the chain rule of a function, told in three acts with its own names and numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .._graph import Graph, Node, Value, nearest
@@ -118,6 +118,7 @@ def _tell(known: Known, to: str | None, max_rows: int) -> Story:
         return own and value.name in known.held and reached(value) and (start is None or value.id != start.id)
 
     found = outline(graph, shown, max_rows)
+    known = replace(known, brief=bool(found.folded))
     title = f"How {known.loss} depends on {text_name(to)}" if to is not None else f"How {known.loss} is made"
     heads = [(node, value) for node in (*graph.heads, *graph.fixed) for value in node.outputs]
     arguments = tuple(

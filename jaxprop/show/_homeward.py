@@ -70,7 +70,7 @@ def _local(known: Known, item: Item, wrt: Value) -> Iterator[Row]:
         slope, numbers = known.slope(node, wrt), known.numbers(node)
         with_numbers = spelled_factor(node, wrt, numbers, known.called) if numbers else None
         parts = [Spelled(found.left, left), Spelled(found.right, right), with_numbers]
-        if _by_other_ways(known, node, wrt):  # `dloss/da` is said of all ways together
+        if known.by_other_ways(node, wrt):  # `dloss/da` is said of all ways together
             fraction = parts.pop(0)
         elif parts[0].text == fraction.text:  # type: ignore[union-attr]
             parts.pop(0)
@@ -82,12 +82,6 @@ def _local(known: Known, item: Item, wrt: Value) -> Iterator[Row]:
 def _formula(known: Known, node: Node, wrt: Value) -> Formula | None:
     pairs = zip(formulas_of(node, known.called), node.operands, strict=True)
     return next(formula for formula, value in pairs if value.id == wrt.id)
-
-
-def _by_other_ways(known: Known, node: Node, wrt: Value) -> bool:
-    """Whether the result depends on a value by more than the node that makes the result."""
-    is_result = any(value.name == known.loss for value in node.outputs)
-    return is_result and len(known.readers(known.root(wrt))) > 1
 
 
 # --- the backward pass -----------------------------------------------------------------------------------
@@ -221,7 +215,7 @@ def _fan_out(
         note = "" if known.tape.is_full else "; only statistics were recorded, so its shares are not known"
         yield Row("cotangent", formulas=(said,), note=f"read by {_listed(known, readers)}{note}", **base)
         return
-    parts = [describe(part, known.steps(node)) for part in shares.values()]
+    parts = [describe(part, known.steps(node), known.brief) for part in shares.values()]
     numbers = [part.number for part in parts]
     numeric = sum_of(numbers) if all(number is not None for number in numbers) else None
     yield Row("cotangent", formulas=distinct_pieces([said, numeric], base["value"]), **base)

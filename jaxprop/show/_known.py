@@ -39,10 +39,12 @@ class Known:
     Attributes:
         tape: the tape.
         loss: the name of the result, as it stands in `dloss/dw`.
+        brief: whether arrays are described without their first numbers.
     """
 
     tape: Tape
     loss: str
+    brief: bool = False
 
     # --- names -----------------------------------------------------------------------------------------
 
@@ -84,12 +86,12 @@ class Known:
             return describe(value.literal)
         if value.name not in self.held:
             return NOTHING
-        return describe(self.tape[value.name].value, self.steps(node))
+        return describe(self.tape[value.name].value, self.steps(node), self.brief)
 
     def cotangent(self, value: Value, node: Node) -> Described:
         if value.name not in self.held:
             return NOTHING
-        return describe(self.tape[value.name].cotangent, self.steps(node))
+        return describe(self.tape[value.name].cotangent, self.steps(node), self.brief)
 
     def numbers(self, node: Node) -> Mapping[int, Any] | None:
         """The operands of a node as numbers, by id; None where one of them is an array, or not known."""
@@ -139,6 +141,11 @@ class Known:
                 yield from own
             else:
                 yield Reader(node, value, through or node)
+
+    def by_other_ways(self, node: Node, wrt: Value) -> bool:
+        """Whether a node makes the result, and the result depends on a value it reads in other ways too."""
+        is_result = any(value.name == self.loss for value in node.outputs)
+        return is_result and len(self.readers(self.root(wrt))) > 1
 
     def branch_taken(self, node: Node, number: int) -> Any:
         """Whether a branch of a `cond` was taken, one for each step; None where that is not known."""

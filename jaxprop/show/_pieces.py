@@ -40,9 +40,22 @@ def times(a: Spelled, b: Spelled) -> Spelled:
 
 def closed(x: Spelled) -> Spelled:
     """A factor, in parentheses where it is a sum or a negative number."""
-    if x.text.startswith("-") or " " in x.text:
+    if x.text.startswith("-") or (" " in x.text and not _is_call(x.text)):
         return Spelled(f"({x.text})", rf"\left({x.latex}\right)")
     return x
+
+
+def _is_call(text: str) -> bool:
+    """Whether a text is one call, `f(a, b)`, to its last letter."""
+    name, opened, rest = text.partition("(")
+    if not opened or not name.isidentifier():
+        return False
+    depth = 1
+    for at, letter in enumerate(rest):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return at == len(rest) - 1
+    return False
 
 
 def product_of(numbers: Sequence[Any]) -> Spelled:
