@@ -6,6 +6,7 @@ change the rules by which gradients flow.
 
 from . import rules as rules
 from . import train as train
+from . import show as show
 from ._api import backprop as backprop
 from ._api import derivative as derivative
 from ._api import grad as grad
@@ -39,6 +40,7 @@ from .diagnosis import compare as compare
 from .diagnosis import diagnose as diagnose
 from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
+from .show import draw as draw
 from .show import explain as explain
 from .show import formula as formula
 from .train import Watch as Watch
@@ -51,3 +53,5 @@ from .train import PerExample as PerExample
 from .train import per_example as per_example
 
 __version__ = "0.1.0"
+
+show.hand_down()  # a Tape knows nothing of how it is shown
