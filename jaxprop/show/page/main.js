@@ -290,14 +290,21 @@ class Page {
     const go = (by) => () => this.stepBy(by);
     this.playButton = this.tool("Play", ICONS.play, () => player.toggle(), { title: "Play or pause (Space)", attributes: { id: "play" } });
     this.range = h("input", { type: "range", min: 0, max: 1, value: 0, "aria-label": "Step of the play", oninput: (event) => (player.playing && player.pause(), player.go(Number(event.target.value))) });
-    this.actButtons = ACTS.map(([act, name]) => h("button", { type: "button", onclick: () => (player.playing && player.pause(), player.go(player.script.starts[act])) }, name));
+    this.actButtons = ACTS.map(([act, name, title]) => h("button", { type: "button", title, "aria-label": title, onclick: () => (player.playing && player.pause(), player.go(player.script.starts[act])) }, name));
     this.count = h("span", { id: "count" });
     const speed = h("select", { id: "speed", "aria-label": "Speed", class: "ends-only", onchange: (event) => (player.speed = Number(event.target.value)) }, SPEEDS.map((x) => h("option", { value: x, selected: x === 1 }, `${x}×`)));
     this.line = h("div", { id: "line" });
-    document.getElementById("player").append(
-      this.line,
-      h("div", { id: "controls" }, this.tool("To the beginning", ICONS.first, go(-Infinity), { title: "To the beginning (Home)", class: "ends-only" }), this.tool("Back", ICONS.back, go(-1), { title: "Back (←)" }), this.playButton, this.tool("Step", ICONS.next, go(1), { title: "Step (→)" }), this.tool("To the end", ICONS.last, go(Infinity), { title: "To the end (End)", class: "ends-only" }), h("div", { id: "track" }, h("div", { id: "acts" }, this.actButtons), this.range), this.count, speed),
+    const controls = h("div", { id: "controls" },
+      this.tool("To the beginning", ICONS.first, go(-Infinity), { title: "To the beginning (Home)", class: "ends-only" }),
+      this.tool("Back", ICONS.back, go(-1), { title: "Back (←)" }),
+      this.playButton,
+      this.tool("Step", ICONS.next, go(1), { title: "Step (→)" }),
+      this.tool("To the end", ICONS.last, go(Infinity), { title: "To the end (End)", class: "ends-only" }),
+      h("div", { id: "track" }, h("div", { id: "acts" }, this.actButtons), this.range),
+      this.count,
+      speed,
     );
+    document.getElementById("player").append(h("div", { id: "dock" }, this.line, controls));
   }
 
   stepBy(by) {
