@@ -1,7 +1,7 @@
 // The script of the play: what is given, the forward pass, the local gradients, the backward pass. It speaks of what
 // is seen: a closed box is one step, an open scan goes through its steps.
 
-const ACTS = [["given", "Given", "What is given"], ["forward", "Forward", "Forward pass"], ["local", "Local", "Local gradients"], ["backward", "Backward", "Backward pass"], ["done", "Result", "The gradient"]];
+const ACTS = [["given", "Given", "What is given"], ["forward", "Forward", "Forward pass"], ["local", "Local", "Local gradients"], ["backward", "Backward", "Backward pass"], ["done", "Result", "Result, the gradient"]];
 const MOST_REPEATED = 240; // an open scan is played step by step up to so many steps of the script
 
 /** The script for what is open: {steps, value, local, cotangent}: at which step each item's part is revealed. */
