@@ -176,13 +176,13 @@ def _connection(line: Line, route: Route, view: View, idle: frozenset[str]) -> s
 
 
 def _weight(line: Line, scene: Scene) -> float:
-    """The width of a line back: 1 to 3, by the norm of what flows along it."""
+    """The width of a line back: 1 to 2.5, by the norm of what flows along it."""
     norms = [edge.share.norm for edge in line.edges if edge.share is not None and edge.share.norm]
     finite = [norm for norm in norms if math.isfinite(norm)]
     if not finite or scene.scale is None:
         return 1.2
     low, high = scene.scale
-    return 1 + 2 * min(max((math.log10(max(finite)) - low) / (high - low), 0.0), 1.0)
+    return 1 + 1.5 * min(max((math.log10(max(finite)) - low) / (high - low), 0.0), 1.0)
 
 
 def _arrow(points: Sequence[tuple[float, float]], kind: str, weight: float | None = None) -> str:
