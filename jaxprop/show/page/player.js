@@ -23,7 +23,7 @@ function writeScript(model, open) {
   playBox(model.root, false, {});
   begin("local");
   for (const child of leaves(model.root, isOpen)) {
-    if (child.box || !child.node.operands.some((edge) => edge.active && edge.local)) continue;
+    if (child.box || child.node.taken === 0 || !child.node.operands.some((edge) => edge.active && edge.local)) continue;
     first(script.local, child.id, add({ act: "local", node: child.node, item: child.id }));
   }
   begin("backward");
@@ -37,6 +37,7 @@ function writeScript(model, open) {
     const children = back ? [...box.children.filter((child) => !isArgument(child.node) || child.box).reverse(), ...box.children.filter((child) => isArgument(child.node) && !child.box)] : box.children;
     const opening = script.steps.length;
     for (const child of children) {
+      if ((child.box || child.node).taken === 0) continue; // of a branch that was not taken there is nothing to tell
       if (isOpen(child)) playOpen(child.box, back, sets);
       else if (child.box) playClosed(child, back, sets);
       else if (back) playBack(child, sets);
