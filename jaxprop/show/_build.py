@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import _jaxpr
@@ -167,7 +168,9 @@ def _levels(graph: Graph) -> dict[int, int]:
 
 def _constants(graph: Graph) -> frozenset[int]:
     """The nodes that depend on no argument and no closed-over array."""
-    depends = {value.id for level in _bodies(graph) for head in (*level.heads, *level.fixed) for value in head.outputs}
+    depends = {
+        value.id for level in _bodies(graph) for head in (*level.heads, *level.fixed) for value in head.outputs
+    }
     found = set()
     for node in graph.walk():
         if any(value.id in depends for value in node.operands) or any(v.id in depends for v in node.outputs):
@@ -201,14 +204,10 @@ def _scale(nodes: Iterable[SceneNode]) -> tuple[float, float] | None:
 # --- edges ---------------------------------------------------------------------------------------
 
 
-def _edges(
-    graph: Graph, locals_: Mapping[Site, LocalText], parts: Mapping[Site, Shown]
-) -> Iterator[Edge]:
+def _edges(graph: Graph, locals_: Mapping[Site, LocalText], parts: Mapping[Site, Shown]) -> Iterator[Edge]:
     made = _makers(graph)
     swept = graph.by_index
-    found = (
-        (made[value.id], target, value, kind) for value, target, kind in _wires(graph) if value.id in made
-    )
+    found = ((made[value.id], target, value, kind) for value, target, kind in _wires(graph) if value.id in made)
     for number, (source, target, value, kind) in enumerate(found):
         reader = swept[target[0]]
         active = value.active and (kind != "data" or reader.active) and (kind != "enter" or reader.active)
@@ -266,7 +265,9 @@ def _handed_in(node: Node, nested: Graph) -> tuple[Value, ...]:
 # --- boxes ---------------------------------------------------------------------------------------
 
 
-def _filled(boxes: Iterable[Box], nodes: Iterable[SceneNode], graph_nodes: Mapping[int, Node]) -> tuple[Box, ...]:
+def _filled(
+    boxes: Iterable[Box], nodes: Iterable[SceneNode], graph_nodes: Mapping[int, Node]
+) -> tuple[Box, ...]:
     """Boxes with what their nodes add up to."""
     boxes = tuple(boxes)
     inside: dict[str, list[SceneNode]] = {box.id: [] for box in boxes}
@@ -395,14 +396,14 @@ def _step_axes(shape: tuple[int, ...], steps: tuple[int, ...], own: tuple[int, .
 def _check_concrete(tape: Tape) -> None:
     if any(map(_jaxpr.is_tracer, jax.tree.leaves(tape))):
         raise TypeError(
-            "the tape holds tracers, no numbers yet: it is being traced by `jax.jit` or another transformation. "
-            "Return the tape from the function and draw it outside, or draw `tape.graph`."
+            "the tape holds tracers, no numbers yet: it is being traced by `jax.jit` or another "
+            "transformation. Return the tape from the function and draw it outside, or draw `tape.graph`."
         )
 
 
 def _plain_keys(x: Any) -> Any:
     """Random keys have no numbers to show."""
-    return None if hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return None if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 def _is_numeric(x: Any) -> bool:

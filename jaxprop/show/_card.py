@@ -15,7 +15,8 @@ PAD, GAP = 9.0, 6.0
 #: Characters of a name, of an expression; sides of a heat map, in pixels.
 LONGEST_NAME, LONGEST_CALL, MAP = 36, 38, 40.0
 _TAGS = {
-    "parameter": "parameter", "data": "data", "const": "constant", "loss": "loss", "constant": "same every step",
+    "parameter": "parameter", "data": "data", "const": "constant", "loss": "loss",
+    "constant": "same every step",
     "carry": "carry", "slice": "slice of step", "operand": "operand",
 }  # fmt: skip
 
@@ -178,7 +179,13 @@ def _tip(node: SceneNode, scene: Scene) -> Iterator[str]:
 def _described(shown: Shown) -> str:
     if shown.mean is None:
         return shown.text
-    parts = (("norm", shown.norm), ("mean", shown.mean), ("std", shown.std), ("min", shown.min), ("max", shown.max))
+    parts = (
+        ("norm", shown.norm),
+        ("mean", shown.mean),
+        ("std", shown.std),
+        ("min", shown.min),
+        ("max", shown.max),
+    )
     texts = [f"{name} {x:.4g}" for name, x in parts if x is not None]
     if shown.zeros:
         texts.append(f"{shown.zeros:.0%} zeros")
@@ -198,10 +205,14 @@ def draw_card(card: Card, at: Rect) -> str:
         classes += " bad"
     parts = [f'<g class="{classes}"><title>{escape(card.tip)}</title>']
     if card.kind == "closed":
-        parts.append(f'<rect class="under" x="{f(x + 4)}" y="{f(y + 4)}" width="{f(w)}" height="{f(h)}" rx="6"/>')
+        parts.append(
+            f'<rect class="under" x="{f(x + 4)}" y="{f(y + 4)}" width="{f(w)}" height="{f(h)}" rx="6"/>'
+        )
     parts.append(f'<rect class="plate" x="{f(x)}" y="{f(y)}" width="{f(w)}" height="{f(h)}" rx="6"/>')
     if card.kind in ("parameter", "loss"):
-        parts.append(f'<rect class="mark" x="{f(x + 3)}" y="{f(y + 6)}" width="3" height="{f(h - 12)}" rx="1.5"/>')
+        parts.append(
+            f'<rect class="mark" x="{f(x + 3)}" y="{f(y + 6)}" width="3" height="{f(h - 12)}" rx="1.5"/>'
+        )
     line = y + PAD - 1
     if card.tag:
         line += 13
@@ -214,7 +225,8 @@ def draw_card(card: Card, at: Rect) -> str:
     parts.append(f'<text class="name" x="{f(x + PAD)}" y="{f(line - 2)}">{escape(card.name)}</text>')
     if card.type:
         parts.append(
-            f'<text class="type" x="{f(x + w - PAD)}" y="{f(line - 2)}" text-anchor="end">{escape(card.type)}</text>'
+            f'<text class="type" x="{f(x + w - PAD)}" y="{f(line - 2)}" text-anchor="end">'
+            f"{escape(card.type)}</text>"
         )
     if card.call:
         line += 16

@@ -39,7 +39,8 @@ def _inside(box: str | None, view: View, cards: dict[str, Card], indent: str) ->
     for frame in view.open:
         if frame.parent == box:
             yield f"{indent}subgraph {_quoted(f'cluster_{frame.id}')} {{"
-            yield f'{indent}  label={_quoted(_heading(frame))}; style="rounded,filled"; fillcolor="#faf8f4"; color="#bfbbb1";'
+            yield f"{indent}  label={_quoted(_heading(frame))};"
+            yield f'{indent}  style="rounded,filled"; fillcolor="{_LIGHT["frame"]}"; color="{_LIGHT["line"]}";'
             yield from _inside(frame.id, view, cards, indent + "  ")
             yield f"{indent}}}"
 
@@ -51,17 +52,21 @@ def _heading(box: Box) -> str:
 
 def _table(card: Card) -> str:
     border = _LIGHT.get("bad" if card.alarm else card.kind, _LIGHT["line"])
+    ink = _LIGHT["soft"] if border == _LIGHT["line"] else border
     fill = _LIGHT["card"] if card.active or card.kind in ("parameter", "loss") else _LIGHT["faint"]
     rows = []
     if card.tag:
-        rows.append(f'<tr><td colspan="2" align="left">{_font(card.tag, border, 8)}</td></tr>')
+        rows.append(f'<tr><td colspan="2" align="left">{_font(card.tag, ink, 8)}</td></tr>')
     kind = _font(card.type, _LIGHT["soft"], 9)
     rows.append(f'<tr><td align="left"><b>{_safe(card.name)}</b></td><td align="right">{kind}</td></tr>')
     if card.call:
         rows.append(f'<tr><td colspan="2" align="left">{_font(card.call, _LIGHT["soft"], 9)}</td></tr>')
     if card.cells:
         span = ' colspan="2"' if len(card.cells) == 1 else ""
-        cells = "".join(f'<td{span} bgcolor="{_shade(c.shade)[0]}">{_font(c.text, _shade(c.shade)[1], 10)}</td>' for c in card.cells)
+        cells = "".join(
+            f'<td{span} bgcolor="{_shade(c.shade)[0]}">{_font(c.text, _shade(c.shade)[1], 10)}</td>'
+            for c in card.cells
+        )
         rows.append(f"<tr>{cells}</tr>")
     wide = 2 if card.alarm or card.kind in ("parameter", "loss") else 1
     return (

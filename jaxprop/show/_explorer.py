@@ -9,7 +9,7 @@ from ._scene import Box, Scene, SceneNode, Shown
 
 
 def explorer_graphs(scene: Scene) -> dict[str, Any]:
-    """The graph collection Model Explorer opens: scopes are its namespaces, the backward pass an edge overlay."""
+    """The graph collection Model Explorer opens: boxes are its namespaces, the backward pass an overlay."""
     boxes = {box.id: box for box in scene.boxes}
     incoming: dict[int, list[dict[str, str]]] = {}
     for edge in scene.edges:
@@ -65,7 +65,10 @@ def _node(
         "attrs": [{"key": key, "value": value} for key, value in _attributes(node, scene) if value],
         "incomingEdges": incoming,
         "outputsMetadata": [
-            {"id": str(i), "attrs": [{"key": "__tensor_tag", "value": out.name}, {"key": "type", "value": out.type}]}
+            {
+                "id": str(i),
+                "attrs": [{"key": "__tensor_tag", "value": out.name}, {"key": "type", "value": out.type}],
+            }
             for i, out in enumerate(node.outputs)
         ],
     }

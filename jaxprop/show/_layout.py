@@ -146,5 +146,6 @@ def _engine() -> Any:
         ) from error
     engine = MiniRacer()
     engine.eval(_MISSING)
-    engine.eval(resources.files(__package__).joinpath("assets", "dagre.min.js").read_text("utf-8") + _GLUE)
+    dagre = resources.files(__package__ or "jaxprop.show").joinpath("assets", "dagre.min.js")
+    engine.eval(dagre.read_text("utf-8") + _GLUE)
     return engine

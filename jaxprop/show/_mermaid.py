@@ -72,7 +72,8 @@ def _class(card: Card) -> str:
 
 def _style(name: str) -> str:
     if name in ("plain", "idle"):
-        return f"fill:{_LIGHT['card' if name == 'plain' else 'faint']},stroke:{_LIGHT['line']},color:{_LIGHT['ink']}"
+        fill = _LIGHT["card" if name == "plain" else "faint"]
+        return f"fill:{fill},stroke:{_LIGHT['line']},color:{_LIGHT['ink']}"
     fill = _LIGHT["bad"] if name == "nan" else _colour.RAMPS["light"][int(name[1:])]
     return f"fill:{fill},stroke:{_LIGHT['line']},color:{_colour.on(fill)}"
 

@@ -60,8 +60,13 @@ def entry_html(entry: Entry) -> str:
     value = entry.node.outputs[entry.node.names.index(entry.name)]
     node = entry.node
     head = f"<b>{escape(entry.name)}</b> {escape(spell_type(value.dtype, value.shape))}"
-    said = escape(" ".join(filter(None, (node.label or node.primitive, f"({node.source})" if node.source else ""))))
-    rows = [f"<tr><th>{word}</th><td>{_array_html(x)}</td></tr>" for word, x in (("value", entry.value), ("∂", entry.cotangent))]
+    said = escape(
+        " ".join(filter(None, (node.label or node.primitive, f"({node.source})" if node.source else "")))
+    )
+    rows = [
+        f"<tr><th>{word}</th><td>{_array_html(x)}</td></tr>"
+        for word, x in (("value", entry.value), ("∂", entry.cotangent))
+    ]
     return f'<div style="font-family:{MONO_FONTS}">{head}<br/>{said}<table>{"".join(rows)}</table></div>'
 
 
@@ -98,8 +103,9 @@ def _map_html(array: np.ndarray[Any, Any]) -> str:
     w, h = map_size(thumb)
     style = "".join(f".jaxprop-map {selector}{{{rule}}}" for selector, rule in rules("light").items())
     return (
-        f'<br/><svg xmlns="http://www.w3.org/2000/svg" class="jaxprop-map" width="{w * 2:g}" height="{h * 2:g}" '
-        f'viewBox="0 0 {w:g} {h:g}"><style>{style}.jaxprop-map .rim{{fill:none}}</style>{heat_map(thumb, 0, 0)}</svg>'
+        '<br/><svg xmlns="http://www.w3.org/2000/svg" class="jaxprop-map" '
+        f'width="{w * 2:g}" height="{h * 2:g}" viewBox="0 0 {w:g} {h:g}">'
+        f"<style>{style}.jaxprop-map .rim{{fill:none}}</style>{heat_map(thumb, 0, 0)}</svg>"
     )
 
 

@@ -62,7 +62,11 @@ def show_summary(summary: Any, steps: int, most: int, scalar: bool) -> Shown:
             return Shown(text_of(plain["mean"]), norm=plain["norm"], number=plain["mean"], nonfinite=count)
         return Shown(
             norm_text(plain["norm"]),
-            **{name: plain[name] for name in ("norm", "mean", "min", "max", "zeros")},
+            norm=plain["norm"],
+            mean=plain["mean"],
+            min=plain["min"],
+            max=plain["max"],
+            zeros=plain["zeros"],
             std=_spread(plain["rms"], plain["mean"]),
             nonfinite=count,
         )

@@ -1,6 +1,7 @@
 """Plots of a tape and of a run, with matplotlib: each takes and returns an `Axes`."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,14 @@ from ._text import middle
 
 INSTALL = "pip install 'jaxprop-toolkit[plots]'"
 _LIGHT = _colour.THEMES["light"]
-_LINES = (_LIGHT["backward"], _LIGHT["forward"], _LIGHT["parameter"], _LIGHT["loss"], _LIGHT["bad"], _LIGHT["soft"])
+_LINES = (
+    _LIGHT["backward"],
+    _LIGHT["forward"],
+    _LIGHT["parameter"],
+    _LIGHT["loss"],
+    _LIGHT["bad"],
+    _LIGHT["soft"],
+)
 
 
 def plot_gradient_flow(tape: Tape, nodes: Selector | None = None, ax: Any = None) -> Any:
@@ -55,11 +63,11 @@ def plot_gradient_flow(tape: Tape, nodes: Selector | None = None, ax: Any = None
     _mark(ax, places[~np.isfinite(values)], 0.98, "X", "not finite", _LIGHT["bad"])
     if good.any():
         ax.set_yscale("log")
-    ax.set_xticks(places, [middle(name, 28) for name in norms], rotation=60, ha="right", fontsize=8)
+    ax.set_xticks(places, [_short(name) for name in norms], rotation=60, ha="right", fontsize=8)
     ax.set_ylabel("norm of d loss / d value")
     ax.set_xlabel("forward")
     ax.set_xlim(-0.6, len(norms) - 0.4)
-    return _finished(ax)
+    return _finished(ax, legend=not good.all())
 
 
 def plot_through_time(tape: Tape, names: str | Sequence[str], ax: Any = None) -> Any:
@@ -85,6 +93,7 @@ def plot_through_time(tape: Tape, names: str | Sequence[str], ax: Any = None) ->
     if any((np.isfinite(norms) & (norms > 0)).any() for norms in rows.values()):
         ax.set_yscale("log")
     ax.set_xlabel("step")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel("norm of d loss / d value")
     return _finished(ax, legend=True)
 
@@ -188,13 +197,21 @@ def _mark(ax: Any, places: Any, height: float, sign: str, label: str, colour: st
         )  # fmt: skip
 
 
+def _short(name: str) -> str:
+    """`params['blocks'][0]['w']` as `blocks.0.w`; other names as they are, without their middle."""
+    keys = re.findall(r"\['?([^\]']+)'?\]", name)
+    return middle(".".join(keys) if keys and "/" not in name else name, 28)
+
+
 def _cycle() -> list[str]:
     return list(_LINES) * 16
 
 
 def _parameters(tape: Tape) -> list[Entry]:
     """The differentiated arguments, in the order in which they are first read."""
-    heads = {value.id: value.name for node in tape.graph.heads for value in node.outputs if node.primitive == "input"}
+    heads = {
+        value.id: value.name for node in tape.graph.heads for value in node.outputs if node.primitive == "input"
+    }
     read = dict.fromkeys(v.id for node in tape.graph.equations() for v in node.operands if v.id in heads)
     return [tape[heads[id_]] for id_ in read if heads[id_] in tape]
 

@@ -24,7 +24,7 @@ class Thumb:
 
     Attributes:
         rows, cols: its size, at most 16 by 16 (1 by 32 for a vector).
-        data: row by row, in percent of `absmax`, from -100 to 100; None where a block holds a non-finite number.
+        data: row by row, in percent of `absmax`, from -100 to 100; None where a block is not finite.
         absmax: the largest absolute block mean, in units of the array.
     """
 
@@ -39,7 +39,7 @@ class Steps:
     """A value at steps of the scans around it, as columns: one item for each step shown.
 
     Attributes:
-        at: numbers of the steps shown, in the order of time; of nested scans counted through, the inner fastest.
+        at: numbers of the steps shown, first to last; of nested scans counted through, the inner fastest.
         text: what to write for each.
         norm: 2-norm at each, in units of the value.
         nonfinite: count of non-finite numbers at each; empty where there are none at all.
@@ -122,7 +122,7 @@ class SceneNode:
         source: its place in `Scene.sources`.
         level: the longest way to it from the inputs of its graph. Nodes of one level may run in parallel.
         steps: lengths of the scans around it, outermost first.
-        taken: in a branch of a `cond`: the fraction of steps in which the branch was taken (1 or 0 outside scans).
+        taken: in a branch of a `cond`: the fraction of steps in which it was taken (1 or 0 outside scans).
         keeps: bytes the backward pass keeps of its forward pass beside operands and outputs.
         constant: it depends on no argument: a NaN there is meant, not found.
     """
@@ -276,8 +276,8 @@ class Scene:
         residuals: what the backward pass keeps.
         kept_bytes: size of all that it keeps, each value once.
         sources: places in the source.
-        scale: log10 of the norms of cotangents at the ends of the scale of colours: it holds those of active nodes,
-            spans at least two powers of ten, and at most eight (what is smaller is shown at its lower end).
+        scale: log10 of the norms of cotangents at the ends of the scale of colours: it holds those of active
+            nodes, spans at least two powers of ten, and at most eight (what is smaller is shown at its lower end).
         numbers: whether there are any: `none` (a graph), `full` or `summary`.
         notes: what was left out, and why.
     """
@@ -304,7 +304,10 @@ class Scene:
 
 #: Zero is something to say, as is the first line, node or level: these fields are kept even when falsy.
 _ALWAYS = frozenset(
-    "id number norm mean std min max absmax data at bytes line level source target loss branch taken".split()
+    (
+        *("id", "number", "norm", "mean", "std", "min", "max", "absmax", "data", "at"),
+        *("bytes", "line", "level", "source", "target", "loss", "branch", "taken"),
+    )
 )
 
 

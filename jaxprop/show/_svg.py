@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from . import _colour
-from ._card import Card, cards_of, draw_card, f
+from ._card import cards_of, draw_card, f
 from ._layout import Layout, Rect, Route, Size, Wire, lay_out
 from ._scene import Box, LocalText, Scene
 from ._text import MONO_FONTS, SANS, SANS_FONTS, count, escape, minus, shorten, width
@@ -36,15 +36,13 @@ class Label(NamedTuple):
 def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
     """Draw a view."""
     cards = cards_of(view)
-    idle = frozenset(str(node.id) for node in view.nodes if node.taken == 0.0)
-    labels = [_label(line, view, idle) for line in view.lines]
+    labels = [_label(line, view) for line in view.lines]
     layout = lay_out(
         cards={i: card.size for i, card in cards.items()},
         frames=[box.id for box in view.open],
         parents=_parents(view),
         wires=[
-            Wire(line.source, line.target, label.size)
-            for line, label in zip(view.lines, labels, strict=True)
+            Wire(line.source, line.target, label.size) for line, label in zip(view.lines, labels, strict=True)
         ],
         direction=direction,
     )
@@ -58,7 +56,7 @@ def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
     inside = (MARGIN + (wide - 2 * MARGIN - layout.size.width) / 2, top)
     body = [
         _frames(view, layout),
-        *(_connection(line, route, view, idle) for line, route in zip(view.lines, layout.routes, strict=True)),
+        *(_connection(line, route, view) for line, route in zip(view.lines, layout.routes, strict=True)),
         _headings(view, layout),
         *(draw_card(card, layout.cards[i]) for i, card in cards.items()),
         *(_written(label, route) for label, route in zip(labels, layout.routes, strict=True)),
@@ -84,7 +82,7 @@ def _parents(view: View) -> dict[str, str]:
 
 
 def _with_headroom(layout: Layout, view: View) -> Layout:
-    """Frames higher by a line of text, an outer one above the inner ones' lines, and everything moved down by it."""
+    """Frames higher by a line of text, outer ones by a line for each inner one; all else moved down by that."""
     lines: dict[str, int] = {}
     for box in reversed(view.open):
         own = lines.setdefault(box.id, 1)
@@ -144,11 +142,11 @@ def _heading(box: Box, at: Rect) -> str:
 # --- connections -----------------------------------------------------------------------------------
 
 
-def _label(line: Line, view: View, idle: frozenset[str]) -> Label:
+def _label(line: Line, view: View) -> Label:
     if len(view.lines) > LABELLED or len(line.edges) != 1:
         return Label("", "")
     edge = line.edges[0]
-    if edge.local is None or not edge.active or line.source in idle or line.target in idle:
+    if edge.local is None or not line.active:
         return Label("", "")
     return Label(_local_text(edge.local), f"↑ {minus(edge.share.text)}" if edge.share else "")
 
@@ -164,15 +162,15 @@ def _local_text(local: LocalText) -> str:
     return number or shorten(right, LONGEST_LABEL) or local.kind
 
 
-def _connection(line: Line, route: Route, view: View, idle: frozenset[str]) -> str:
+def _connection(line: Line, route: Route, view: View) -> str:
     tip = ", ".join(dict.fromkeys(edge.name for edge in line.edges))
-    active = line.active and not {line.source, line.target} & idle
-    start = f'<g class="line{"" if active else " idle"}"><title>{escape(tip)}</title>'
-    if not active or len(view.lines) > PAIRED or view.scene.numbers == "none":
+    start = f'<g class="line{"" if line.active else " idle"}"><title>{escape(tip)}</title>'
+    if not line.active or len(view.lines) > PAIRED or view.scene.numbers == "none":
         return f"{start}{_arrow(route.points, 'there')}</g>"
     there, back = _shifted(route.points, 2.6), _shifted(route.points, -2.6)[::-1]
     bad = any(edge.share is not None and edge.share.nonfinite for edge in line.edges)
-    return f"{start}{_arrow(there, 'there')}{_arrow(back, 'back bad' if bad else 'back', _weight(line, view.scene))}</g>"
+    kind = "back bad" if bad else "back"
+    return f"{start}{_arrow(there, 'there')}{_arrow(back, kind, _weight(line, view.scene))}</g>"
 
 
 def _weight(line: Line, scene: Scene) -> float:
@@ -194,9 +192,8 @@ def _arrow(points: Sequence[tuple[float, float]], kind: str, weight: float | Non
     x, y = x1 - dx * 2 * side, y1 - dy * 2 * side
     head = f"M{f(x1)} {f(y1)}L{f(x - dy * side)} {f(y + dx * side)}L{f(x + dy * side)} {f(y - dx * side)}z"
     wide = f' style="stroke-width:{weight:.2g}"' if weight is not None else ""
-    return (
-        f'<path class="{kind}"{wide} d="{_smooth([*points[:-1], (x, y)])}"/><path class="{kind} head" d="{head}"/>'
-    )
+    line = _smooth([*points[:-1], (x, y)])
+    return f'<path class="{kind}"{wide} d="{line}"/><path class="{kind} head" d="{head}"/>'
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> str:
@@ -223,11 +220,13 @@ def _written(label: Label, route: Route) -> str:
         return ""
     (x, y), (wide, high) = route.label, label.size
     top = y - high / 2
+    place = f'x="{f(x - wide / 2)}" y="{f(top)}" width="{f(wide)}" height="{f(high)}"'
     texts = "".join(
-        f'<text class="{kind}" x="{f(x)}" y="{f(top + 12.5 + 13.5 * i)}" text-anchor="middle">{escape(line)}</text>'
+        f'<text class="{kind}" x="{f(x)}" y="{f(top + 12.5 + 13.5 * i)}" text-anchor="middle">'
+        f"{escape(line)}</text>"
         for i, (kind, line) in enumerate(lines)
     )
-    return f'<rect class="slip" x="{f(x - wide / 2)}" y="{f(top)}" width="{f(wide)}" height="{f(high)}" rx="3"/>{texts}'
+    return f'<rect class="slip" {place} rx="3"/>{texts}'
 
 
 # --- legend ----------------------------------------------------------------------------------------

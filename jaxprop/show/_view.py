@@ -21,15 +21,13 @@ class Line:
     Attributes:
         source, target: ids of the cards.
         edges: the edges, in the order of the scene.
+        active: whether a cotangent flows back along it: not from a branch that was not taken.
     """
 
     source: str
     target: str
     edges: tuple[Edge, ...]
-
-    @property
-    def active(self) -> bool:
-        return any(edge.active for edge in self.edges)
+    active: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +174,7 @@ class _Drawn:
             else:
                 self.hosts[node.id] = None
         self.nodes, self.closed = tuple(nodes), tuple(closed.values())
+        self.idle = {str(node.id) for node in nodes if node.taken == 0.0}
 
     def _shown(self, box: Box, open_ids: frozenset[str]) -> bool:
         parent = box.parent
@@ -209,7 +208,9 @@ class _Drawn:
             for source in self._sources(edge.source, leaves):
                 if source != target:
                     together.setdefault((source, target), []).append(edge)
-        yield from (Line(*ends, tuple(edges)) for ends, edges in together.items())
+        for (source, target), edges in together.items():
+            active = any(edge.active for edge in edges) and not {source, target} & self.idle
+            yield Line(source, target, tuple(edges), active)
 
     def _sources(
         self, place: tuple[int, int], leaves: Mapping[tuple[int, int], list[tuple[int, int]]]
