@@ -264,6 +264,12 @@ def check_sums(said):
         assert np.allclose(values, values[-1:] * len(values), rtol=3e-3, atol=1e-6), line
 
 
+def test_a_wrong_sum_is_caught():
+    check_sums([("backward", "df/dc = df/dd * dd/dc = -0.75 * (-1.5) + 1 * 2 = 3.125")])
+    with pytest.raises(AssertionError):
+        check_sums([("backward", "df/dc = df/dd * dd/dc = -0.75 * (-1.5) + 1 * 2 = 3.2")])
+
+
 def card(page, name):
     return page.locator(f'#cards .item[aria-label^="{name}, "]')
 
