@@ -53,7 +53,7 @@ def rnn(w, xs):
 def branches(w, x):
     h = w * x
     g = jax.lax.cond(h > 0, jnp.sin, lambda h: h**3, h)
-    return g * w
+    return jax.checkpoint(lambda g: jnp.exp(g) * w)(g)
 
 
 def logarithm(w, x):
@@ -109,6 +109,7 @@ MADE = {
         {"w1": _normal(1, 2, 3), "b1": _normal(2, 3), "w2": _normal(3, 3)}, _normal(5, 4, 2), _normal(6, 4)
     ),
     "rnn": lambda: jp.backprop(rnn)(jnp.float32(0.7), XS),
+    "ruled": lambda: jp.backprop(fan, argnums=(0, 1), rules=[("d", jp.rules.scale(0.5))])(1.5, -0.5),
     "branches": lambda: jp.backprop(branches)(1.5, 0.5),
     "logarithm": lambda: jp.backprop(logarithm)(jnp.zeros(2), jnp.ones(2)),
     "transformer": lambda: jp.trace(transformer)(_weights(60), jax.ShapeDtypeStruct((2, 6), jnp.int32)),
@@ -253,6 +254,22 @@ def play(page):
     return said
 
 
+def check_sums(said):
+    """Every `a * b + c * d = e` that is told must be so, whatever rules flow through the graph."""
+    for line in (line for step in said for line in step[1:]):
+        numbers = [
+            part for part in line.split(" = ") if re.fullmatch(r"(\s|[-+*/()]|\d+\.?\d*(e-?\d+)?)+", part)
+        ]
+        values = [eval(part) for part in numbers]
+        assert np.allclose(values, values[-1:] * len(values), rtol=3e-3, atol=1e-6), line
+
+
+def test_a_wrong_sum_is_caught():
+    check_sums([("backward", "df/dc = df/dd * dd/dc = -0.75 * (-1.5) + 1 * 2 = 3.125")])
+    with pytest.raises(AssertionError):
+        check_sums([("backward", "df/dc = df/dd * dd/dc = -0.75 * (-1.5) + 1 * 2 = 3.2")])
+
+
 def card(page, name):
     return page.locator(f'#cards .item[aria-label^="{name}, "]')
 
@@ -282,7 +299,7 @@ def unnamed(page):
     ]
 
 
-EVERY = ["worked", "fan", "hidden", "rnn", "branches", "logarithm", "attacking"]
+EVERY = ["worked", "fan", "ruled", "hidden", "rnn", "branches", "logarithm", "attacking"]
 
 
 @pytest.mark.slow
@@ -294,6 +311,7 @@ def test_every_page_opens_and_plays(visit, name):
     said = play(page)
     assert said[-1][0] in ("the gradient", "the graph")
     assert all(len(step) > 1 and all(step) for step in said), said
+    check_sums(said)
     assert page.evaluate("window.attacked") is None
     page.keyboard.press("e")
     page.keyboard.press("r")
@@ -502,6 +520,8 @@ def test_non_finite_numbers_have_a_sign_of_their_own(visit):
     assert page.locator("#cards .cell.nonfinite .hatch").count() > 0
     assert page.locator("#cards .warning").count() > 0
     assert "∞" in page.locator("#cards").inner_html()
+    page.keyboard.press("n")
+    assert "not finite" in page.inner_text("#detail")
 
 
 FORMULAS = {

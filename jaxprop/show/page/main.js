@@ -81,7 +81,7 @@ class Page {
     const box = item.child.box;
     return {
       focus: focus && step.act !== "done",
-      value: revealed(script.value),
+      value: at === script.steps.length - 1 || revealed(script.value),
       cotangent: at === script.steps.length - 1 || (script.cotangent.has(item.id) && revealed(script.cotangent)),
       kept: this.kept && item.kind !== "frame" ? keptWords(box ? box.all : [item.child.node], !box) : null,
       dim: (item.child.node ? item.child.node.taken === 0 : false) || (box ? box.taken === 0 : false),
@@ -139,7 +139,9 @@ class Page {
     this.selected = id;
     if (show || id === null) showDetail(this, id);
     this.sheet.redraw();
-    if (id) this.sheet.keepInSight(id);
+    if (!id) return;
+    this.sheet.keepInSight(id);
+    this.say(this.describe(this.sheet.items.get(id)));
   }
 
   toggle(id) {
@@ -268,9 +270,24 @@ class Page {
       [key(s("rect", { class: "off", x: 1, y: 1, width: 26, height: 12, rx: 6 })), "no gradient goes there"],
     ];
     if ((scene.residuals || []).length) rows.push([key(s("path", { class: "kept", d: "M2 7h25" })), "kept for the backward pass"]);
-    if (this.model.order.some((node) => node.outputs.some((output) => bad(output.value) || bad(output.cotangent)))) rows.push([key(s("rect", { class: "bad", x: 1, y: 1, width: 26, height: 12, rx: 3 })), "NaN or infinite"]);
+    const notFinite = this.notFinite();
+    if (notFinite.length) rows.push([key(s("rect", { class: "bad", x: 1, y: 1, width: 26, height: 12, rx: 3 })), h("button", { class: "link", title: "Show the next one (N)", onclick: () => this.nextNotFinite() }, `NaN or infinite: ${notFinite.length}`)]);
     const ramp = scale ? [h("div", {}, "norm of the cotangent"), h("div", { class: "ramp", "aria-hidden": "true" }, Array.from({ length: BINS }, (_, i) => h("span", { class: `swatch c${i}` }))), h("div", { class: "ends" }, h("span", {}, number(10 ** scale[0], 2)), h("span", {}, number(10 ** scale[1], 2)))] : [];
     document.getElementById("legend").append(h("details", {}, h("summary", { onclick: () => (this.legendChosen = true) }, "Legend"), ramp, h("dl", {}, rows.flatMap(([picture, text]) => [h("dt", {}, picture), h("dd", {}, text)])), (scene.notes || []).map((note) => h("p", {}, note))));
+  }
+
+  /** Nodes with NaN or infinite numbers: those with such cotangents first, then in program order. */
+  notFinite() {
+    const has = (node, part) => node.outputs.some((output) => bad(output[part]));
+    const { order } = this.model;
+    return [...order.filter((node) => has(node, "cotangent")), ...order.filter((node) => !has(node, "cotangent") && has(node, "value"))];
+  }
+
+  nextNotFinite() {
+    const nodes = this.notFinite();
+    if (!nodes.length) return;
+    const at = nodes.findIndex((node) => node.item.id === this.selected);
+    this.reveal(nodes[(at + 1) % nodes.length]);
   }
 
   /** The legend lies open where it covers nothing. */
@@ -290,14 +307,21 @@ class Page {
     const go = (by) => () => this.stepBy(by);
     this.playButton = this.tool("Play", ICONS.play, () => player.toggle(), { title: "Play or pause (Space)", attributes: { id: "play" } });
     this.range = h("input", { type: "range", min: 0, max: 1, value: 0, "aria-label": "Step of the play", oninput: (event) => (player.playing && player.pause(), player.go(Number(event.target.value))) });
-    this.actButtons = ACTS.map(([act, name]) => h("button", { type: "button", onclick: () => (player.playing && player.pause(), player.go(player.script.starts[act])) }, name));
+    this.actButtons = ACTS.map(([act, name, title]) => h("button", { type: "button", title, "aria-label": title, onclick: () => (player.playing && player.pause(), player.go(player.script.starts[act])) }, name));
     this.count = h("span", { id: "count" });
     const speed = h("select", { id: "speed", "aria-label": "Speed", class: "ends-only", onchange: (event) => (player.speed = Number(event.target.value)) }, SPEEDS.map((x) => h("option", { value: x, selected: x === 1 }, `${x}×`)));
     this.line = h("div", { id: "line" });
-    document.getElementById("player").append(
-      this.line,
-      h("div", { id: "controls" }, this.tool("To the beginning", ICONS.first, go(-Infinity), { title: "To the beginning (Home)", class: "ends-only" }), this.tool("Back", ICONS.back, go(-1), { title: "Back (←)" }), this.playButton, this.tool("Step", ICONS.next, go(1), { title: "Step (→)" }), this.tool("To the end", ICONS.last, go(Infinity), { title: "To the end (End)", class: "ends-only" }), h("div", { id: "track" }, h("div", { id: "acts" }, this.actButtons), this.range), this.count, speed),
+    const controls = h("div", { id: "controls" },
+      this.tool("To the beginning", ICONS.first, go(-Infinity), { title: "To the beginning (Home)", class: "ends-only" }),
+      this.tool("Back", ICONS.back, go(-1), { title: "Back (←)" }),
+      this.playButton,
+      this.tool("Step", ICONS.next, go(1), { title: "Step (→)" }),
+      this.tool("To the end", ICONS.last, go(Infinity), { title: "To the end (End)", class: "ends-only" }),
+      h("div", { id: "track" }, h("div", { id: "acts" }, this.actButtons), this.range),
+      this.count,
+      speed,
     );
+    document.getElementById("player").append(h("div", { id: "dock" }, this.line, controls));
   }
 
   stepBy(by) {
@@ -386,7 +410,8 @@ class Page {
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const at = document.activeElement;
+    const focused = document.activeElement;
+    const at = focused && focused.closest("dialog:not([open])") ? null : focused; // it may stay in a dialog just closed
     const typing = at && (at.tagName === "INPUT" || at.tagName === "SELECT");
     if (event.key === "Escape") return this.escape();
     if (document.getElementById("help").open) return;
@@ -423,6 +448,7 @@ class Page {
       t: () => this.turn(),
       d: () => this.setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"),
       r: () => document.getElementById("kept").click(),
+      n: () => this.nextNotFinite(),
       "?": () => this.showHelp(),
     };
   }
@@ -456,6 +482,7 @@ class Page {
       [["↑", "↓"], "select what the selected node reads, what reads it"], [["Enter"], "open or close the selected box (or double click)"],
       [["E", "C"], "open all boxes, close all"], [["/"], "search"], [["+", "−", "F"], "zoom in, zoom out, show all"],
       [["Shift ←↑↓→"], "move the sheet (or drag it; wheel and pinch zoom)"], [["R"], "show what the backward pass keeps"],
+      [["N"], "the next value that is NaN or infinite"],
       [["T"], "turn the graph: down or across"], [["D"], "light or dark"], [["Esc"], "close, clear, pause"],
     ];
     document.getElementById("help").append(

@@ -34,7 +34,7 @@ function newNode(node, at, scene) {
   return {
     ...node,
     at, // in program order
-    short: shortName(node.name, node.scope),
+    short: shortName(node.name),
     label: node.label || "",
     call: node.call || "",
     outputs,
@@ -52,14 +52,14 @@ function newNode(node, at, scene) {
   };
 }
 
-/** A name without the scope it stands in: `block0/tanh` is `tanh` there. */
-const shortName = (name, scope) => (scope && name.startsWith(`${scope}/`) ? name.slice(scope.length + 1) : name);
+/** A name without its scope, as formulas have it: `block0/tanh` is `tanh`; paths into arguments stay whole. */
+const shortName = (name) => (name.includes("[") ? name : name.slice(name.lastIndexOf("/") + 1));
 
 function addEdge(model, data) {
   const from = model.nodes.get(data.source[0]);
   const to = model.nodes.get(data.target[0]);
   if (!from || !to) return;
-  const edge = { ...data, from, to, short: shortName(data.name, from.scope), output: data.source[1], position: data.target[1], value: `${from.id}.${data.source[1]}`, active: Boolean(data.active) };
+  const edge = { ...data, from, to, short: shortName(data.name), output: data.source[1], position: data.target[1], value: `${from.id}.${data.source[1]}`, active: Boolean(data.active) };
   if (edge.kind === "carry") {
     model.carries.push(edge);
     from.leaving.push(edge);

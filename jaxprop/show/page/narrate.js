@@ -116,7 +116,7 @@ function sayGiven(model, step) {
     lines.push(line(text + more, code(text), more));
   }
   const parameters = step.nodes.filter((node) => node.kind === "parameter").length;
-  return { title: "Given", lines, note: `${plural(parameters, "parameter")}, ${plural(step.nodes.length - parameters, "other argument")}` };
+  return { title: "Given", lines, note: [parameters && plural(parameters, "parameter"), step.nodes.length - parameters && plural(step.nodes.length - parameters, "other argument")].filter(Boolean).join(", ") };
 }
 
 function sayForward(model, node) {
@@ -124,13 +124,13 @@ function sayForward(model, node) {
   const source = expressionOf(node);
   const typeset = source ? expressionMath(source) : null;
   const filled = typeset && value && typeof value.number === "number" ? substituted(node) : null;
-  const text = [node.short, source, filled && filled.text, value && value.text].filter(Boolean).join(" = ");
+  const isScalar = value && typeof value.number === "number";
+  const text = [node.short, source, filled && filled.text, isScalar && value.text].filter(Boolean).join(" = ");
   const parts = typeset
-    ? [math(symbol(node.short), equals(), typeset), filled && filled.math ? math(equals(), filled.math) : null, value && typeof value.number === "number" ? math(equals(), numeral(value.text)) : null]
-    : [math(symbol(node.short), equals()), code(cut(source, 90)), value && typeof value.number === "number" ? math(equals(), numeral(value.text)) : null];
+    ? [math(symbol(node.short), equals(), typeset), filled && filled.math ? math(equals(), filled.math) : null, isScalar ? math(equals(), numeral(value.text)) : null]
+    : [math(symbol(node.short), equals()), code(cut(source, 90)), isScalar ? math(equals(), numeral(value.text)) : null];
   const lines = [line(text, ...parts)];
-  const arrays = value && typeof value.number !== "number";
-  return { title: "Forward", lines, note: arrays ? `${node.main.type}, ${number(value.text)}` : node.primitive };
+  return { title: "Forward", lines, note: value && !isScalar ? `${node.main.type}, ${number(value.text)}` : node.primitive };
 }
 
 function sayLocal(model, node) {
@@ -160,8 +160,14 @@ function uniqueLines(lines) {
 
 /** Who sends a share back to a node's value: readers in its body, and what leaves the body. */
 function termsOf(node) {
-  const readers = node.readers.filter((edge) => edge.active && (edge.share || edge.local));
-  return { readers, leaving: node.leaving.filter((edge) => edge.active) };
+  const leaving = node.leaving.filter((edge) => edge.active);
+  const carries = leaving.filter((edge) => edge.kind === "carry");
+  const scan = carries.length ? framesAround(node.item).find((box) => box.kind === "scan") : null;
+  const isLast = scan && scan.steps && scan.step === scan.steps.length - 1;
+  const results = leaving.filter((edge) => edge.kind !== "carry");
+  // What is carried goes on to the next step; only after the last step does it leave.
+  const after = !scan ? results : isLast ? results : [...carries, ...results.slice(carries.length)];
+  return { readers: node.readers.filter((edge) => edge.active), leaving: after };
 }
 
 function sayBackward(model, node) {
@@ -177,11 +183,10 @@ function sayBackward(model, node) {
     const text = `${left} = ${total}`;
     return { title, lines: [line(text, math(derivative(loss, node.short), equals(), isScalar ? numeral(total) : m("mtext", {}, number(total))))], note: seed ? "the backward pass begins here" : `${node.main.type}, ${number(total)}` };
   }
-  if (!isScalar || leaving.length || readers.some((edge) => edge.local.number === undefined && edge.local.number === null)) return { title, ...sayArray(model, node, readers, leaving, cotangent) };
-  const products = readers.map((edge) => productOf(edge));
-  if (products.some((product) => product === null)) return { title, ...sayArray(model, node, readers, leaving, cotangent) };
+  const products = isScalar && !leaving.length ? readers.map(productOf) : [null];
+  if (products.includes(null) || !addUp(products, cotangent.number)) return { title, ...sayArray(model, node, readers, leaving, cotangent) };
   const chainText = readers.map((edge) => `d${loss}/d${edge.to.short} * d${edge.to.short}/d${node.short}`).join(" + ");
-  const numbersText = products.map(([a, b], i) => `${a} * ${i || /^-/.test(b) ? bracket(b) : b}`).join(" + ");
+  const numbersText = products.map(([a, b], i) => `${i ? bracket(a) : a} * ${bracket(b)}`).join(" + ");
   const chainMath = readers.map((edge, i) => math(i ? plus() : equals(), derivative(loss, edge.to.short), dot(), derivative(edge.to.short, node.short)));
   const numbersMath = products.map(([a, b], i) => math(i ? plus() : equals(), factor(a, i === 0), dot(), factor(b, false)));
   const sum = readers.length > 1 ? `${readers.length} readers: their shares ${readers.map((edge) => (shareOf(edge) ? number(shareOf(edge).text) : "")).filter(Boolean).join(" and ")} add up` : "";
@@ -189,6 +194,13 @@ function sayBackward(model, node) {
 }
 
 const bracket = (text) => (/^-/.test(text) ? `(${text})` : text);
+
+/** Whether the products make the cotangent. They do not where a rule of the user's changes what flows back. */
+function addUp(products, total) {
+  const terms = products.map(([a, b]) => Number(a) * Number(b));
+  const size = terms.reduce((sum, term) => sum + Math.abs(term), Math.abs(total));
+  return Math.abs(terms.reduce((sum, term) => sum + term, 0) - total) <= 2e-3 * size;
+}
 
 /** The numbers of one term: the cotangent of the reader, and its local gradient. Null where either is no number. */
 function productOf(edge) {
@@ -201,7 +213,7 @@ function productOf(edge) {
 function sayArray(model, node, readers, leaving, cotangent) {
   const loss = model.lossName;
   const lines = [];
-  const terms = [...readers.map((edge) => ({ edge, from: edge.to.short })), ...leaving.map((edge) => ({ edge, from: edge.kind === "carry" ? "next step" : "outside" }))];
+  const terms = [...readers.map((edge) => ({ edge, from: edge.to.short })), ...leaving.map((edge) => ({ edge, from: edge.kind === "carry" ? "the next step" : `outside, where it is ${edge.to.short}` }))];
   for (const edge of readers.slice(0, 3)) {
     const { local } = edge;
     if (!local) continue;
@@ -209,9 +221,11 @@ function sayArray(model, node, readers, leaving, cotangent) {
     if (known) lines.push(line(local.text, known));
     else if (local.text || local.kind) lines.push(line(local.text || local.kind, math(derivative(edge.to.short, node.short)), h("span", { class: "colon" }, ":"), code(local.text || local.kind)));
   }
+  const unknown = terms.filter(({ edge }) => !shareOf(edge)).length;
   const texts = terms.map(({ edge, from }) => {
     const share = shareOf(edge);
-    return share && terms.length > 1 ? `${from} sends ${number(share.text)}` : `from ${from}`;
+    if (terms.length === 1 || unknown === terms.length) return `from ${from}`;
+    return `${share ? number(share.text) : unknown === 1 ? "the rest" : "some"} from ${from}`;
   });
   const total = cotangent ? number(cotangent.text) : "";
   const text = `d${loss}/d${node.short}${total ? `: ${total}` : ""}`;

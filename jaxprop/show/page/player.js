@@ -1,7 +1,7 @@
 // The script of the play: what is given, the forward pass, the local gradients, the backward pass. It speaks of what
 // is seen: a closed box is one step, an open scan goes through its steps.
 
-const ACTS = [["given", "Given"], ["forward", "Forward"], ["local", "Local gradients"], ["backward", "Backward"], ["done", "Result"]];
+const ACTS = [["given", "Given", "What is given"], ["forward", "Forward", "Forward pass"], ["local", "Local", "Local gradients"], ["backward", "Backward", "Backward pass"], ["done", "Result", "Result, the gradient"]];
 const MOST_REPEATED = 240; // an open scan is played step by step up to so many steps of the script
 
 /** The script for what is open: {steps, value, local, cotangent}: at which step each item's part is revealed. */
@@ -23,7 +23,7 @@ function writeScript(model, open) {
   playBox(model.root, false, {});
   begin("local");
   for (const child of leaves(model.root, isOpen)) {
-    if (child.box || !child.node.operands.some((edge) => edge.active && edge.local)) continue;
+    if (child.box || child.node.taken === 0 || !child.node.operands.some((edge) => edge.active && edge.local)) continue;
     first(script.local, child.id, add({ act: "local", node: child.node, item: child.id }));
   }
   begin("backward");
@@ -37,6 +37,7 @@ function writeScript(model, open) {
     const children = back ? [...box.children.filter((child) => !isArgument(child.node) || child.box).reverse(), ...box.children.filter((child) => isArgument(child.node) && !child.box)] : box.children;
     const opening = script.steps.length;
     for (const child of children) {
+      if ((child.box || child.node).taken === 0) continue; // of a branch that was not taken there is nothing to tell
       if (isOpen(child)) playOpen(child.box, back, sets);
       else if (child.box) playClosed(child, back, sets);
       else if (back) playBack(child, sets);

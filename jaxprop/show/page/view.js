@@ -3,7 +3,8 @@
 
 const FAR = 0.27; // below this scale cards are drawn as plain coloured rectangles
 const ZOOM = { least: 0.02, most: 4 };
-const FEW_LABELS = 40; // with at most so many edges in sight, local gradients stand on them
+const FEW_LABELS = 40; // with at most so many edges in sight, local gradients stand on them,
+const SMALL = 150; // in graphs of at most so many nodes
 
 class Sheet {
   /** `svg` fills the window; `state` is the page's state; `on` holds what to call: select, toggle, moved. */
@@ -55,6 +56,7 @@ class Sheet {
 
   wantsLabels() {
     if (this.state.labels !== "auto") return this.state.labels === "on";
+    if (this.state.model.order.length > SMALL) return false;
     let count = 0;
     const walk = (box) => {
       for (const child of box.children) {
