@@ -112,6 +112,7 @@ class MLflow:
     ):
         try:
             import mlflow
+            import mlflow.entities
         except ImportError as error:
             raise ImportError(_absent("MLflow", "MLflow", "mlflow")) from error
         self._client = mlflow.MlflowClient(tracking_uri)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, Literal, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
@@ -362,5 +362,5 @@ class _File:
             )
         self._start("w")
 
-    def _start(self, mode: str) -> None:
+    def _start(self, mode: Literal["a", "w"]) -> None:
         self._open = open(self._path, mode, encoding="utf-8", newline="")  # noqa: SIM115 (closed by `close`)
