@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _channel
+from . import _channel, _jaxpr
 from ._interpret import Plan
 from ._types import PyTree
 from ._views import BACK, OUT, Site
@@ -40,9 +40,22 @@ def gather(
     return groups, where
 
 
-def pick(groups: list[PyTree], row: Row) -> PyTree:
-    group = groups[row.group]
-    return group if row.row is None else jax.tree.map(lambda x: x[row.row], group)
+def pick(group: PyTree, row: int) -> PyTree:
+    """A record out of its group."""
+    return jax.tree.map(lambda x: x[row], group)
+
+
+def on_host(group: PyTree) -> PyTree:
+    """A group as NumPy arrays, where it is at hand: cutting rows out of device arrays is a program for each."""
+    if all(map(_at_hand, jax.tree.leaves(group))):
+        return jax.device_get(group)
+    return group
+
+
+def _at_hand(x: Any) -> bool:
+    if _jaxpr.is_tracer(x):
+        return False
+    return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
 def _sites(plan: Plan, forward: Mapping[int, PyTree], backward: Mapping[int, PyTree]) -> dict[Site, PyTree]:

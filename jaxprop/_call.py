@@ -123,7 +123,7 @@ def _trace_call(
     if not callable(fun):
         raise TypeError(f"expected a function to differentiate, got {type(fun).__name__}.")
     differentiated = normalize_argnums(argnums, len(args))
-    names = _argument_names(fun, len(args))
+    names = argument_names(fun, len(args))
     chosen = tuple(range(len(args))) if abstract else differentiated
     point_tree, points, arguments = _points(args, chosen, differentiated, names)
     if abstract:
@@ -190,7 +190,7 @@ def _points(
     return tree, [leaf for _, leaf in leaves], arguments
 
 
-def _argument_names(fun: Callable[..., Any], count: int) -> list[str]:
+def argument_names(fun: Callable[..., Any], count: int) -> list[str]:
     """The names of the positional parameters; `args[2]` for those of `*args`."""
     try:
         parameters = inspect.signature(fun).parameters.values()
@@ -262,7 +262,7 @@ def check_points(
     Raises:
         TypeError: a leaf is an integer, a boolean, or no array; complex without `holomorphic` is JAX's to say.
     """
-    names = _argument_names(fun, len(args))
+    names = argument_names(fun, len(args))
     for position in normalize_argnums(argnums, len(args)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(args[position]):
             name = names[position] + jax.tree_util.keystr(path)

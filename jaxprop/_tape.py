@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jaxpr
-from ._batch import Row, pick
+from ._batch import Row, on_host, pick
 from ._graph import Graph, Node, Place, Selector, Value, align, select, spell_type
 from ._interpret import Plan, Sweep
 from ._local import LocalGradient, evaluate
@@ -238,7 +238,16 @@ class Tape:
         row = self._where.get((half, index, position))
         if row is None:
             return None
-        return pick(self._records, row)
+        if row.row is None:
+            return self._records[row.group]
+        if row.group not in self._hosted:
+            self._hosted[row.group] = on_host(self._records[row.group])
+        return pick(self._hosted[row.group], row.row)
+
+    @functools.cached_property
+    def _hosted(self) -> dict[int, PyTree]:
+        """Groups of records that were read, as they are on the host."""
+        return {}
 
     def __contains__(self, name: object) -> bool:
         return name in self.names

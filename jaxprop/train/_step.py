@@ -1,0 +1,314 @@
+"""The step: a loss and an optimizer become one pure, compiled, donated function."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._api import backprop, value_and_grad
+from .._call import argument_names, name_of
+from .._rules import Rules
+from .._types import Array, PyTree
+from ._checks import check_float_leaves, check_optimizer, check_pair, check_same_types
+from ._watch import Watch, Watched, observe
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """All that a step changes: a pytree, as it is saved and restored.
+
+    Attributes:
+        params: what is differentiated.
+        opt_state: the state of the optimizer.
+        step: how many steps were taken, an int32 scalar.
+        key: the random key of the run. It stays; the key of a step is `jax.random.fold_in(key, step)`.
+        model_state: the model's own state (batch statistics, counters), None where there is none.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    step: Array
+    key: Array
+    model_state: PyTree = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Metrics:
+    """What a step says of itself; `metrics["loss"]` is `metrics.loss`.
+
+    Attributes:
+        loss: the loss at the params before the update.
+        aux: what the loss returned beside it, None without `has_aux`.
+        watched: what was watched (`Watched`), None without `watch`.
+    """
+
+    loss: Array
+    aux: PyTree = None
+    watched: Watched | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in ("loss", "aux", "watched"):
+            raise KeyError(f"a step has no metric {name!r}: there are loss, aux, watched.")
+        return getattr(self, name)
+
+
+class Gradient(NamedTuple):
+    """What the backward pass of one step gives."""
+
+    loss: Array
+    grads: PyTree
+    aux: PyTree
+    model_state: PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A training step. Made by `make_step`."""
+
+    loss: Callable[..., Any]
+    optimizer: optax.GradientTransformationExtraArgs
+    has_aux: bool
+    rules: Rules
+    watch: Watch | None
+    donate: bool
+
+    def init(self, params: PyTree, key: Any = None, model_state: PyTree = None) -> State:
+        """Make the state before the first step.
+
+        Everything is copied: the arrays handed in live on when the state is donated.
+
+        Args:
+            params: a pytree of floating point arrays, or Python floats.
+            key: a random key or a seed; 0 by default.
+            model_state: a pytree of arrays, for a loss that takes `model_state`.
+
+        Raises:
+            TypeError: a leaf of `params` cannot be differentiated.
+            ValueError: the loss takes `model_state` and none is given, or the reverse.
+        """
+        check_float_leaves(params)
+        if ("model_state" in self.takes) != (model_state is not None):
+            raise ValueError(_model_state_mismatch(name_of(self.loss), model_state is not None))
+        key = 0 if key is None else key
+        key = jax.random.key(key) if isinstance(key, int) else key
+        params, model_state, key = jax.tree.map(_own, (params, model_state, key))
+        opt_state = jax.tree.map(_own, self.optimizer.init(params))
+        return State(params, opt_state, jnp.zeros((), jnp.int32), key, model_state)
+
+    def __call__(self, state: State, *batch: Any, watch: bool | None = None) -> tuple[State, Metrics]:
+        """Take one step. Compiled once for each shape of the batch; the state handed in is used up.
+
+        Args:
+            state: from `init` or from the step before.
+            *batch: what the loss takes after the params.
+            watch: with a `Watch`, whether to watch this step. By default the count in the state decides,
+                on the device. To say it here saves a step that is not watched the choice.
+        """
+        run = self._compiled if watch is None else self._compiled_watched if watch else self._compiled_plain
+        try:
+            return run(state, *batch)
+        except RuntimeError as error:
+            if "has been deleted" in str(error):
+                raise RuntimeError(
+                    "the state (or the batch) holds arrays that were donated: a step uses up the state it is "
+                    "given, so that the new one can stand in its place. Go on with the state the step "
+                    "returned, or keep the old one usable with make_step(..., donate=False)."
+                ) from error
+            raise
+
+    def pure(self, state: State, *batch: Any) -> tuple[State, Metrics]:
+        """The step as a plain function, not compiled: for `jax.lax.scan`, `jax.jit`, `jax.vmap` by hand."""
+        if self.watch is None:
+            return self.plain(state, *batch)
+        shapes = jax.eval_shape(self._watched_once, state, *batch)[1].watched
+
+        def plain(state: State, *batch: Any) -> tuple[State, Metrics]:
+            state, metrics = self.plain(state, *batch)
+            return state, replace(metrics, watched=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+
+        # The whole step stands in the branches: what is only watched is not kept for the other, and the donated
+        # state is updated in place in both.
+        due = state.step % self.watch.every == 0
+        return jax.lax.cond(due, self._watched_once, plain, state, *batch)
+
+    def plain(self, state: State, *batch: Any) -> tuple[State, Metrics]:
+        """The step without watching, as a plain function."""
+        found = self.gradient(state, *batch)
+        return self.update(state, found, *batch), Metrics(found.loss, found.aux)
+
+    def watched(self, state: State, *batch: Any) -> tuple[State, Metrics]:
+        """The step watched, as a plain function.
+
+        Raises:
+            ValueError: there is no `Watch`.
+        """
+        if self.watch is None:
+            raise ValueError("the step has no `watch`: make it with make_step(..., watch=jaxprop.Watch()).")
+        opened = backprop(
+            self.loss, has_aux=self._pair, nodes=self.watch.selector, record=self.watch.record, rules=self.rules
+        )
+        tape = opened(state.params, *batch, **self._extras(state))
+        found = self._gradient(state, tape.value, tape.aux, tape.grads)
+        new, updates = self._advance(state, found, batch)
+        root = argument_names(self.loss, 1)[0]
+        watched = observe(self.watch, root, tape, state, found.grads, updates)
+        return new, Metrics(found.loss, found.aux, watched)
+
+    # --- the two halves of a step --------------------------------------------------------------------
+
+    def gradient(self, state: State, *batch: Any) -> Gradient:
+        """The loss and its gradient."""
+        both = value_and_grad(self.loss, has_aux=self._pair, rules=self.rules)
+        value, grads = both(state.params, *batch, **self._extras(state))
+        value, aux = value if self._pair else (value, None)
+        return self._gradient(state, value, aux, grads)
+
+    def update(self, state: State, found: Gradient, *batch: Any) -> State:
+        """The state after a gradient."""
+        return self._advance(state, found, batch)[0]
+
+    def _advance(self, state: State, found: Gradient, batch: tuple[Any, ...]) -> tuple[State, PyTree]:
+        def value_fn(params: PyTree) -> Array:
+            value = self.loss(params, *batch, **self._extras(state))
+            return value[0] if self._pair else value
+
+        extra = {"value": found.loss, "grad": found.grads, "value_fn": value_fn}
+        updates, opt_state = self.optimizer.update(found.grads, state.opt_state, state.params, **extra)
+        params = optax.apply_updates(state.params, updates)
+        new = State(params, opt_state, state.step + jnp.int32(1), state.key, found.model_state)
+        check_same_types(state, new)
+        return new, updates
+
+    def _gradient(self, state: State, value: Any, aux: Any, grads: PyTree) -> Gradient:
+        if "model_state" not in self.takes:
+            return Gradient(value, grads, aux, state.model_state)
+        if not self.has_aux:
+            return Gradient(value, grads, None, aux)
+        model_state, aux = check_pair(aux, name_of(self.loss))
+        return Gradient(value, grads, aux, model_state)
+
+    # --- how the loss is called ----------------------------------------------------------------------
+
+    @functools.cached_property
+    def takes(self) -> frozenset[str]:
+        """Which of `key` and `model_state` the loss has a parameter for."""
+        return takes(self.loss)
+
+    @property
+    def _pair(self) -> bool:
+        return self.has_aux or "model_state" in self.takes
+
+    def _extras(self, state: State) -> dict[str, Any]:
+        extras: dict[str, Any] = {}
+        if "key" in self.takes:
+            extras["key"] = jax.random.fold_in(state.key, state.step)
+        if "model_state" in self.takes:
+            extras["model_state"] = state.model_state
+        return extras
+
+    # --- compiled ------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _watched_once(self) -> Callable[..., tuple[State, Metrics]]:
+        return jax.jit(self.watched)  # for its cache: traced once, for the shapes and for the branch
+
+    def _jit(self, function: Callable[..., Any]) -> Callable[..., tuple[State, Metrics]]:
+        return jax.jit(function, donate_argnums=0 if self.donate else ())
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., tuple[State, Metrics]]:
+        return self._jit(self.pure)
+
+    @functools.cached_property
+    def _compiled_plain(self) -> Callable[..., tuple[State, Metrics]]:
+        return self._jit(self.plain)
+
+    @functools.cached_property
+    def _compiled_watched(self) -> Callable[..., tuple[State, Metrics]]:
+        return self._jit(self.watched)
+
+
+def make_step(
+    loss: Callable[..., Any],
+    optimizer: Any = None,
+    *,
+    has_aux: bool = False,
+    rules: Rules = (),
+    watch: Watch | None = None,
+    donate: bool = True,
+) -> Step:
+    """Make a training step of a loss and an optimizer: forward, backward, update, as one compiled function.
+
+        params <- params + optimizer(d loss / d params)
+
+    The loss is called as `loss(params, *batch)`. What else it gets, its signature says:
+
+    - a parameter `key`: a fresh random key each step, `jax.random.fold_in(state.key, state.step)`;
+    - a parameter `model_state`: the model's own state. Then it returns a pair (value, new model_state); with
+      `has_aux` a pair (value, (new model_state, aux)).
+
+    Args:
+        loss: a pure function that returns a scalar; with `has_aux` a pair (scalar, aux).
+        optimizer: any optax optimizer; `optax.sgd(0.01)` by default. Line searches and schedules that ask for
+            `value`, `grad` or `value_fn` get them.
+        has_aux: whether the loss returns auxiliary data beside the value.
+        rules: how cotangents cross nodes, as in `jaxprop.backprop`.
+        watch: what to write down of the inside, and how often.
+        donate: let the new state take the place of the old. The state handed in is used up.
+
+    Returns:
+        A `Step`: `state = step.init(params)`, then `state, metrics = step(state, *batch)`.
+
+    Raises:
+        TypeError: the optimizer is not one of optax's; the loss is not callable.
+
+    Example:
+        >>> import jaxprop as jp
+        >>> def loss(w, x, y):
+        ...     y_hat = w * x
+        ...     return (y_hat - y) ** 2
+        >>> step = jp.make_step(loss)
+        >>> state, metrics = step(step.init(1.0), 1.0, 2.0)
+        >>> float(metrics.loss), round(float(state.params), 4)
+        (1.0, 1.02)
+    """
+    if not callable(loss):
+        raise TypeError(f"`loss` must be a function (params, *batch) -> scalar, got {type(loss).__name__}.")
+    optimizer = optax.sgd(0.01) if optimizer is None else check_optimizer(optimizer)
+    return Step(loss, optimizer, has_aux, tuple(rules), watch, donate)
+
+
+def takes(function: Callable[..., Any]) -> frozenset[str]:
+    """Which of `key` and `model_state` a function has a parameter for that is not bound yet."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return frozenset()
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    return frozenset(
+        name
+        for name in ("key", "model_state")
+        if name in parameters and name not in bound and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+    )
+
+
+def _own(x: Any) -> Array:
+    """A copy of an array of JAX's own, whose type is not weak: it can be donated, and stays what it is."""
+    dtype = jnp.result_type(x)
+    return jnp.array(x, dtype=dtype, copy=True)
+
+
+def _model_state_mismatch(name: str, given: bool) -> str:
+    if given:
+        return (
+            f"`model_state` is given, but `{name}` has no parameter of that name. Write it as "
+            "`def loss(params, *batch, model_state)`, and return (value, new model_state)."
+        )
+    return f"`{name}` takes `model_state`, and none is given: pass the model's first state as model_state=..."

@@ -1,0 +1,142 @@
+"""Watching from inside the compiled step: what to write down, how often, and how to read it."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._graph import Selector
+from .._rules import Recorder
+from .._summary import Summary, summary
+from .._tape import Entry, Tape
+from .._types import Array, PyTree
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What to write down of the inside of a step, and how often.
+
+    Attributes:
+        nodes: a selector as in `jaxprop.backprop`. `*` is every node a cotangent can reach; `()` none.
+        every: watch the steps whose count is a multiple of this: 0, every, 2 * every, ...
+        record: what to write down of values and cotangents; bounded statistics by default.
+        grads: the norm of each leaf of the gradient, and of the params.
+        updates: the norm of each leaf of the update, and its ratio to that of the params.
+    """
+
+    nodes: Selector = "*"
+    every: int = 50
+    record: Recorder = summary
+    grads: bool = True
+    updates: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"Watch(every=...) is a number of steps, 1 or more; got {self.every!r}.")
+        if not isinstance(self.record, Recorder):
+            raise TypeError(
+                f"Watch(record=...) is a jaxprop.Recorder, such as jaxprop.summary; got {type(self.record).__name__}."
+            )
+
+    @property
+    def selector(self) -> Selector | None:
+        """What `backprop` is given: constants are left out of `*`, or XLA would fold their statistics."""
+        return None if isinstance(self.nodes, str) and self.nodes == "*" else self.nodes
+
+
+class Leaf(NamedTuple):
+    """Norms of one leaf of the params, before the update. NaN where they were not asked for.
+
+    Attributes:
+        param: 2-norm of the parameter.
+        grad: 2-norm of its gradient.
+        update: 2-norm of the change the optimizer makes.
+        ratio: update / param: by which fraction the step changes it.
+    """
+
+    param: Any
+    grad: Any
+    update: Any
+    ratio: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Watched(Mapping[str, Entry]):
+    """What was watched in one step: `watched["h"].cotangent.norm`. Read it on the host.
+
+    A mapping from names of values to entries (`Entry`). Only where the step was watched is there anything in it:
+    `bool(watched)` says so.
+
+    Attributes:
+        on: whether the step was watched.
+        step: the count of the step.
+        tape: records of values and cotangents, None with `nodes=()`.
+        norms: per leaf of the params, in their order: norm of param, gradient, update.
+        paths: the names of the leaves.
+    """
+
+    on: Any
+    step: Any
+    tape: Tape | None
+    norms: Mapping[str, Array]
+    paths: tuple[str, ...] = field(metadata={"static": True})
+
+    def __bool__(self) -> bool:
+        return bool(self.on)
+
+    def __getitem__(self, name: str) -> Entry:
+        self._check_on()
+        if self.tape is None:
+            raise KeyError(f"{name!r} was not watched: `nodes=()` picks nothing.")
+        return self.tape[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tape.names if self and self.tape is not None else ())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _check_on(self) -> None:
+        if not self:
+            raise ValueError("this step was not watched, so there is nothing to read: ask `if metrics.watched:` first.")
+
+    @functools.cached_property
+    def leaves(self) -> Mapping[str, Leaf]:
+        """Norms by leaf of the params: `watched.leaves["params['w1']"].ratio`."""
+        self._check_on()
+        nothing = np.full(len(self.paths), np.nan)
+        norms = jax.device_get(self.norms)
+        param, grad, update = (norms.get(kind, nothing) for kind in ("param", "grad", "update"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = update / param
+        return {path: Leaf(*row) for path, row in zip(self.paths, np.transpose([param, grad, update, ratio]), strict=True)}
+
+
+def observe(watch: Watch, root: str, tape: Tape, state: Any, grads: PyTree, updates: PyTree) -> Watched:
+    """Write down what a step did. The tape gives up what the step returns in another place."""
+    norms = {}
+    if watch.grads or watch.updates:
+        norms["param"] = _norms(state.params)
+    if watch.grads:
+        norms["grad"] = _norms(grads)
+    if watch.updates:
+        norms["update"] = _norms(updates)
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    paths = tuple(root + jax.tree_util.keystr(path) for path, _ in leaves)
+    records = replace(tape, value=None, aux=None, grads=None, seed=None)
+    return Watched(jnp.bool_(True), state.step, records, norms, paths)
+
+
+def _norms(tree: PyTree) -> Array:
+    return jnp.stack([_norm(x) for x in jax.tree.leaves(tree)])
+
+
+def _norm(x: Array) -> Array:
+    x = jnp.abs(x)
+    wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    return jnp.sqrt(jnp.sum(wide * wide))
