@@ -95,9 +95,10 @@ def like(template: Any, data: Any) -> Any:
 
 
 def _impl(key: Any) -> Any:
-    if isinstance(key, jax.Array):
-        return jax.random.key_impl(key)
-    return str(key.dtype).removeprefix("key<").removesuffix(">")
+    """Which generator a key is of; the key may be a shape only."""
+    found: list[Any] = []
+    jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), key)
+    return found[0]
 
 
 # --- fingerprints ---------------------------------------------------------------------------------------------
