@@ -5,6 +5,7 @@ change the rules by which gradients flow.
 """
 
 from . import rules as rules
+from . import train as train
 from ._api import backprop as backprop
 from ._api import derivative as derivative
 from ._api import grad as grad
@@ -23,5 +24,8 @@ from ._summary import summary as summary
 from ._tape import Entry as Entry
 from ._tape import Shares as Shares
 from ._tape import Tape as Tape
+from .train import Watch as Watch
+from .train import fit as fit
+from .train import make_step as make_step
 
 __version__ = "0.1.0"

@@ -59,8 +59,8 @@ def check_float_leaves(params: PyTree) -> None:
             ) from None
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"`{name}` is {dtype}: only floating point can be trained. Convert it to a float, or keep it out "
-                "of `params` (close over it, or put it into `model_state`)."
+                f"`{name}` is {dtype}: only floating point can be trained. Convert it to a float, or keep it "
+                "out of `params` (close over it, or put it into `model_state`)."
             )
 
 
@@ -73,8 +73,8 @@ def check_pair(aux: Any, name: str) -> tuple[Any, Any]:
     if isinstance(aux, tuple | list) and len(aux) == 2:
         return aux[0], aux[1]
     raise TypeError(
-        f"`{name}` takes `model_state` and has_aux=True: it must return (value, (new model_state, aux)), but what "
-        f"stands beside the value is a {type(aux).__name__}."
+        f"`{name}` takes `model_state` and has_aux=True: it must return (value, (new model_state, aux)), but "
+        f"what stands beside the value is a {type(aux).__name__}."
     )
 
 
@@ -95,9 +95,9 @@ def check_same_types(old: PyTree, new: PyTree) -> None:
     for (path, was), (_, now) in zip(before, after, strict=True):
         if (jnp.shape(was), was.dtype) != (jnp.shape(now), now.dtype):
             raise TypeError(
-                f"one step turns `state{jax.tree_util.keystr(path)}` from {_type(was)} into {_type(now)}, so the "
-                "next would be another program. Make the types agree where it is computed; often data are of a "
-                "wider dtype than params."
+                f"one step turns `state{jax.tree_util.keystr(path)}` from {_type(was)} into {_type(now)}, so "
+                "the next would be another program. Make the types agree where it is computed; often data are "
+                "of a wider dtype than params."
             )
 
 
@@ -111,3 +111,24 @@ def _first_difference(before: list[Any], after: list[Any]) -> str:
 
 def _type(x: Any) -> str:
     return f"{x.dtype}{list(jnp.shape(x))}"
+
+
+def check_dtypes(params: PyTree, data: PyTree) -> None:
+    """Check that data is of no wider type than params: all would be computed in it.
+
+    Raises:
+        TypeError: it is.
+    """
+    widths = [jnp.finfo(x.dtype).bits for x in jax.tree.leaves(params)]
+    for path, x in jax.tree_util.tree_leaves_with_path(data):
+        dtype = getattr(x, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            continue
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        if jnp.finfo(dtype).bits > max(widths):
+            name = "data" + jax.tree_util.keystr(path)
+            narrow = max((x.dtype for x in jax.tree.leaves(params)), key=lambda d: jnp.finfo(d).bits)
+            raise TypeError(
+                f"`{name}` is {dtype}, params are {narrow}: JAX would compute the whole loss in {dtype}. "
+                f"Convert the data once, `.astype({narrow})`, or the params."
+            )

@@ -13,9 +13,13 @@ import optax
 from .._api import backprop, value_and_grad
 from .._call import argument_names, name_of
 from .._rules import Rules
+from .._tape import Tape
 from .._types import Array, PyTree
 from ._checks import check_float_leaves, check_optimizer, check_pair, check_same_types
-from ._watch import Watch, Watched, observe
+from ._watch import Norms, Watch, Watched, norms_of, without_results
+
+#: Names of a row that are not the user's.
+_TAKEN = ("loss", "step", "epoch", "steps_per_second")
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +64,7 @@ class Metrics:
 
 
 class Gradient(NamedTuple):
-    """What the backward pass of one step gives."""
+    """What the forward and the backward pass of one step give."""
 
     loss: Array
     grads: PyTree
@@ -98,8 +102,8 @@ class Step:
             raise ValueError(_model_state_mismatch(name_of(self.loss), model_state is not None))
         key = 0 if key is None else key
         key = jax.random.key(key) if isinstance(key, int) else key
-        params, model_state, key = jax.tree.map(_own, (params, model_state, key))
-        opt_state = jax.tree.map(_own, self.optimizer.init(params))
+        params, model_state, key = jax.tree.map(own, (params, model_state, key))
+        opt_state = jax.tree.map(own, self.optimizer.init(params))
         return State(params, opt_state, jnp.zeros((), jnp.int32), key, model_state)
 
     def __call__(self, state: State, *batch: Any, watch: bool | None = None) -> tuple[State, Metrics]:
@@ -149,17 +153,9 @@ class Step:
         Raises:
             ValueError: there is no `Watch`.
         """
-        if self.watch is None:
-            raise ValueError("the step has no `watch`: make it with make_step(..., watch=jaxprop.Watch()).")
-        opened = backprop(
-            self.loss, has_aux=self._pair, nodes=self.watch.selector, record=self.watch.record, rules=self.rules
-        )
-        tape = opened(state.params, *batch, **self._extras(state))
-        found = self._gradient(state, tape.value, tape.aux, tape.grads)
-        new, updates = self._advance(state, found, batch)
-        root = argument_names(self.loss, 1)[0]
-        watched = observe(self.watch, root, tape, state, found.grads, updates)
-        return new, Metrics(found.loss, found.aux, watched)
+        found, tape = self.opened(state, *batch)
+        new, norms = self.update_observed(state, found, *batch)
+        return new, Metrics(found.loss, found.aux, self.observed(tape, norms, state))
 
     # --- the two halves of a step --------------------------------------------------------------------
 
@@ -167,12 +163,39 @@ class Step:
         """The loss and its gradient."""
         both = value_and_grad(self.loss, has_aux=self._pair, rules=self.rules)
         value, grads = both(state.params, *batch, **self._extras(state))
-        value, aux = value if self._pair else (value, None)
-        return self._gradient(state, value, aux, grads)
+        return self.split(value, state.model_state)._replace(grads=grads)
+
+    def opened(self, state: State, *batch: Any) -> tuple[Gradient, Tape | None]:
+        """The loss and its gradient, and the records of what lies between.
+
+        Raises:
+            ValueError: there is no `Watch`.
+        """
+        watch = self._watch()
+        if not watch.selects:
+            return self.gradient(state, *batch), None
+        opened = backprop(
+            self.loss, has_aux=self._pair, nodes=watch.selector, record=watch.record, rules=self.rules
+        )
+        tape = opened(state.params, *batch, **self._extras(state))
+        value = (tape.value, tape.aux) if self._pair else tape.value
+        found = self.split(value, state.model_state)._replace(grads=tape.grads)
+        return found, without_results(tape)
 
     def update(self, state: State, found: Gradient, *batch: Any) -> State:
         """The state after a gradient."""
         return self._advance(state, found, batch)[0]
+
+    def update_observed(self, state: State, found: Gradient, *batch: Any) -> tuple[State, Norms]:
+        """The state after a gradient, and the norms of what changed it."""
+        new, updates = self._advance(state, found, batch)
+        return new, norms_of(self._watch(), state.params, found.grads, updates)
+
+    def observed(self, tape: Tape | None, norms: Norms, state: State) -> Watched:
+        """What was watched of a step that began with `state`."""
+        leaves = jax.tree_util.tree_leaves_with_path(state.params)
+        paths = tuple(self.root + jax.tree_util.keystr(path) for path, _ in leaves)
+        return Watched(jnp.bool_(True), state.step, tape, norms, paths)
 
     def _advance(self, state: State, found: Gradient, batch: tuple[Any, ...]) -> tuple[State, PyTree]:
         def value_fn(params: PyTree) -> Array:
@@ -186,13 +209,20 @@ class Step:
         check_same_types(state, new)
         return new, updates
 
-    def _gradient(self, state: State, value: Any, aux: Any, grads: PyTree) -> Gradient:
+    def _watch(self) -> Watch:
+        if self.watch is None:
+            raise ValueError("the step has no `watch`: make it with make_step(..., watch=jaxprop.Watch()).")
+        return self.watch
+
+    def split(self, result: Any, model_state: PyTree) -> Gradient:
+        """Take apart what the loss returned; the gradient is still to come."""
+        value, rest = result if self._pair else (result, None)
         if "model_state" not in self.takes:
-            return Gradient(value, grads, aux, state.model_state)
+            return Gradient(value, None, rest, model_state)
         if not self.has_aux:
-            return Gradient(value, grads, None, aux)
-        model_state, aux = check_pair(aux, name_of(self.loss))
-        return Gradient(value, grads, aux, model_state)
+            return Gradient(value, None, None, rest)
+        model_state, aux = check_pair(rest, name_of(self.loss))
+        return Gradient(value, None, aux, model_state)
 
     # --- how the loss is called ----------------------------------------------------------------------
 
@@ -200,6 +230,11 @@ class Step:
     def takes(self) -> frozenset[str]:
         """Which of `key` and `model_state` the loss has a parameter for."""
         return takes(self.loss)
+
+    @functools.cached_property
+    def root(self) -> str:
+        """How the loss calls its first argument, by which leaves are named: `params['w']`."""
+        return argument_names(self.loss, 1)[0]
 
     @property
     def _pair(self) -> bool:
@@ -295,11 +330,13 @@ def takes(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(
         name
         for name in ("key", "model_state")
-        if name in parameters and name not in bound and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+        if name in parameters
+        and name not in bound
+        and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
     )
 
 
-def _own(x: Any) -> Array:
+def own(x: Any) -> Array:
     """A copy of an array of JAX's own, whose type is not weak: it can be donated, and stays what it is."""
     dtype = jnp.result_type(x)
     return jnp.array(x, dtype=dtype, copy=True)
@@ -312,3 +349,14 @@ def _model_state_mismatch(name: str, given: bool) -> str:
             "`def loss(params, *batch, model_state)`, and return (value, new model_state)."
         )
     return f"`{name}` takes `model_state`, and none is given: pass the model's first state as model_state=..."
+
+
+def row_of(loss: Array, aux: PyTree) -> dict[str, Array]:
+    """The numbers of a step: the loss, and the scalars of the auxiliary data by their keys."""
+    row = {"loss": loss}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+        if jnp.shape(leaf) == () and jnp.issubdtype(jnp.result_type(leaf), jnp.number):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            named = isinstance(path[0], jax.tree_util.DictKey | jax.tree_util.GetAttrKey) if path else False
+            row[name if named and name not in _TAKEN else f"aux/{name}".rstrip("/")] = jnp.asarray(leaf)
+    return row

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,12 @@ import numpy as np
 
 from .._graph import Selector
 from .._rules import Recorder
-from .._summary import Summary, summary
+from .._summary import summary
 from .._tape import Entry, Tape
 from .._types import Array, PyTree
+
+#: Of each kind ("param", "grad", "update") the norms of the leaves, in the order of the params.
+Norms: TypeAlias = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,14 @@ class Watch:
             raise ValueError(f"Watch(every=...) is a number of steps, 1 or more; got {self.every!r}.")
         if not isinstance(self.record, Recorder):
             raise TypeError(
-                f"Watch(record=...) is a jaxprop.Recorder, such as jaxprop.summary; got {type(self.record).__name__}."
+                "Watch(record=...) is a jaxprop.Recorder, such as jaxprop.summary; got "
+                f"{type(self.record).__name__}."
             )
+
+    @property
+    def selects(self) -> bool:
+        """Whether it looks at any node."""
+        return callable(self.nodes) or len(self.nodes) > 0
 
     @property
     def selector(self) -> Selector | None:
@@ -69,21 +78,21 @@ class Leaf(NamedTuple):
 class Watched(Mapping[str, Entry]):
     """What was watched in one step: `watched["h"].cotangent.norm`. Read it on the host.
 
-    A mapping from names of values to entries (`Entry`). Only where the step was watched is there anything in it:
-    `bool(watched)` says so.
+    A mapping from names of values to entries (`Entry`), empty where the step was not watched: `bool(watched)`
+    says which.
 
     Attributes:
         on: whether the step was watched.
         step: the count of the step.
         tape: records of values and cotangents, None with `nodes=()`.
-        norms: per leaf of the params, in their order: norm of param, gradient, update.
+        norms: of each leaf of the params: of the parameter, its gradient, its update.
         paths: the names of the leaves.
     """
 
     on: Any
     step: Any
     tape: Tape | None
-    norms: Mapping[str, Array]
+    norms: Norms
     paths: tuple[str, ...] = field(metadata={"static": True})
 
     def __bool__(self) -> bool:
@@ -103,7 +112,9 @@ class Watched(Mapping[str, Entry]):
 
     def _check_on(self) -> None:
         if not self:
-            raise ValueError("this step was not watched, so there is nothing to read: ask `if metrics.watched:` first.")
+            raise ValueError(
+                "this step was not watched, so there is nothing to read: ask `if metrics.watched:` first."
+            )
 
     @functools.cached_property
     def leaves(self) -> Mapping[str, Leaf]:
@@ -114,22 +125,27 @@ class Watched(Mapping[str, Entry]):
         param, grad, update = (norms.get(kind, nothing) for kind in ("param", "grad", "update"))
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = update / param
-        return {path: Leaf(*row) for path, row in zip(self.paths, np.transpose([param, grad, update, ratio]), strict=True)}
+        return {
+            path: Leaf(*row)
+            for path, row in zip(self.paths, np.transpose([param, grad, update, ratio]), strict=True)
+        }
 
 
-def observe(watch: Watch, root: str, tape: Tape, state: Any, grads: PyTree, updates: PyTree) -> Watched:
-    """Write down what a step did. The tape gives up what the step returns in another place."""
+def without_results(tape: Tape) -> Tape:
+    """The records alone: what a step returns in another place is taken off the tape."""
+    return replace(tape, value=None, aux=None, grads=None, seed=None)
+
+
+def norms_of(watch: Watch, params: PyTree, grads: PyTree, updates: PyTree) -> Norms:
+    """The norms a `Watch` asks for, leaf by leaf."""
     norms = {}
     if watch.grads or watch.updates:
-        norms["param"] = _norms(state.params)
+        norms["param"] = _norms(params)
     if watch.grads:
         norms["grad"] = _norms(grads)
     if watch.updates:
         norms["update"] = _norms(updates)
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    paths = tuple(root + jax.tree_util.keystr(path) for path, _ in leaves)
-    records = replace(tape, value=None, aux=None, grads=None, seed=None)
-    return Watched(jnp.bool_(True), state.step, records, norms, paths)
+    return norms
 
 
 def _norms(tree: PyTree) -> Array:

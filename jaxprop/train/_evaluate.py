@@ -1,0 +1,149 @@
+"""The mean of a loss over all of the evaluation data, the last short batch included."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from .._call import name_of
+from .._types import Array, PyTree
+from ._data import check_arrays, is_arrays
+from ._feed import Batch, as_batch
+from ._step import State, Step, row_of, takes
+from ._stream import batches_of
+
+#: (params, model_state, batch) -> numbers by name.
+Measure: TypeAlias = Callable[[PyTree, PyTree, Batch], dict[str, Array]]
+#: A state -> means by name.
+Evaluate: TypeAlias = Callable[[State], dict[str, Any]]
+
+
+def make_evaluate(
+    step: Step,
+    function: Callable[..., Any] | None,
+    data: Any,
+    batch_size: int | None,
+    place: Callable[[PyTree], PyTree],
+) -> Evaluate | None:
+    """Make the evaluation a run is asked for, None where there is no data for it.
+
+        mean = sum over batches of (examples in it * value of it) / examples
+
+    which is exact where the function is a mean over the examples of its batch.
+
+    Raises:
+        ValueError: there is a function and no data; or neither a function nor a loss that does without a key.
+        TypeError: the data can only be read once.
+    """
+    if data is None:
+        if function is not None:
+            raise ValueError("`eval_fn` is given, and no data to evaluate it on: pass eval_data.")
+        return None
+    measure = of_loss(step) if function is None else of_function(function)
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"`eval_data` is a {type(data).__name__}, which can be read once; every evaluation reads it. "
+            "Pass a list of batches, or a function that gives an iterator."
+        )
+    if not is_arrays(data):
+        return OverBatches(data, jax.jit(measure))
+    size = check_arrays(data, "eval_data")
+    batch = size if batch_size is None else min(batch_size, size)
+    program = functools.partial(over_arrays, measure, size, batch)
+    return OverArrays(place(data), jax.jit(program))
+
+
+@dataclass(frozen=True, eq=False)
+class OverArrays:
+    """Evaluate over arrays on the device: one program."""
+
+    data: PyTree
+    program: Callable[[Any, PyTree], dict[str, Array]]
+
+    def __call__(self, state: State) -> dict[str, Any]:
+        return self.program((state.params, state.model_state), self.data)
+
+
+@dataclass(frozen=True, eq=False)
+class OverBatches:
+    """Evaluate over an iterable of batches, of whatever sizes."""
+
+    data: Any
+    program: Measure
+
+    def __call__(self, state: State) -> dict[str, Any]:
+        sums: dict[str, Any] = {}
+        examples = 0
+        for batch in batches_of(self.data):
+            size = len(jax.tree.leaves(batch)[0])
+            means = self.program(state.params, state.model_state, as_batch(batch))
+            sums = {name: sums.get(name, 0) + size * mean for name, mean in means.items()}
+            examples += size
+        if not examples:
+            raise ValueError("`eval_data` gave no batches.")
+        return {name: x / examples for name, x in sums.items()}
+
+
+def over_arrays(
+    measure: Measure, size: int, batch: int, point: tuple[PyTree, PyTree], data: PyTree
+) -> dict[str, Array]:
+    """The means over arrays of `size` examples, in batches."""
+    if batch == size:
+        return measure(*point, as_batch(data))
+    full, rest = divmod(size, batch)
+
+    def piece(number: Array) -> dict[str, Array]:
+        def cut(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, number * batch, batch)
+
+        return measure(*point, as_batch(jax.tree.map(cut, data)))
+
+    sums = {name: batch * jnp.sum(x) for name, x in jax.lax.map(piece, jnp.arange(full)).items()}
+    if rest:
+        last = measure(*point, as_batch(jax.tree.map(lambda x: x[full * batch :], data)))
+        sums = {name: x + rest * last[name] for name, x in sums.items()}
+    return {name: x / size for name, x in sums.items()}
+
+
+def of_function(function: Callable[..., Any]) -> Measure:
+    """What a function of (params, *batch) says: a number, or several by name."""
+
+    def measure(params: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Array]:
+        extras = {"model_state": model_state} if "model_state" in takes(function) else {}
+        found = function(params, *batch, **extras)
+        if jax.tree.structure(found) == jax.tree.structure(0):
+            return {"eval_loss": found}
+        return {
+            "eval_" + jax.tree_util.keystr(path, simple=True, separator="/"): x
+            for path, x in jax.tree_util.tree_leaves_with_path(found)
+        }
+
+    return measure
+
+
+def of_loss(step: Step) -> Measure:
+    """The loss itself, and the scalars of its auxiliary data.
+
+    Raises:
+        ValueError: it asks for a key.
+    """
+    if "key" in step.takes and _is_required(step.loss, "key"):
+        raise ValueError(
+            f"`{name_of(step.loss)}` asks for a key, and an evaluation has none: pass eval_fn, a function of "
+            "(params, *batch) without randomness; or give `key` the default None, which it gets then."
+        )
+
+    def measure(params: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Array]:
+        extras = {"model_state": model_state} if "model_state" in step.takes else {}
+        found = step.split(step.loss(params, *batch, **extras), model_state)
+        return {f"eval_{name}": x for name, x in row_of(found.loss, found.aux).items()}
+
+    return measure
+
+
+def _is_required(function: Any, name: str) -> bool:
+    return inspect.signature(function).parameters[name].default is inspect.Parameter.empty

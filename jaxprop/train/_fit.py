@@ -1,0 +1,159 @@
+"""Training as one call."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._rules import Rules
+from .._types import PyTree
+from ._checks import check_dtypes
+from ._data import Reading, open_feed
+from ._evaluate import make_evaluate
+from ._history import History, Recording
+from ._loop import RUNNING, Carry, make_chunks
+from ._plan import CAPACITY, Plan, check_budget, eval_period, total_of
+from ._run import Effects, Run
+from ._step import State, make_step, own
+from ._until import split_until
+from ._watch import Watch
+
+
+def fit(
+    loss: Callable[..., Any],
+    params: PyTree,
+    data: Any,
+    *,
+    optimizer: Any = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    seconds: float | None = None,
+    until: Callable[[Mapping[str, Any]], Any] | None = None,
+    batch_size: int | None = None,
+    key: Any = None,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    model_state: PyTree = None,
+    has_aux: bool = False,
+    rules: Rules = (),
+    watch: Watch | None = None,
+    eval_data: Any = None,
+    eval_fn: Callable[..., Any] | None = None,
+    eval_every: int | None = None,
+    check_finite: bool = True,
+    check_data: bool = False,
+    memory_limit: int | None = None,
+    checkpoint: Any = None,
+    resume: bool = False,
+    sharding: Any = None,
+    writers: Sequence[Any] = (),
+    log_every: int | None = None,
+    progress: bool = True,
+) -> tuple[State, History]:
+    """Train: take steps over data until it is time to stop.
+
+        params <- params + optimizer(d loss / d params), batch after batch
+
+    Steps run in compiled chunks that grow until one takes about a fifth of a second. What happens between
+    chunks (evaluating, writing, saving) comes after the same steps in every run, however fast the machine is.
+
+    Args:
+        loss: as in `make_step`: called as `loss(params, *batch)`, with `key` and `model_state` where it has
+            such parameters.
+        params: a pytree of floating point arrays. They are copied.
+        data: a pytree of arrays with the examples on the first axis, of which a tuple is several arguments of
+            the loss, such as (x, y); or batches: a list or another iterable, an iterator, or a function that
+            gives a fresh iterator for each epoch (it is told the epoch if it takes an argument).
+        optimizer: any optax optimizer; `optax.sgd(0.01)` by default.
+        steps, epochs, seconds: when to stop; the first that is reached counts.
+        until: stop when this is true of a row, `lambda row: row["loss"] < 1e-6`. It is asked in every step,
+            inside the compiled program; if it reads `eval_...`, after every evaluation. The step it is true of
+            is the last.
+        batch_size: examples in a batch, where data is arrays; all of them by default.
+        key: a random key or a seed, for shuffling and for a loss that takes `key`.
+        shuffle: read arrays in another order each epoch. A pure function of key and epoch.
+        drop_last: leave out what does not fill a batch; without it that is an error.
+        model_state, has_aux, rules, watch: as in `make_step`. Scalars of aux are columns of the history.
+        eval_data: data to evaluate on, as `data`. A last short batch counts by its examples.
+        eval_fn: `(params, *batch)` -> a number or a dict of numbers, means over the examples of the batch; by
+            default the loss. A parameter `model_state` gets the model's state.
+        eval_every: evaluate after so many steps; by default after each epoch, or about a hundred times where an
+            epoch is one step.
+        check_finite: stop before a step whose loss or gradient is not finite.
+        check_data: look for NaN and infinities in the data first.
+        memory_limit: bytes. Arrays on the host up to it are put on the device as a whole, larger ones and
+            memory-mapped files are streamed. By default half of the device's memory, 1 GiB where it does not
+            say.
+        writers: objects with `write(step, row)` and `close()`.
+        log_every: write the rows of so many steps; by default one for each chunk, a few a second.
+        progress: show how it goes.
+
+    Returns:
+        The state after the last step, and the `History`: a mapping of NumPy columns, a row for each step. Its
+        `stop` says why the run ended, `watched` holds what was watched.
+
+    Raises:
+        TypeError, ValueError: of data, params, optimizer or budget, before anything is run.
+
+    Warns:
+        RuntimeWarning: something was not finite, or the data ended before its time.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxprop as jp, optax
+        >>> def loss(w, x, y):
+        ...     return jnp.mean((w * x - y) ** 2)
+        >>> x = jnp.linspace(-1.0, 1.0, 8)
+        >>> state, history = jp.fit(loss, 0.0, (x, 2 * x), optimizer=optax.sgd(0.1), steps=300, progress=False)
+        >>> round(float(state.params), 3), history["loss"].shape, history.stop.reason
+        (2.0, (300,), 'done')
+    """
+    check_budget(steps, epochs, seconds, until)
+    step = make_step(loss, optimizer, has_aux=has_aux, rules=rules, watch=watch)
+    state = step.init(params, key, model_state)
+    place = jax.device_put
+    done = 0
+    check_dtypes(state.params, data)
+    reading = Reading(batch_size, shuffle, drop_last, check_data, memory_limit, epochs)
+    feed = open_feed(data, own(state.key), reading, done, place)
+    evaluate = make_evaluate(step, eval_fn, eval_data, batch_size, place)
+    during, after = split_until(until, evaluate is not None)
+    total = total_of(steps, epochs, feed.per_epoch)
+    plan = Plan(
+        total,
+        eval_every=0 if evaluate is None else eval_period(eval_every, total, feed.per_epoch),
+        watch_every=0 if watch is None else watch.every,
+        per_epoch=feed.per_epoch,
+    )
+    run = Run(
+        step,
+        feed,
+        plan,
+        make_chunks(step, feed, during, check_finite, CAPACITY if total is None else min(CAPACITY, total)),
+        Effects(tell_all(writers), evaluate, None, after, log_every),
+        Carry(state, feed.order(done), jnp.int32(RUNNING)),
+        done,
+        None if seconds is None else time.monotonic() + seconds,
+        Recording(done),
+    )
+    try:
+        stop = run.go()
+    finally:
+        feed.close()
+        for writer in writers:
+            writer.close()
+    if stop.reason in ("nonfinite", "data"):
+        warnings.warn(stop.message, RuntimeWarning, stacklevel=2)
+    return run.carry.state, run.recording.finish(stop)
+
+
+def tell_all(writers: Sequence[Any]) -> Callable[[int, Mapping[str, Any]], None]:
+    """Tell every writer."""
+
+    def tell(step: int, row: Mapping[str, Any]) -> None:
+        for writer in writers:
+            writer.write(step, row)
+
+    return tell
