@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from .._types import Array, PyTree
 from ._feed import Feed, Resident, order_of
+from ._places import Places
 from ._stream import Streamed, checked, factory_of
 
 
@@ -27,7 +28,7 @@ class Reading:
     epochs: int | None
 
 
-def open_feed(data: Any, key: Array, reading: Reading, skip: int, place: Callable[[PyTree], PyTree]) -> Feed:
+def open_feed(data: Any, key: Array, reading: Reading, skip: int, places: Places) -> Feed:
     """Make a feed of data: a pytree of arrays, or an iterable of batches.
 
     Raises:
@@ -39,11 +40,13 @@ def open_feed(data: Any, key: Array, reading: Reading, skip: int, place: Callabl
         if reading.check:
             check_numbers(data)
         if fits(data, reading.memory_limit):
-            arrays = place(jax.tree.map(_whole, data))
+            places.check(size if batch is None else batch)
+            arrays = places.whole(jax.tree.map(_whole, data))
             return Resident(arrays, size, batch, key if reading.shuffle else None)
         batch = size if batch is None else batch
         rows = functools.partial(_rows, data, key if reading.shuffle else None, size, batch)
-        return Streamed(rows, place, size // batch, skip, reading.epochs)
+        places.check(batch)
+        return Streamed(rows, places.stacked, size // batch, skip, reading.epochs, places.groups)
     if reading.batch_size is not None:
         raise ValueError(
             f"batch_size={reading.batch_size} is for arrays; `data` is a {type(data).__name__}, which gives "
@@ -52,7 +55,7 @@ def open_feed(data: Any, key: Array, reading: Reading, skip: int, place: Callabl
     batches = functools.partial(
         checked, factory_of(data), reading.drop_last, check_numbers if reading.check else None
     )
-    return Streamed(batches, place, None, skip, reading.epochs)
+    return Streamed(batches, places.own_stacked, None, skip, reading.epochs, places.groups)
 
 
 def is_arrays(data: Any) -> bool:

@@ -58,19 +58,19 @@ class Placement:
         """Arrays on every device, whole. Under several processes each gives the same numbers."""
         return jax.tree.map(lambda leaf: _put(leaf, self._named(P())), data)
 
-    def batch(self, batch: PyTree, *, leading: int = 0) -> PyTree:
+    def batch(self, batch: PyTree, *, leading: int = 0, own: bool = True) -> PyTree:
         """A batch on the devices, its rows split over `axes`.
-
-        Under several processes each gives its own rows; the batch is all of them, in the order of processes.
 
         Args:
             batch: pytree of arrays whose axis `leading` counts rows. What has no such axis goes whole to all.
             leading: how many axes come before it: 1 for a stack of batches, one for each step.
+            own: under several processes, whether each gives its own rows, and the batch is all of them in the
+                order of processes; else every process gives the whole batch.
 
         Raises:
             ValueError: the rows do not divide by the devices they are split over.
         """
-        return jax.tree.map(lambda leaf: self._put_rows(leaf, leading), batch)
+        return jax.tree.map(lambda leaf: self._put_rows(leaf, leading, own), batch)
 
     def split(self, batch: PyTree) -> PyTree:
         """Inside a compiled function: have the rows of a batch lie as `batch` would put them."""
@@ -95,14 +95,16 @@ class Placement:
     def _rows(self, leaf: Any, leading: int) -> NamedSharding:
         return self._named(P() if jnp.ndim(leaf) <= leading else P(*[None] * leading, self.axes))
 
-    def _put_rows(self, leaf: Any, leading: int) -> jax.Array:
+    def _put_rows(self, leaf: Any, leading: int, own: bool) -> jax.Array:
         sharding = self._rows(leaf, leading)
         if jnp.ndim(leaf) <= leading:
             return _put(leaf, sharding)
+        shared = sharding.is_fully_addressable or not own
+        self.check(jnp.shape(leaf)[leading] * (1 if shared else jax.process_count()))
         if sharding.is_fully_addressable:
-            self.check(jnp.shape(leaf)[leading])
             return jax.device_put(leaf, sharding)
-        self.check(jnp.shape(leaf)[leading] * jax.process_count())
+        if not own:
+            return _put(leaf, sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
 

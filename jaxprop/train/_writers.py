@@ -4,6 +4,7 @@ A row is a flat mapping from names to numbers ("loss", "steps_per_second", "h/co
 other people's trackers are in `_trackers`.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -11,10 +12,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, runtime_checkable
 
+import jax
 import numpy as np
 
 
@@ -41,6 +43,33 @@ def resume_at(writers: Iterable[Writer], step: int) -> None:
         resume = getattr(writer, "resume", None)
         if resume is not None:
             resume(step)
+
+
+@contextlib.contextmanager
+def telling(
+    writers: Sequence[Writer], progress: bool, total: int | None, resumed: int | None
+) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+    """A function that tells every writer, and the terminal with `progress`; in the end all are closed.
+
+    Under several processes the first one tells for all.
+
+    Args:
+        total: steps of the whole run, where it is known.
+        resumed: the step after which a resumed run goes on; None for a new one.
+    """
+    shown = [*writers, Console(total)] if progress else list(writers)
+    told = shown if jax.process_index() == 0 else []
+
+    def tell(step: int, row: Mapping[str, Any]) -> None:
+        for writer in told:
+            writer.write(step, row)
+
+    with contextlib.ExitStack() as opened:
+        for writer in shown:
+            opened.callback(writer.close)
+        if resumed is not None:
+            resume_at(told, resumed)
+        yield tell
 
 
 def number_of(name: str, value: Any) -> bool | int | float:
