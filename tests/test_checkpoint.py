@@ -1,9 +1,15 @@
 """Checkpoints: what comes back is what was saved, bit for bit; what does not fit or is damaged is named."""
 
 import collections
+import csv
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -553,3 +559,102 @@ def test_without_orbax_it_says_what_to_install(tmp_path, monkeypatch):
     message = "Checkpoints are written by Orbax, which is not installed: pip install 'jaxprop-toolkit[train]'"
     with pytest.raises(ImportError, match=re.escape(message)):
         open_store(Checkpoint(tmp_path))
+
+
+# --- a run that is killed ---------------------------------------------------------------------------
+
+
+class Lives:
+    """Lives of one run in child processes, each ended by SIGKILL or by its end."""
+
+    def __init__(self):
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": "",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        script = Path(__file__).with_name("killed.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def begin(self, place):
+        place.mkdir(exist_ok=True)
+        self.process.stdin.write(f"{place}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def end(self):
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        _, errors = self.process.communicate()
+        return errors
+
+
+def lines(file):
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def on_disk(place):
+    return [int(p.name) for p in place.iterdir() if p.name.isdecimal()] if place.exists() else []
+
+
+def log_of(place):
+    rows = list(csv.DictReader(lines(place / "log.csv")))
+    return [(int(row["step"]), row["loss"], row.get("eval_loss", "")) for row in rows]
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_the_same(tmp_path):
+    """SIGKILL, twenty times: each life goes on from the newest checkpoint, and the end is bit for bit the same."""
+    from killed import EVERY
+
+    lives = Lives()
+    lives.begin(tmp_path / "whole")
+    assert lives.end() == 0, lives.close()
+    expected = dict(np.load(tmp_path / "whole" / "end.npz"))
+    rng = np.random.default_rng(0)
+    kills, runs, halves, lost = 0, 0, 0, []
+    while kills < 20 or runs == 0:
+        place = tmp_path / f"run {runs}"
+        finished = False
+        while not finished:
+            before, saved = lines(place / "lives"), on_disk(place / "saved")
+            trained = lines(place / "training")
+            child = lives.begin(place)
+            if kills < 20:
+                deadline = time.monotonic() + 20
+                while kills % 4 and lines(place / "training") == trained and time.monotonic() < deadline:
+                    time.sleep(0.01)  # three of four in the middle of training, the fourth at any moment
+                time.sleep(rng.uniform(0.0, 0.25))
+                os.kill(child, signal.SIGKILL)
+            status = lives.end()
+            finished = status == 0
+            kills += status == signal.SIGKILL
+            assert finished or status == signal.SIGKILL, lives.close()
+            now = lines(place / "lives")
+            if len(now) > len(before):  # this life came far enough to say where it goes on
+                assert int(now[-1]) == max(saved, default=0)
+            halves += any("tmp" in p.name for p in (place / "saved").glob("*"))
+            reached = [step for step, *_ in log_of(place)] or [0]
+            if not finished:
+                lost.append(reached[-1] - max(on_disk(place / "saved"), default=0))
+        ended = dict(np.load(place / "end.npz"))
+        assert ended.keys() == expected.keys()
+        for name, array in expected.items():
+            assert ended[name].tobytes() == array.tobytes(), name
+        assert log_of(place) == log_of(tmp_path / "whole")
+        runs += 1
+    errors = lives.close()
+    # What is lost are the steps since the newest whole checkpoint: one may be on its way to disk.
+    assert max(lost) <= 2 * EVERY, lost
+    assert max(lost) > 0, "no kill fell between two checkpoints"
+    assert halves > 0, "no kill fell into a save"
+    assert "is incomplete: the run ended while it was being written" in errors
