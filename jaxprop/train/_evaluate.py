@@ -13,6 +13,7 @@ from .._call import name_of
 from .._types import Array, PyTree
 from ._data import check_arrays, is_arrays
 from ._feed import Batch, as_batch
+from ._places import Places
 from ._step import State, Step, row_of, takes
 from ._stream import batches_of
 
@@ -27,7 +28,7 @@ def make_evaluate(
     function: Callable[..., Any] | None,
     data: Any,
     batch_size: int | None,
-    place: Callable[[PyTree], PyTree],
+    places: Places,
 ) -> Evaluate | None:
     """Make the evaluation a run is asked for, None where there is no data for it.
 
@@ -43,7 +44,7 @@ def make_evaluate(
         if function is not None:
             raise ValueError("`eval_fn` is given, and no data to evaluate it on: pass eval_data.")
         return None
-    measure = of_loss(step) if function is None else of_function(function)
+    measure = split_rows(of_loss(step) if function is None else of_function(function), places)
     if isinstance(data, Iterator):
         raise TypeError(
             f"`eval_data` is a {type(data).__name__}, which can be read once; every evaluation reads it. "
@@ -54,7 +55,7 @@ def make_evaluate(
     size = check_arrays(data, "eval_data")
     batch = size if batch_size is None else min(batch_size, size)
     program = functools.partial(over_arrays, measure, size, batch)
-    return OverArrays(place(data), jax.jit(program))
+    return OverArrays(places.whole(data), jax.jit(program))
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +144,15 @@ def of_loss(step: Step) -> Measure:
         return {f"eval_{name}": x for name, x in row_of(found.loss, found.aux).items()}
 
     return measure
+
+
+def split_rows(measure: Measure, places: Places) -> Measure:
+    """Have the examples of a batch split over devices, where they divide."""
+
+    def split(params: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Array]:
+        return measure(params, model_state, places.split(batch))
+
+    return split
 
 
 def _is_required(function: Any, name: str) -> bool:
