@@ -26,7 +26,15 @@ LAYERS = (
 )
 APART = {"rules", "show", "diagnosis"}  # public rooms: none imports another
 INSIDES = {"jax.core", "jax.extend"}  # only `_jaxpr` may touch these
-OPTIONAL = {"sklearn"}  # comes with an extra, so it may be imported where it is used
+OPTIONAL = {
+    "etils",
+    "mlflow",
+    "orbax",
+    "rich",
+    "sklearn",
+    "tensorboardX",
+    "wandb",
+}  # comes with an extra, so it may be imported where it is used
 
 HEIGHT = {room: i for i, room in enumerate(room for row in LAYERS for room in row)}
 

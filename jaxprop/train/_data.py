@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from .._types import Array, PyTree
 from ._checks import check_dtypes
 from ._feed import Feed, Resident, order_of
+from ._places import Places
 from ._step import State, own
 from ._stream import Streamed, checked, factory_of
 
@@ -30,7 +31,7 @@ class Reading:
     steps: int | None
 
 
-def open_feed(data: Any, state: State, reading: Reading, skip: int, place: Callable[[PyTree], PyTree]) -> Feed:
+def open_feed(data: Any, state: State, reading: Reading, skip: int, places: Places) -> Feed:
     """Make a feed of data: a pytree of arrays, or an iterable of batches.
 
     Raises:
@@ -49,17 +50,21 @@ def open_feed(data: Any, state: State, reading: Reading, skip: int, place: Calla
         batch = check_batch_size(reading.batch_size, size, reading.drop_last)
         check(data)
         if fits(data, reading.memory_limit):
-            return Resident(place(jax.tree.map(_whole, data)), size, batch, key)
+            places.check(size if batch is None else batch)
+            return Resident(places.whole(jax.tree.map(_whole, data)), size, batch, key)
         batch = size if batch is None else batch
         rows = functools.partial(_rows, data, key, size, batch)
-        return Streamed(rows, place, size // batch, skip, reading.epochs, reading.steps)
+        places.check(batch)
+        stream = functools.partial(Streamed, rows, places.stacked, size // batch)
+        return stream(skip, reading.epochs, reading.steps, places.groups)
     if reading.batch_size is not None:
         raise ValueError(
             f"batch_size={reading.batch_size} is for arrays; `data` is a {type(data).__name__}, which gives "
             "batches as they are. Leave batch_size out, and batch where the data comes from."
         )
     batches = functools.partial(checked, factory_of(data), reading.drop_last, check)
-    return Streamed(batches, place, None, skip, reading.epochs, reading.steps)
+    stream = functools.partial(Streamed, batches, places.own_stacked, None)
+    return stream(skip, reading.epochs, reading.steps, places.groups)
 
 
 def is_arrays(data: Any) -> bool:

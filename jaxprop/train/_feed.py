@@ -1,6 +1,7 @@
 """What a source of batches is, and the plain one: arrays that stay on the device."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -78,6 +79,36 @@ def order_of(key: Array, epoch: Any, size: int) -> Array:
 def as_batch(data: PyTree) -> Batch:
     """What a loss takes after the params: a tuple is several arguments, all else is one."""
     return data if type(data) is tuple else (data,)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A feed whose batches lie split over devices.
+
+    Attributes:
+        feed: where they come from.
+        split: puts the rows of a batch where they belong; traced.
+    """
+
+    feed: Feed
+    split: Callable[[Batch], Batch]
+
+    @property
+    def per_epoch(self) -> int | None:
+        return self.feed.per_epoch
+
+    def next(self, done: int, most: int, ahead: int) -> Group | None:
+        return self.feed.next(done, most, ahead)
+
+    def order(self, done: int) -> Array | None:
+        return self.feed.order(done)
+
+    def take(self, source: PyTree, order: Array | None, at: Point, place: Array) -> tuple[Batch, Array | None]:
+        batch, order = self.feed.take(source, order, at, place)
+        return self.split(batch), order
+
+    def close(self) -> None:
+        self.feed.close()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._tape import Tape
@@ -39,9 +40,15 @@ def _some(names: tuple[str, ...]) -> str:
 def _nonfinite(root: str, tree: PyTree) -> tuple[str, ...]:
     return tuple(
         root + jax.tree_util.keystr(path)
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-        if not np.isfinite(np.asarray(x).astype(complex)).all()
+        for path, fine in jax.tree_util.tree_leaves_with_path(_finite(tree))
+        if not fine
     )
+
+
+@jax.jit
+def _finite(tree: PyTree) -> PyTree:
+    """One flag for each array, wherever its parts lie."""
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
 
 
 def _first_nonfinite(tape: Tape) -> str | None:

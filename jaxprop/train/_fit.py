@@ -1,24 +1,28 @@
 """Training as one call."""
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from .._rules import Rules
 from .._types import PyTree
+from ._checkpoint import open_store
 from ._data import Reading, open_feed
 from ._evaluate import make_evaluate
-from ._history import History, Recording
+from ._history import History
 from ._loop import RUNNING, Carry, Chunks
+from ._places import places_of
 from ._plan import CAPACITY, Plan, check_budget, eval_period, total_of
+from ._resume import save_to, settings_of, take_up
 from ._run import Effects, Run
 from ._step import State, make_step
 from ._until import split_until
 from ._watch import Watch
+from ._writers import telling
 
 
 def fit(
@@ -86,9 +90,17 @@ def fit(
         memory_limit: bytes. Arrays on the host up to it are put on the device as a whole, larger ones and
             memory-mapped files are streamed. By default half of the device's memory, 1 GiB where it does not
             say.
-        writers: objects with `write(step, row)` and `close()`.
+        checkpoint: a directory, or a `Checkpoint` that says how often to save there and which to keep. The
+            state after the last step is saved too.
+        resume: go on from the newest checkpoint there is; begin where there is none. The run ends up where it
+            would have without the pause, bit for bit, and so does its history, but for `watched`.
+        sharding: how the run lies on many devices: a mesh or `data_parallel()` splits batches,
+            `fully_sharded()` the state too, `NamedSharding`s put parameters by hand. Under several processes
+            arrays are the same in each, and an iterable gives each its own rows.
+        writers: objects with `write(step, row)` and `close()`, such as `CSV("log.csv")`. They are closed in the
+            end. Under several processes the first one writes.
         log_every: write the rows of so many steps; by default one for each chunk, a few a second.
-        progress: show how it goes.
+        progress: show how it goes, on stderr.
 
     Returns:
         The state after the last step, and the `History`: a mapping of NumPy columns, a row for each step. Its
@@ -96,9 +108,12 @@ def fit(
 
     Raises:
         TypeError, ValueError: of data, params, optimizer or budget, before anything is run.
+        CheckpointError: there are checkpoints and `resume` is false; or the newest is damaged, or of another
+            state.
 
     Warns:
         RuntimeWarning: something was not finite, or the data ended before its time.
+        UserWarning: a checkpoint was half-written when the run was killed, and is passed over.
 
     Example:
         >>> import jax.numpy as jnp, jaxprop as jp, optax
@@ -111,47 +126,43 @@ def fit(
     """
     check_budget(steps, epochs, seconds, until)
     step = make_step(loss, optimizer, has_aux=has_aux, rules=rules, watch=watch)
-    state = step.init(params, key, model_state)
-    place = jax.device_put
-    done = 0
+    places = places_of(sharding)
+    settings = settings_of(checkpoint, resume)
+    state = places.state(step.init(params, key, model_state))
+    evaluate = make_evaluate(step, eval_fn, eval_data, batch_size, places)
     reading = Reading(batch_size, shuffle, drop_last, check_data, memory_limit, epochs, steps)
-    feed = open_feed(data, state, reading, done, place)
-    evaluate = make_evaluate(step, eval_fn, eval_data, batch_size, place)
     during, after = split_until(until, evaluate is not None)
-    total = total_of(steps, epochs, feed.per_epoch)
-    plan = Plan(
-        total,
-        eval_every=0 if evaluate is None else eval_period(eval_every, total, feed.per_epoch),
-        watch_every=0 if watch is None else watch.every,
-        per_epoch=feed.per_epoch,
-    )
-    run = Run(
-        step,
-        feed,
-        plan,
-        Chunks(step, feed, during, check_finite, CAPACITY if total is None else min(CAPACITY, total)),
-        Effects(tell_all(writers), evaluate, None, after, log_every),
-        Carry(state, feed.order(done), jnp.int32(RUNNING)),
-        done,
-        None if seconds is None else time.monotonic() + seconds,
-        Recording(done),
-    )
-    try:
+    with contextlib.ExitStack() as opened:
+        store = None if settings is None else opened.enter_context(open_store(settings, resume=resume))
+        state, recording = take_up(store, state)
+        done = int(state.step)
+        feed = places.feed(open_feed(data, state, reading, done, places))
+        opened.callback(feed.close)
+        total = total_of(steps, epochs, feed.per_epoch)
+        plan = Plan(
+            total,
+            eval_every=0 if evaluate is None else eval_period(eval_every, total, feed.per_epoch),
+            save_every=0 if settings is None else settings.every,
+            watch_every=0 if watch is None else watch.every,
+            per_epoch=feed.per_epoch,
+        )
+        capacity = CAPACITY if total is None else min(CAPACITY, total)
+        tell = opened.enter_context(telling(writers, progress, total, done if resume else None))
+        save = None if store is None else save_to(store, recording)
+        run = Run(
+            step,
+            feed,
+            plan,
+            Chunks(step, feed, during, check_finite, capacity, places.jit(state)),
+            Effects(tell, evaluate, save, after, log_every),
+            Carry(state, feed.order(done), places.whole(jnp.int32(RUNNING))),
+            done,
+            None if seconds is None else time.monotonic() + seconds,
+            recording,
+        )
         stop = run.go()
-    finally:
-        feed.close()
-        for writer in writers:
-            writer.close()
+        if save is not None:
+            save(run.done, run.carry.state, {})
     if stop.reason in ("nonfinite", "data"):
         warnings.warn(stop.message, RuntimeWarning, stacklevel=2)
-    return run.carry.state, run.recording.finish(stop)
-
-
-def tell_all(writers: Sequence[Any]) -> Callable[[int, Mapping[str, Any]], None]:
-    """Tell every writer."""
-
-    def tell(step: int, row: Mapping[str, Any]) -> None:
-        for writer in writers:
-            writer.write(step, row)
-
-    return tell
+    return run.carry.state, recording.finish(stop)

@@ -14,6 +14,7 @@ from ._feed import Feed, Group
 from ._finding import find_nonfinite
 from ._history import Recording, Stop, numbers_of, plain
 from ._loop import NONFINITE, UNTIL, Carry, Chunks, Landed
+from ._places import agree
 from ._plan import Pace, Plan
 from ._step import State, Step
 from ._until import Until, ask
@@ -67,23 +68,23 @@ class Run:
     def go(self) -> Stop:
         """Send and land chunks until the run ends."""
         while self.stop is None:
-            count = self.plan.steps(self.done, self.pace.most)
-            group = self.feed.next(self.done, count, self.pace.most) if count else None
+            most = agree(self.pace.most)
+            count = self.plan.steps(self.done, most)
+            group = self.feed.next(self.done, count, most) if count else None
             if group is None:
                 self.end(self.ended(count))
                 continue
             self.send(group)
             self.land(but=1)
             self.attend(group)
-            if self.deadline is not None and time.monotonic() > self.deadline:
+            if self.deadline is not None and agree(time.monotonic() > self.deadline):
                 self.end(Stop("seconds", self.done, f"the time was up after {self.done} steps."))
         return self.stop
 
     def send(self, group: Group) -> None:
         """Start a chunk; returns at once."""
         chunk = self.chunks.watched if self.plan.watches(self.done) else self.chunks.many
-        place, count = np.int32(group.place), np.int32(group.steps)
-        self.carry, landed = chunk(self.carry, group.source, place, count)
+        self.carry, landed = chunk(self.carry, group.source, group.place, group.steps)
         self.flights.append(Flight(self.done, group, landed))
         self.done += group.steps
 

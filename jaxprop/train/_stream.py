@@ -37,6 +37,8 @@ class Streamed:
         skip: batches to pass over: the steps a resumed run has done.
         epochs: how many epochs there are; None for no end.
         steps: how many batches are to be read in all, those passed over included; None for no end.
+        groups: whether batches go to the device in groups where steps are short. How many is seen from the
+            clock, so processes that share the work do without.
     """
 
     batches: Callable[[int], Iterator[PyTree]]
@@ -45,6 +47,7 @@ class Streamed:
     skip: int = 0
     epochs: int | None = None
     steps: int | None = None
+    groups: bool = True
     _ahead: int = 1
     _group: Group | None = None
     _queue: Any = field(default_factory=lambda: queue.Queue(maxsize=1))
@@ -130,7 +133,7 @@ class Streamed:
 
     def _room(self, batch: PyTree) -> int:
         """Batches in a group: one, or where steps are short as many as there is room for. Each is a program."""
-        if self._ahead < _GROUP_FROM:
+        if not self.groups or self._ahead < _GROUP_FROM:
             return 1
         size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch)))
         return max(1, min(_GROUP_MOST, _GROUP_BYTES // size))
