@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import Array, PyTree
+from ._checks import check_dtypes
 from ._feed import Feed, Resident, order_of
 from ._places import Places
+from ._step import State, own
 from ._stream import Streamed, checked, factory_of
 
 
@@ -26,36 +28,43 @@ class Reading:
     check: bool
     memory_limit: int | None
     epochs: int | None
+    steps: int | None
 
 
-def open_feed(data: Any, key: Array, reading: Reading, skip: int, places: Places) -> Feed:
+def open_feed(data: Any, state: State, reading: Reading, skip: int, places: Places) -> Feed:
     """Make a feed of data: a pytree of arrays, or an iterable of batches.
 
     Raises:
-        TypeError, ValueError: the data is empty, ragged, or does not go with the batch size.
+        TypeError, ValueError: the data is empty, ragged, of a wider type than params, or does not go with the
+            batch size.
     """
+    key = own(state.key) if reading.shuffle else None
+
+    def check(data: PyTree, where: str = "") -> None:
+        check_dtypes(state.params, data)
+        if reading.check:
+            check_numbers(data, where)
+
     if is_arrays(data):
         size = check_arrays(data)
         batch = check_batch_size(reading.batch_size, size, reading.drop_last)
-        if reading.check:
-            check_numbers(data)
+        check(data)
         if fits(data, reading.memory_limit):
             places.check(size if batch is None else batch)
-            arrays = places.whole(jax.tree.map(_whole, data))
-            return Resident(arrays, size, batch, key if reading.shuffle else None)
+            return Resident(places.whole(jax.tree.map(_whole, data)), size, batch, key)
         batch = size if batch is None else batch
-        rows = functools.partial(_rows, data, key if reading.shuffle else None, size, batch)
+        rows = functools.partial(_rows, data, key, size, batch)
         places.check(batch)
-        return Streamed(rows, places.stacked, size // batch, skip, reading.epochs, places.groups)
+        stream = functools.partial(Streamed, rows, places.stacked, size // batch)
+        return stream(skip, reading.epochs, reading.steps, places.groups)
     if reading.batch_size is not None:
         raise ValueError(
             f"batch_size={reading.batch_size} is for arrays; `data` is a {type(data).__name__}, which gives "
             "batches as they are. Leave batch_size out, and batch where the data comes from."
         )
-    batches = functools.partial(
-        checked, factory_of(data), reading.drop_last, check_numbers if reading.check else None
-    )
-    return Streamed(batches, places.own_stacked, None, skip, reading.epochs, places.groups)
+    batches = functools.partial(checked, factory_of(data), reading.drop_last, check)
+    stream = functools.partial(Streamed, batches, places.own_stacked, None)
+    return stream(skip, reading.epochs, reading.steps, places.groups)
 
 
 def is_arrays(data: Any) -> bool:

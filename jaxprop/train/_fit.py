@@ -11,16 +11,15 @@ import jax.numpy as jnp
 from .._rules import Rules
 from .._types import PyTree
 from ._checkpoint import open_store
-from ._checks import check_dtypes
 from ._data import Reading, open_feed
 from ._evaluate import make_evaluate
 from ._history import History
-from ._loop import RUNNING, Carry, make_chunks
+from ._loop import RUNNING, Carry, Chunks
 from ._places import places_of
 from ._plan import CAPACITY, Plan, check_budget, eval_period, total_of
 from ._resume import save_to, settings_of, take_up
 from ._run import Effects, Run
-from ._step import State, make_step, own
+from ._step import State, make_step
 from ._until import split_until
 from ._watch import Watch
 from ._writers import telling
@@ -130,15 +129,14 @@ def fit(
     places = places_of(sharding)
     settings = settings_of(checkpoint, resume)
     state = places.state(step.init(params, key, model_state))
-    check_dtypes(state.params, data)
     evaluate = make_evaluate(step, eval_fn, eval_data, batch_size, places)
-    reading = Reading(batch_size, shuffle, drop_last, check_data, memory_limit, epochs)
+    reading = Reading(batch_size, shuffle, drop_last, check_data, memory_limit, epochs, steps)
     during, after = split_until(until, evaluate is not None)
     with contextlib.ExitStack() as opened:
         store = None if settings is None else opened.enter_context(open_store(settings, resume=resume))
         state, recording = take_up(store, state)
         done = int(state.step)
-        feed = places.feed(open_feed(data, own(state.key), reading, done, places))
+        feed = places.feed(open_feed(data, state, reading, done, places))
         opened.callback(feed.close)
         total = total_of(steps, epochs, feed.per_epoch)
         plan = Plan(
@@ -155,7 +153,7 @@ def fit(
             step,
             feed,
             plan,
-            make_chunks(step, feed, during, check_finite, capacity, places.jit(state)),
+            Chunks(step, feed, during, check_finite, capacity, places.jit(state)),
             Effects(tell, evaluate, save, after, log_every),
             Carry(state, feed.order(done), places.whole(jnp.int32(RUNNING))),
             done,

@@ -129,7 +129,8 @@ class Recording:
     def finish(self, stop: Stop) -> History:
         length = sum(len(piece["loss"]) for piece in self.pieces)
         columns: dict[str, np.ndarray] = {"step": np.arange(self.start + 1, self.start + length + 1)}
-        for name in self.pieces[0] if self.pieces else ("loss",):
+        names = self.pieces[0] if self.pieces else ("loss",)
+        for name in sorted(names, key=lambda name: (name != "loss", name)):
             columns[name] = np.concatenate([piece[name] for piece in self.pieces]) if length else np.zeros(0)
         for step, row in self.evaluations:
             for name, number in row.items():

@@ -6,7 +6,9 @@ update stands nothing but a branch: where something is not finite the state stay
 a hand-written `lax.scan` this costs nothing (`benchmarks/train.py`).
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -53,58 +55,56 @@ class Landed(NamedTuple):
     watched: Watched | None = None
 
 
-class Chunks(NamedTuple):
-    """The two compiled programs: many plain steps, and one watched step.
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """The two compiled programs of a run: many plain steps (`many`), and one watched step (`watched`).
 
-    Both are called as (carry, source, place, count) and give (carry, landed).
+    Both are called as (carry, source, place, count) and give (carry, landed); the carry is donated.
+
+    Attributes:
+        step: what a step is.
+        feed: where its batches come from.
+        until: a condition on the row of each step, after which the run ends.
+        check_finite: whether a step that is not finite is left out, and ends the run.
+        capacity: how many steps a chunk may have.
+        jit: how a program is compiled.
     """
 
-    plain: Callable[..., tuple[Carry, Landed]]
-    watched: Callable[..., tuple[Carry, Landed]]
+    step: Step
+    feed: Feed
+    until: Until | None
+    check_finite: bool
+    capacity: int
+    jit: Callable[..., Any] = jax.jit
 
+    @functools.cached_property
+    def many(self) -> Callable[..., tuple[Carry, Landed]]:
+        return self.jit(self.take_many, donate_argnums=0)
 
-def make_chunks(
-    step: Step,
-    feed: Feed,
-    until: Until | None,
-    check_finite: bool,
-    capacity: int,
-    jit: Callable[..., Any] = jax.jit,
-) -> Chunks:
-    """Compile chunks of at most `capacity` steps."""
+    @functools.cached_property
+    def watched(self) -> Callable[..., tuple[Carry, Landed]]:
+        return self.jit(self.take_watched, donate_argnums=0)
 
-    def judge(state: State, found: Gradient, row: dict[str, Array]) -> tuple[Array, Array]:
-        fine = is_finite(found) if check_finite else jnp.bool_(True)
-        reached = jnp.bool_(False)
-        if until is not None:
-            reached = jnp.asarray(ask(until, {"step": state.step + jnp.int32(1), **row}), bool)
-        return fine, jnp.where(fine, jnp.where(reached, UNTIL, RUNNING), NONFINITE).astype(jnp.int32)
-
-    def keep_or(
-        may_stop: bool, update: Callable[..., Any], fine: Array, state: State, found: Gradient, batch: Any
-    ) -> Any:
-        """Update, or stay where something is not finite. A branch, so that the update is made in place."""
-        if not may_stop:
-            return update(state, found, *batch)
-        shapes = jax.eval_shape(update, state, found, *batch)
-
-        def stay(state: State, _: Gradient) -> Any:
-            if isinstance(shapes, State):
-                return state
-            return state, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[1])
-
-        return jax.lax.cond(fine, lambda s, f: update(s, f, *batch), stay, state, found)
-
-    def one(carry: Carry, source: PyTree, place: Array) -> tuple[Carry, dict[str, Array]]:
-        batch, order = feed.take(source, carry.order, carry.state, place)
-        found = step.gradient(carry.state, *batch)
+    def take_one(self, carry: Carry, source: PyTree, place: Array) -> tuple[Carry, dict[str, Array]]:
+        """Take a step, or stay where something is not finite."""
+        state = carry.state
+        batch, order = self.feed.take(source, carry.order, state, place)
+        found = self.step.gradient(state, *batch)
         row = row_of(found.loss, found.aux)
-        fine, why = judge(carry.state, found, row)
-        return Carry(keep_or(check_finite, step.update, fine, carry.state, found, batch), order, why), row
+        fine, why = self.judge(state, found, row)
+        if self.check_finite:
+            # A branch, so that the update is made in place, and costs what it costs without.
+            update = lambda state, found: self.step.update(state, found, *batch)  # noqa: E731
+            state = jax.lax.cond(fine, update, lambda state, found: state, state, found)
+        else:
+            state = self.step.update(state, found, *batch)
+        return Carry(state, order, why), row
 
-    def plain(carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
-        shapes = jax.eval_shape(one, carry, source, place)[1]
-        rows = {name: jnp.zeros(capacity, s.dtype) for name, s in shapes.items()}
+    def take_many(self, carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
+        """Take `count` steps, or as many as go well."""
+        one = jax.jit(self.take_one)  # traced once: for the types of the row, and for the loop
+        types = jax.eval_shape(one, carry, source, place)[1]
+        rows = {name: jnp.zeros(self.capacity, row.dtype) for name, row in types.items()}
 
         def more(loop: Any) -> Array:
             done, carry, _ = loop
@@ -119,23 +119,36 @@ def make_chunks(
         done, carry, rows = jax.lax.while_loop(more, body, (jnp.int32(0), carry, rows))
         return carry, Landed(rows, done, carry.why)
 
-    def watched(carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
-        del count  # one
-        start = carry.state
-        batch, order = feed.take(source, carry.order, start, place)
-        found, tape = step.opened(start, *batch)
+    def take_watched(self, carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
+        """Take one step, watched. One that was sent off when the run had stopped does nothing."""
+        del count
+        state, running = carry.state, carry.why == RUNNING
+        batch, order = self.feed.take(source, carry.order, state, place)
+        found, tape = self.step.opened(state, *batch)
         row = row_of(found.loss, found.aux)
-        fine, why = judge(carry.state, found, row)
-        # A chunk that was ahead when the run stopped does nothing.
-        fine &= carry.why == RUNNING
-        why = jnp.where(carry.why == RUNNING, why, carry.why)
-        state, norms = keep_or(
-            check_finite or until is not None, step.update_observed, fine, start, found, batch
-        )
-        landed = Landed({k: v[None] for k, v in row.items()}, fine.astype(jnp.int32), why)
-        return Carry(state, order, why), landed._replace(watched=step.observed(tape, norms, start))
+        fine, why = self.judge(state, found, row)
+        fine, why = fine & running, jnp.where(running, why, carry.why)
 
-    return Chunks(jit(plain, donate_argnums=0), jit(watched, donate_argnums=0))
+        def update(state: State, found: Gradient) -> Any:
+            return self.step.update_observed(state, found, *batch)
+
+        def stay(state: State, found: Gradient) -> Any:
+            norms = jax.eval_shape(update, state, found)[1]
+            return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), norms)
+
+        new, norms = jax.lax.cond(fine, update, stay, state, found)
+        rows = {name: x[None] for name, x in row.items()}
+        watched = self.step.observed(tape, norms, state)
+        return Carry(new, order, why), Landed(rows, fine.astype(jnp.int32), why, watched)
+
+    def judge(self, state: State, found: Gradient, row: dict[str, Array]) -> tuple[Array, Array]:
+        """Whether a step may be taken, and why the run ends with it."""
+        fine = is_finite(found) if self.check_finite else jnp.bool_(True)
+        reached = jnp.bool_(False)
+        if self.until is not None:
+            reached = jnp.asarray(ask(self.until, {"step": state.step + jnp.int32(1), **row}), bool)
+        why = jnp.where(fine, jnp.where(reached, UNTIL, RUNNING), NONFINITE)
+        return fine, why.astype(jnp.int32)
 
 
 def is_finite(found: Gradient) -> Array:

@@ -83,7 +83,7 @@ class Run:
 
     def send(self, group: Group) -> None:
         """Start a chunk; returns at once."""
-        chunk = self.chunks.watched if self.plan.watches(self.done) else self.chunks.plain
+        chunk = self.chunks.watched if self.plan.watches(self.done) else self.chunks.many
         place, count = np.int32(group.place), np.int32(group.steps)
         self.carry, landed = chunk(self.carry, group.source, place, count)
         self.flights.append(Flight(self.done, group, landed))
@@ -102,6 +102,8 @@ class Run:
     def ended(self, count: int) -> Stop:
         if count == 0:
             return Stop("done", self.done, f"all {self.done} steps are done.")
+        if self.done == 0:
+            raise ValueError("`data` gave no batches: there is nothing to train on.")
         if self.plan.total is None:
             return Stop("done", self.done, f"all of the data is done, in {self.done} steps.")
         return Stop("data", self.done, f"the data ended after {self.done} of {self.plan.total} steps.")

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from .._types import Array, PyTree
 from ._feed import Batch, Group, Point, as_batch
 
 #: Where a chunk has so many steps, streamed batches go to the device in groups; of so many, and so many bytes.
-_GROUP_FROM, _GROUP_MOST, _GROUP_BYTES = 16, 64, 32 * 2**20
+_GROUP_FROM, _GROUP_MOST, _GROUP_BYTES = 128, 64, 32 * 2**20
 
 
 class _End(NamedTuple):
@@ -36,6 +36,7 @@ class Streamed:
         per_epoch: steps in an epoch, where it is known.
         skip: batches to pass over: the steps a resumed run has done.
         epochs: how many epochs there are; None for no end.
+        steps: how many batches are to be read in all, those passed over included; None for no end.
         groups: whether batches go to the device in groups where steps are short. How many is seen from the
             clock, so processes that share the work do without.
     """
@@ -45,6 +46,7 @@ class Streamed:
     per_epoch: int | None = None
     skip: int = 0
     epochs: int | None = None
+    steps: int | None = None
     groups: bool = True
     _ahead: int = 1
     _group: Group | None = None
@@ -68,7 +70,8 @@ class Streamed:
         count = min(most, group.steps)
         rest = group.steps - count
         self._group = group._replace(place=group.place + count, steps=rest) if rest else None
-        return Group(group.source, group.place, count, group.ends and not rest)
+        cut = Group(group.source, group.place, count, group.ends and not rest)
+        return _alone(cut) if most == 1 else cut
 
     def order(self, done: int) -> None:
         return None
@@ -105,21 +108,27 @@ class Streamed:
                 continue
 
     def _groups(self) -> Iterator[Group]:
+        batches = self._rest()
+        for batch, last in batches:
+            room = self._room(batch)
+            members = [(batch, last)]
+            while len(members) < room and not members[-1][1]:
+                members += itertools.islice(batches, 1)
+            source = jax.tree.map(functools.partial(_stack, room), *(member for member, _ in members))
+            yield Group(self.place(source), 0, len(members), members[-1][1])
+
+    def _rest(self) -> Iterator[tuple[PyTree, bool]]:
+        """The batches of all epochs that are still to come, each with whether it is the last of its epoch."""
         first, skip = divmod(self.skip, self.per_epoch) if self.per_epoch else (0, self.skip)
+        left = None if self.steps is None else self.steps - (self.skip - skip)
         for epoch in itertools.count(first) if self.epochs is None else range(first, self.epochs):
-            batches = _with_last(self.batches(epoch))
-            empty = True
-            for batch, last in batches:
-                empty = False
-                if skip:
-                    skip -= 1
-                    continue
-                room = self._room(batch)
-                members = [(batch, last), *itertools.islice(batches, room - 1)]
-                stack = functools.partial(_stack, room)
-                source = self.place(jax.tree.map(stack, *(member for member, _ in members)))
-                yield Group(source, 0, len(members), members[-1][1])
-            if empty:
+            count = 0
+            for count, item in enumerate(_with_last(itertools.islice(self.batches(epoch), left)), 1):
+                if count > skip:
+                    yield item
+            skip -= min(count, skip)
+            left = None if left is None else left - count
+            if count == 0:
                 return
 
     def _room(self, batch: PyTree) -> int:
@@ -128,6 +137,18 @@ class Streamed:
             return 1
         size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch)))
         return max(1, min(_GROUP_MOST, _GROUP_BYTES // size))
+
+
+def _alone(group: Group) -> Group:
+    """A group of one batch as if it had been read alone: no other program for a single step."""
+    if len(jax.tree.leaves(group.source)[0]) == 1:
+        return group
+    return group._replace(source=_cut_one(group.source, group.place), place=0)
+
+
+@jax.jit
+def _cut_one(source: PyTree, place: Array) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, place, 1), source)
 
 
 def _with_last(items: Iterator[PyTree]) -> Iterator[tuple[PyTree, bool]]:
@@ -139,7 +160,9 @@ def _with_last(items: Iterator[PyTree]) -> Iterator[tuple[PyTree, bool]]:
 
 
 def _stack(room: int, *xs: Any) -> Any:
-    """Batches in a new array with room for so many: the reader's own may be filled anew by who gave them."""
+    """Batches in one array, with room for so many."""
+    if room == 1:
+        return xs[0][None]
     if isinstance(xs[0], jax.Array):
         return jnp.stack([*xs, *xs[-1:] * (room - len(xs))])
     stacked = np.empty((room, *np.shape(xs[0])), xs[0].dtype)
@@ -159,7 +182,7 @@ def factory_of(data: Any) -> Callable[[int], Iterator[PyTree]]:
     if isinstance(data, Iterable):
         return lambda epoch: iter(data)
     if callable(data):
-        make: Callable[..., Iterable[PyTree]] = data
+        make = cast(Callable[..., Iterable[PyTree]], data)
         takes_epoch = _parameters(make) > 0
         return lambda epoch: iter(make(epoch) if takes_epoch else make())
     raise TypeError(
@@ -186,13 +209,13 @@ def batches_of(data: Any) -> Iterator[PyTree]:
 def checked(
     factory: Callable[[int], Iterator[PyTree]],
     drop_last: bool,
-    check: Callable[[PyTree, str], None] | None,
+    check: Callable[[PyTree, str], None],
     epoch: int,
 ) -> Iterator[PyTree]:
     """The batches of an epoch as arrays, all of one shape."""
     shape = None
     for number, batch in enumerate(factory(epoch)):
-        batch = jax.tree.map(_as_array, batch)
+        batch = jax.tree.map(_own_array, batch)
         mine = [(np.shape(x), x.dtype) for x in jax.tree.leaves(batch)]
         shape = mine if shape is None else shape
         if mine != shape:
@@ -203,9 +226,13 @@ def checked(
                 "each shape is a program of its own. Make the batches equal, or pass drop_last=True to leave "
                 "such batches out."
             )
-        if check is not None:
-            check(batch, f"batch {number} of epoch {epoch}")
+        check(batch, f"batch {number} of epoch {epoch}")
         yield batch
+
+
+def _own_array(x: Any) -> Any:
+    """A copy: who gives batches may fill the same array again and again."""
+    return x if isinstance(x, jax.Array) else np.array(x)
 
 
 def _as_array(x: Any) -> Any:

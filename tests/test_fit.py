@@ -1,0 +1,613 @@
+"""The loop against hand-written ones, bit for bit, whatever the data comes from and however it is cut in chunks."""
+
+import re
+import threading
+import time
+import tracemalloc
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprop as jp
+from helpers import check_close, check_equal
+from jaxprop.train import _plan, _stream
+from jaxprop.train._feed import order_of
+from jaxprop.train._plan import Pace, Plan, eval_period, total_of
+
+
+def line(w, x, y):
+    return jnp.mean((w * x - y) ** 2)
+
+
+def mlp(params, x, y):
+    h = jnp.tanh(x @ params["w1"])
+    return jnp.mean((h @ params["w2"] - y) ** 2)
+
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "w1": RNG.normal(size=(4, 8)).astype(np.float32),
+    "w2": RNG.normal(size=(8, 2)).astype(np.float32),
+}
+X, Y = RNG.normal(size=(30, 4)).astype(np.float32), RNG.normal(size=(30, 2)).astype(np.float32)
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+
+
+def fit(loss=mlp, params=PARAMS, data=(X, Y), **options):
+    options = {"optimizer": OPTIMIZER, "progress": False, **options}
+    return jp.fit(loss, params, data, **options)
+
+
+def by_hand(loss, params, batches, optimizer=OPTIMIZER):
+    @jax.jit
+    def step(params, opt_state, *batch):
+        value, grads = jax.value_and_grad(loss)(params, *batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    params = jax.tree.map(jnp.asarray, params)
+    opt_state, losses = optimizer.init(params), []
+    for batch in batches:
+        params, opt_state, value = step(params, opt_state, *batch)
+        losses.append(float(value))
+    return params, np.array(losses, np.float32)
+
+
+def shuffled(key, epochs, size=10):
+    """The batches of a shuffled run, by the contract: a pure function of key and epoch."""
+    for epoch in range(epochs):
+        order = order_of(jax.random.key(key), epoch, len(X))
+        for start in range(0, len(X), size):
+            rows = order[start : start + size]
+            yield X[rows], Y[rows]
+
+
+def test_the_order_of_an_epoch_is_a_function_of_key_and_epoch():
+    key = jax.random.key(4)
+    expected = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 0xFFFFFFFF), 3), 30)
+    check_equal(order_of(key, 3, 30), expected)
+
+
+# --- against loops by hand -------------------------------------------------------------------------------
+
+
+def test_gradient_descent_in_closed_form():
+    """w_t = 2 + (1 - 2 a m)^t (w_0 - 2), where m is the mean of x^2."""
+    x = np.linspace(-1, 1, 9, dtype=np.float32)
+    state, history = jp.fit(line, 0.0, (x, 2 * x), optimizer=optax.sgd(0.1), steps=40, progress=False)
+    m = np.mean(x.astype(float) ** 2)
+    w = 2 - 2 * (1 - 0.2 * m) ** np.arange(41)
+    np.testing.assert_allclose(state.params, w[-1], rtol=1e-5)
+    np.testing.assert_allclose(history["loss"], m * (w[:-1] - 2) ** 2, rtol=1e-4)
+    assert history["step"].tolist() == list(range(1, 41)) and int(state.step) == 40
+
+
+SOURCES = {
+    "on the device": {"data": (X, Y), "batch_size": 10},
+    "already there": {"data": (jnp.asarray(X), jnp.asarray(Y)), "batch_size": 10},
+    "streamed from arrays": {"data": (X, Y), "batch_size": 10, "memory_limit": 0},
+    "a function of the epoch": {
+        "data": lambda epoch: (batch for i, batch in enumerate(shuffled(5, 4)) if i // 3 == epoch)
+    },
+    "one long iterator": {"data": lambda: shuffled(5, 4), "epochs": 1},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_same_bits_as_by_hand_from_wherever_the_data_comes(name):
+    state, history = fit(**{"key": 5, "epochs": 4, **SOURCES[name]})
+    params, losses = by_hand(mlp, PARAMS, shuffled(5, 4))
+    check_equal(state.params, params)
+    np.testing.assert_array_equal(history["loss"], losses)
+    assert history.stop.reason == "done" and history.stop.step == 12
+
+
+def test_unshuffled_and_full_batches():
+    state, _ = fit(batch_size=10, shuffle=False, epochs=2)
+    params, _ = by_hand(mlp, PARAMS, [(X[i : i + 10], Y[i : i + 10]) for i in (0, 10, 20)] * 2)
+    check_equal(state.params, params)
+    batches = [(X[:10], Y[:10]), (X[10:20], Y[10:20]), (X[20:], Y[20:])]
+    check_equal(fit(data=batches, epochs=2)[0].params, params)
+    params, _ = by_hand(mlp, PARAMS, [(X, Y)] * 3)
+    check_equal(fit(steps=3)[0].params, params)
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_chunks_do_not_change_the_numbers(most, monkeypatch):
+    """However long chunks are, and whatever is due between them."""
+
+    def landed(self, count, now):
+        self.most = most
+
+    monkeypatch.setattr(Pace, "landed", landed)
+    monkeypatch.setattr(_stream, "_GROUP_FROM", 3)
+    expected, losses = by_hand(mlp, PARAMS, shuffled(5, 4))
+    for options in (
+        {"batch_size": 10},
+        {"batch_size": 10, "memory_limit": 0},
+        {"batch_size": 10, "eval_data": (X, Y), "eval_every": 5},
+    ):
+        state, history = fit(key=5, epochs=4, **options)
+        check_equal(state.params, expected)
+        np.testing.assert_array_equal(history["loss"], losses)
+
+
+@pytest.mark.library  # optax's own arithmetic is not strict
+def test_accumulation_clipping_and_schedules_are_those_of_optax():
+    optimizer = optax.MultiSteps(
+        optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(optax.cosine_decay_schedule(1e-2, 6))), 2
+    )
+    state, history = fit(optimizer=optimizer, batch_size=10, epochs=4, key=5)
+    params, losses = by_hand(mlp, PARAMS, shuffled(5, 4), optimizer)
+    check_equal(state.params, params)
+    np.testing.assert_array_equal(history["loss"], losses)
+
+
+def test_dicts_are_one_argument_and_scalars_of_aux_are_columns():
+    def loss(params, batch, *, key):
+        value = mlp(params, batch["x"], batch["y"])
+        return value, {"twice": 2 * value, "h": batch["x"], "noise": jax.random.normal(key), "loss": value}
+
+    _, history = fit(loss, data={"x": X, "y": Y}, has_aux=True, steps=3, key=2)
+    assert list(history) == ["step", "loss", "aux/loss", "noise", "twice"]
+    np.testing.assert_array_equal(history["twice"], 2 * history["loss"])
+    noise = [float(jax.random.normal(jax.random.fold_in(jax.random.key(2), i))) for i in range(3)]
+    np.testing.assert_allclose(history["noise"], noise, rtol=1e-6)
+
+
+def test_a_history_is_a_data_frame():
+    pandas = pytest.importorskip("pandas")
+    _, history = fit(steps=4, eval_data=(X, Y), eval_every=2)
+    frame = pandas.DataFrame(history)
+    assert frame.shape == (4, 3) and frame["eval_loss"].notna().tolist() == [False, True, False, True]
+
+
+# --- evaluation ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["arrays", "batches"])
+def test_an_evaluation_counts_every_example_once(kind):
+    """30 examples in batches of 10, evaluated on 25: the last batch has 5."""
+    held = (X[:25] + 1, Y[:25])
+    data = held if kind == "arrays" else [(held[0][i : i + 10], held[1][i : i + 10]) for i in (0, 10, 20)]
+    state, history = fit(batch_size=10, epochs=2, eval_data=data)
+    seen = ~np.isnan(history["eval_loss"])
+    assert history["step"][seen].tolist() == [3, 6]
+    np.testing.assert_allclose(history["eval_loss"][-1], mlp(state.params, *held), rtol=1e-5)
+
+
+def test_an_evaluation_of_several_numbers():
+    def accuracy(params, x, y):
+        return {"first": jnp.mean(x[:, 0]), "rest": {"second": jnp.mean(x[:, 1])}}
+
+    _, history = fit(batch_size=10, steps=2, eval_data=(X[:25], Y[:25]), eval_fn=accuracy, eval_every=1)
+    np.testing.assert_allclose(history["eval_first"], [X[:25, 0].mean()] * 2, rtol=1e-5)
+    np.testing.assert_allclose(history["eval_rest/second"], [X[:25, 1].mean()] * 2, rtol=1e-5)
+
+
+def test_a_loss_whose_key_may_be_none_is_evaluated_without():
+    def loss(w, x, y, key=None):
+        return line(w, x, y) + (0.0 if key is None else 100 + jax.random.uniform(key))
+
+    _, history = jp.fit(loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, eval_data=(X[:, 0], Y[:, 0]), progress=False)
+    assert (history["loss"] > 100).all() and (history["eval_loss"] < 100).all()
+
+
+def test_a_model_state_is_evaluated_as_it_is():
+    def loss(w, x, y, *, model_state):
+        return line(w, x, y) + model_state, model_state + 1
+
+    state, history = jp.fit(
+        loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, model_state=0.0, eval_data=(X[:, 0], Y[:, 0]), progress=False
+    )
+    assert float(state.model_state) == 3
+    expected = line(state.params, X[:, 0], Y[:, 0]) + 3
+    np.testing.assert_allclose(history["eval_loss"][-1], expected, rtol=1e-5)
+
+
+# --- stopping --------------------------------------------------------------------------------------------
+
+
+def test_until_stops_with_the_very_step():
+    _, whole = fit(steps=60)
+    limit = float(whole["loss"][40])
+    first = int(np.argmax(whole["loss"] < limit * 1.0001))
+    for until in (jp.train.below("loss", limit * 1.0001), lambda row: row["loss"] < limit * 1.0001):
+        state, history = fit(steps=60, until=until)
+        assert history.stop.reason == "until" and int(state.step) == len(history["loss"]) == first + 1
+        np.testing.assert_array_equal(history["loss"], whole["loss"][: first + 1])
+    state, history = fit(until=lambda row: row["step"] >= 17, watch=jp.Watch(every=2))
+    assert int(state.step) == 17 and history.stop.message == "`until` came true with step 17."
+
+
+def test_until_of_an_evaluation_may_be_plain_python():
+    seen = []
+
+    def until(row):
+        seen.append(dict(row) if type(row) is dict else None)
+        return float(row["eval_loss"]) < 1e9 and row["step"] > 4
+
+    state, history = fit(steps=60, eval_data=(X, Y), eval_every=2, until=until)
+    assert history.stop.reason == "until" and int(state.step) == 6
+    assert set(seen[-1]) >= {"step", "loss", "eval_loss"}
+
+
+def test_until_stops_at_the_time():
+    start = time.monotonic()
+    _, history = fit(seconds=0.2)
+    assert history.stop.reason == "seconds" and time.monotonic() - start < 10
+    assert len(history["loss"]) == history.stop.step > 0
+
+
+def root_loss(params, x):
+    h = params["a"] - x
+    return jnp.sum(jnp.sqrt(h)) * params["b"]
+
+
+@pytest.mark.parametrize("most", [1, 50])
+@pytest.mark.parametrize("watch", [None, jp.Watch(every=3)])
+def test_the_state_before_a_step_that_is_not_finite_is_kept(most, watch, monkeypatch):
+    """sqrt of a number that falls below zero after some steps."""
+    params, x = {"a": np.float32(1), "b": np.float32(1)}, np.full(1, 0.9, np.float32)
+    monkeypatch.setattr(Pace, "landed", lambda self, count, now: setattr(self, "most", most))
+    optimizer = optax.sgd(0.01)
+    good = 0
+    while np.isfinite(by_hand(root_loss, params, [(x,)] * (good + 1), optimizer)[1][-1]):
+        good += 1
+    expected, losses = by_hand(root_loss, params, [(x,)] * good, optimizer)
+    with pytest.warns(RuntimeWarning, match="after .* steps the loss is nan"):
+        state, history = fit(root_loss, params, x, optimizer=optimizer, steps=100, watch=watch)
+    check_equal(state.params, expected)
+    np.testing.assert_array_equal(history["loss"], losses)
+    stop = history.stop
+    assert (stop.reason, stop.step, stop.leaves) == ("nonfinite", good, ("params['a']", "params['b']"))
+    assert np.isnan(stop.loss)
+    nodes = r" the first that is not finite is `sqrt` at test_fit\.py:\d+" if watch else None
+    assert re.fullmatch(
+        rf"after {good} steps the loss is nan; not finite is the gradient of params\['a'\], params\['b'\]"
+        + (f";{nodes}" if watch else "")
+        + r"\. The step was not taken: the state is the one before it\.",
+        stop.message,
+    ), stop.message
+    assert (stop.node or "").startswith("`sqrt`" if watch else "")
+
+
+def test_a_gradient_that_is_not_finite_stops_too():
+    """The loss at zero is fine; the slope of the root there is infinite."""
+
+    def loss(w, x):
+        return jnp.sqrt(w * x) * 1.0
+
+    with pytest.warns(RuntimeWarning, match="the loss is 0.0 but its gradient is not finite"):
+        state, history = fit(lambda w, x: jnp.sum(loss(w, x)), 0.0, np.ones(1, np.float32), steps=5)
+    assert float(state.params) == 0.0 and len(history["loss"]) == 0 and history.stop.loss == 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state, _ = fit(
+            lambda w, x: jnp.sum(loss(w, x)), 0.0, np.ones(1, np.float32), steps=2, check_finite=False
+        )
+    assert not np.isfinite(state.params)
+
+
+def test_the_optimizer_that_left_params_not_finite_is_named():
+    optimizer = optax.sgd(lambda count: jnp.where(count == 2, jnp.nan, 0.1))
+    with pytest.warns(
+        RuntimeWarning, match=r"the update before left params\['w1'\], params\['w2'\] not finite"
+    ):
+        fit(optimizer=optimizer, steps=10)
+
+
+def test_data_that_ends_early_says_so():
+    with pytest.warns(RuntimeWarning, match="the data ended after 12 of 50 steps."):
+        _, history = fit(data=shuffled(5, 4), steps=50)
+    assert history.stop.reason == "data" and len(history["loss"]) == 12
+
+
+# --- streams ---------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_read_ahead_in_another_thread_and_let_go():
+    read, closed, threads = [], [], set()
+
+    def endless():
+        try:
+            for i in range(10**9):
+                read.append(i)
+                threads.add(threading.current_thread())
+                yield X, Y
+        finally:
+            closed.append(True)
+
+    state, _ = fit(data=endless, steps=5)
+    assert int(state.step) == 5 and len(read) <= 5 + 4
+    assert threading.main_thread() not in threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_an_error_of_the_reader_comes_out():
+    def broken():
+        yield X, Y
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(data=broken, steps=5)
+
+
+def test_batches_may_be_filled_anew():
+    """Loaders that hand out one buffer again and again."""
+
+    def reusing():
+        x, y = np.empty((10, 4), np.float32), np.empty((10, 2), np.float32)
+        for a, b in shuffled(5, 4):
+            x[:], y[:] = a, b
+            yield x, y
+
+    check_equal(fit(data=reusing, steps=12)[0].params, by_hand(mlp, PARAMS, shuffled(5, 4))[0])
+
+
+def test_memory_mapped_files_are_never_loaded_whole(tmp_path):
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (40_000, 100))  # 16 MB
+    x[:, 0] = 1
+    x.flush()
+    del x
+    data = np.load(tmp_path / "x.npy", mmap_mode="r")
+
+    def loss(w, x):
+        return jnp.mean((x @ w - 1) ** 2)
+
+    tracemalloc.start()
+    state, _ = fit(loss, np.zeros(100, np.float32), data, batch_size=100, steps=30, optimizer=optax.sgd(0.1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8e6, peak
+    np.testing.assert_allclose(state.params[0], 1 - 0.8**30, rtol=1e-3)
+
+
+# --- writers ---------------------------------------------------------------------------------------------
+
+
+class Notes:
+    def __init__(self):
+        self.rows, self.closed = [], 0
+
+    def write(self, step, row):
+        self.rows.append((step, dict(row)))
+
+    def close(self):
+        self.closed += 1
+
+
+def test_writers_are_told_and_closed():
+    notes = Notes()
+    _, history = fit(batch_size=10, epochs=4, log_every=5, eval_data=(X, Y), writers=[notes])
+    rows = [(step, row) for step, row in notes.rows if "loss" in row]
+    assert [step for step, _ in rows] == [5, 10] and notes.closed == 1
+    assert [row["loss"] for _, row in rows] == [float(history["loss"][i]) for i in (4, 9)]
+    assert rows[0][1]["epoch"] == 5 / 3
+    assert [step for step, row in notes.rows if "eval_loss" in row] == [3, 6, 9, 12]
+    notes = Notes()
+    with pytest.raises(TypeError):
+        fit(lambda params, x, y: "no", steps=1, writers=[notes])
+    assert notes.closed == 1
+
+
+# --- planning --------------------------------------------------------------------------------------------
+
+PLANS = {
+    "nothing is due": (Plan(None), 7, 100, 100),
+    "the end": (Plan(10), 7, 100, 3),
+    "an evaluation": (Plan(100, eval_every=10), 7, 100, 3),
+    "the end of an epoch": (Plan(100, eval_every=None, per_epoch=9), 7, 100, 2),
+    "epochs of unknown length": (Plan(100, eval_every=None), 7, 50, 50),
+    "a checkpoint before an evaluation": (Plan(100, eval_every=10, save_every=4), 7, 100, 1),
+    "a watched step": (Plan(100, watch_every=7), 7, 100, 1),
+    "up to a watched step": (Plan(100, watch_every=7), 8, 100, 6),
+    "short chunks": (Plan(100, eval_every=50), 7, 5, 5),
+    "over": (Plan(7), 7, 5, 0),
+}
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_chunks_end_where_something_is_due(case):
+    plan, done, most, expected = PLANS[case]
+    assert plan.steps(done, most) == expected
+
+
+def test_totals_and_periods():
+    assert (total_of(5, None, 3), total_of(None, 2, 3), total_of(5, 2, 3), total_of(None, 2, None)) == (
+        5,
+        6,
+        5,
+        None,
+    )
+    assert (eval_period(7, 10, 1), eval_period(None, 1000, 1), eval_period(None, 1000, 5)) == (7, 10, None)
+
+
+def test_chunks_grow_to_a_fifth_of_a_second_and_fall_back():
+    pace, now = Pace(), 0.0
+    pace.landed(1, now)  # compiled: says nothing
+    assert pace.most == 1
+    for _ in range(12):
+        now += 1e-6 * pace.most
+        pace.landed(pace.most, now)
+    assert pace.most == _plan.CAPACITY
+    for _ in range(3):
+        now += 0.05 * pace.most
+        pace.landed(pace.most, now)
+    assert pace.most == 4
+
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+NAN = X.copy()
+NAN[7, 2] = np.nan
+
+
+def random_loss(params, x, y, key):
+    return mlp(params, x, y)
+
+
+ERRORS = {
+    "no end": (ValueError, r"nothing says when to stop: pass steps=, epochs=, seconds= or until=\.", {}),
+    "zero steps": (ValueError, r"steps=0 trains nothing: it is a whole number above 0\.", {"steps": 0}),
+    "half an epoch": (
+        ValueError,
+        r"epochs=0\.5 trains nothing: it is a whole number above 0\.",
+        {"epochs": 0.5},
+    ),
+    "no time": (ValueError, r"seconds=-1 trains nothing: it is a number above 0\.", {"seconds": -1}),
+    "a batch size that does not divide": (
+        ValueError,
+        r"batch_size=8 does not divide the 30 examples: 6 would be left over in each epoch\. Pass drop_last=True to "
+        r"leave them out \(others each epoch, where the data is shuffled\), or take a batch size that divides, such as "
+        r"10\.",
+        {"batch_size": 8, "epochs": 1},
+    ),
+    "a batch larger than the data": (
+        ValueError,
+        r"batch_size=64 is more than the 30 examples there are\.",
+        {"batch_size": 64, "epochs": 1},
+    ),
+    "no batch": (
+        ValueError,
+        r"batch_size is a number of examples, 1 or more; got 0\.",
+        {"batch_size": 0, "epochs": 1},
+    ),
+    "arrays of different lengths": (
+        ValueError,
+        r"the arrays of `data` differ in their number of examples, the first axis: `data\[0\]` 30, `data\[1\]` 29\.",
+        {"data": (X, Y[1:]), "steps": 1},
+    ),
+    "empty data": (
+        ValueError,
+        r"`data` is empty: its arrays have 0 examples\.",
+        {"data": (X[:0], Y[:0]), "steps": 1},
+    ),
+    "a scalar among the data": (
+        ValueError,
+        r"`data\[1\]` is a scalar: an array of data has the examples on its first axis\. Close over what is the same for "
+        r"all examples\.",
+        {"data": (X, np.float32(1)), "steps": 1},
+    ),
+    "no data": (
+        TypeError,
+        r"`data` must be a pytree of arrays with one leading axis in common, an iterable of batches, or a function that "
+        r"gives one; got int\.",
+        {"data": 3, "steps": 1},
+    ),
+    "no batches": (
+        ValueError,
+        r"`data` gave no batches: there is nothing to train on\.",
+        {"data": [], "steps": 1},
+    ),
+    "ragged batches": (
+        ValueError,
+        r"batch 1 of epoch 0 has the shapes float32\[9, 4\], float32\[9, 2\], the first float32\[30, 4\], "
+        r"float32\[30, 2\]: each shape is a program of its own\. Make the batches equal, or pass drop_last=True to leave "
+        r"such batches out\.",
+        {"data": [(X, Y), (X[:9], Y[:9])], "epochs": 1},
+    ),
+    "a batch size for batches": (
+        ValueError,
+        r"batch_size=10 is for arrays; `data` is a list, which gives batches as they are\. Leave batch_size out, and "
+        r"batch where the data comes from\.",
+        {"data": [(X, Y)], "batch_size": 10, "steps": 1},
+    ),
+    "data wider than params": (
+        TypeError,
+        r"`data\[1\]` is float32, params are bfloat16: JAX would compute the whole loss in float32\. Convert the data "
+        r"once, `\.astype\(bfloat16\)`, or the params\.",
+        {"params": {"w": jnp.ones(2, jnp.bfloat16)}, "data": (X.astype(jnp.bfloat16), Y), "steps": 1},
+    ),
+    "NaN in the data": (
+        ValueError,
+        r"`data\[0\]\[7, 2\]` is nan: the data is not finite\. Leave such examples out, or fill them in\.",
+        {"data": (NAN, Y), "steps": 1, "check_data": True},
+    ),
+    "NaN in a batch": (
+        ValueError,
+        r"`data\[0\]\[7, 2\]` of batch 1 of epoch 0 is nan: the data is not finite\. Leave such examples out, or fill "
+        r"them in\.",
+        {"data": [(X, Y), (NAN, Y)], "epochs": 1, "check_data": True},
+    ),
+    "not an optimizer": (
+        TypeError,
+        r"`optimizer` must be an optax optimizer, .*",
+        {"optimizer": "adam", "steps": 1},
+    ),
+    "a function and nothing to evaluate": (
+        ValueError,
+        r"`eval_fn` is given, and no data to evaluate it on: pass eval_data\.",
+        {"eval_fn": mlp, "steps": 1},
+    ),
+    "an evaluation that wants a key": (
+        ValueError,
+        r"`random_loss` asks for a key, and an evaluation has none: pass eval_fn, a function of \(params, \*batch\) "
+        r"without randomness; or give `key` the default None, which it gets then\.",
+        {"loss": random_loss, "eval_data": (X, Y), "steps": 1},
+    ),
+    "evaluation data that can be read once": (
+        TypeError,
+        r"`eval_data` is a generator, which can be read once; every evaluation reads it\. Pass a list of batches, or a "
+        r"function that gives an iterator\.",
+        {"eval_data": (b for b in [(X, Y)]), "steps": 1},
+    ),
+    "until is a number": (
+        TypeError,
+        r"`until` is a function of the row of a step, such as `lambda row: row\['loss'\] < 1e-6`; got 0\.1\.",
+        {"until": 0.1},
+    ),
+    "until branches": (
+        TypeError,
+        r"`until` is asked in every step, inside the compiled program, where Python cannot branch: write it with `&`, "
+        r"`\|`, `~` and `jnp\.where` on the row, without `and`, `or`, `if` and `float\(\)`\.",
+        {"until": lambda row: row["loss"] < 1 and row["step"] > 3},
+    ),
+    "until asks for what is not there": (
+        KeyError,
+        r"`until` asks for 'accuracy'; the row of a step has step, loss\.",
+        {"until": jp.train.below("accuracy", 1.0)},
+    ),
+    "until asks for what is not evaluated": (
+        ValueError,
+        r"`until` reads 'eval_loss', and nothing is evaluated: pass eval_data\.",
+        {"until": jp.train.below("eval_loss", 1.0)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case):
+    kind, message, options = ERRORS[case]
+    with pytest.raises(kind) as caught:
+        fit(**options)
+    text = caught.value.args[0] if isinstance(caught.value, KeyError) else str(caught.value)
+    assert re.fullmatch(message, text, re.DOTALL), text
+
+
+def test_dropping_the_rest_is_said_aloud():
+    state, history = fit(batch_size=8, epochs=2, drop_last=True)
+    assert len(history["loss"]) == 6
+    _, history = fit(data=[(X, Y), (X[:9], Y[:9])], epochs=2, drop_last=True)
+    assert len(history["loss"]) == 2
+
+
+def test_float64_data_of_numpy_is_taken_as_float32():
+    state, _ = fit(data=(X.astype(float), Y.astype(float)), steps=3)
+    check_close(state.params, fit(steps=3)[0].params)
+
+
+def test_each_program_is_traced_once():
+    """One trace of the plain chunk and one of the watched, however many chunks of whatever lengths there are."""
+    traces = []
+
+    def loss(params, x, y):
+        traces.append(1)
+        return mlp(params, x, y)
+
+    fit(loss, batch_size=10, epochs=8, eval_every=7, watch=jp.Watch(nodes="h", every=9))
+    assert len(traces) == 2

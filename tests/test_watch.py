@@ -1,0 +1,247 @@
+"""What is watched inside the compiled step against the same looked up outside, with `backprop` and NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprop as jp
+from helpers import check_close, check_equal
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def mlp(params, x, y):
+    h = jnp.tanh(x @ params["w1"])
+    y_hat = h @ params["w2"]
+    return jnp.mean((y_hat - y) ** 2)
+
+
+PARAMS = {"w1": normal(4, 8), "w2": normal(8, 2)}
+X, Y = normal(30, 4), normal(30, 2)
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+
+
+def rnn(w, xs):
+    @jax.checkpoint
+    def step(h, x):
+        h = jnp.tanh(w @ h + x)
+        return h, None
+
+    last, _ = jax.lax.scan(step, jnp.zeros(3), xs)
+    return jnp.sum(last**2)
+
+
+def outside(params):
+    """Entries at these params, by the engine alone, as NumPy computes their statistics."""
+    tape = jp.backprop(mlp)(jax.tree.map(jnp.asarray, params), X, Y)
+    return {entry.name: entry for entry in tape}
+
+
+def norm(x):
+    return np.linalg.norm(np.asarray(x, np.float64).ravel())
+
+
+def steps_by_hand(count):
+    """(params, grads, updates) of each step."""
+    params, opt_state = jax.tree.map(jnp.asarray, PARAMS), OPTIMIZER.init(PARAMS)
+    for _ in range(count):
+        grads = jax.grad(mlp)(params, X, Y)
+        updates, opt_state = OPTIMIZER.update(grads, opt_state, params)
+        yield params, grads, updates
+        params = optax.apply_updates(params, updates)
+
+
+def check_watched(watched, params, grads, updates):
+    expected = outside(params)
+    assert set(watched) >= {"h", "y_hat", "mlp", "params['w1']"}
+    for name, entry in expected.items():
+        if name not in watched:
+            continue
+        for side in ("value", "cotangent"):
+            seen, x = getattr(watched[name], side), getattr(entry, side)
+            assert (seen is None) == (x is None), (name, side)
+            if x is not None:
+                np.testing.assert_allclose(seen.norm, norm(x), rtol=1e-4, atol=1e-6)
+                np.testing.assert_allclose(seen.max, np.max(x), rtol=1e-4, atol=1e-6)
+    for name in PARAMS:
+        leaf = watched.leaves[f"params[{name!r}]"]
+        both = norm(params[name]), norm(grads[name]), norm(updates[name])
+        np.testing.assert_allclose(leaf, (*both, both[2] / both[0]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("chosen", ["by the count", "by hand"])
+def test_a_step_is_watched_when_it_is_its_turn(chosen):
+    step = jp.make_step(mlp, OPTIMIZER, watch=jp.Watch(every=3))
+    plain = jp.make_step(mlp, OPTIMIZER)
+    state, unwatched = step.init(PARAMS), plain.init(PARAMS)
+    for i, (params, grads, updates) in enumerate(steps_by_hand(7)):
+        state, metrics = step(state, X, Y, watch=None if chosen == "by the count" else i % 3 == 0)
+        unwatched, _ = plain(unwatched, X, Y)
+        assert bool(metrics.watched) == (i % 3 == 0)
+        if metrics.watched:
+            assert int(metrics.watched.step) == i
+            check_watched(metrics.watched, params, grads, updates)
+    check_close(state.params, unwatched.params)  # looking can change fusion, hence the last bits
+
+
+def test_a_step_that_was_not_watched_has_nothing_to_read():
+    step = jp.make_step(mlp, watch=jp.Watch(every=2))
+    state, _ = step(step.init(PARAMS), X, Y)
+    _, metrics = step(state, X, Y)
+    assert not metrics.watched and list(metrics.watched) == [] and len(metrics.watched) == 0
+    message = "this step was not watched, so there is nothing to read: ask `if metrics.watched:` first."
+    for read in (lambda w: w["h"], lambda w: w.leaves):
+        with pytest.raises(ValueError) as caught:
+            read(metrics.watched)
+        assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("memory_limit", [None, 0])
+def test_a_run_watches_the_same(memory_limit):
+    watch = jp.Watch(every=3)
+    options = {"optimizer": OPTIMIZER, "steps": 7, "progress": False, "memory_limit": memory_limit}
+    state, history = jp.fit(mlp, PARAMS, (X, Y), watch=watch, **options)
+    assert history.watched.steps.tolist() == [0, 3, 6]
+    for row, (params, grads, updates) in enumerate(steps_by_hand(7)):
+        if row % 3:
+            continue
+        at = row // 3
+        expected = outside(params)
+        np.testing.assert_allclose(
+            history.watched["h"].cotangent.norm[at], norm(expected["h"].cotangent), rtol=1e-4
+        )
+        np.testing.assert_allclose(history.watched["h"].value.mean[at], np.mean(expected["h"].value), atol=1e-5)
+        leaf = history.watched.leaves["params['w2']"]
+        np.testing.assert_allclose(leaf.grad[at], norm(grads["w2"]), rtol=1e-4)
+        np.testing.assert_allclose(leaf.ratio[at], norm(updates["w2"]) / norm(params["w2"]), rtol=1e-4)
+    assert "h" in history.watched and len(history.watched) > 5
+    plain, _ = jp.fit(mlp, PARAMS, (X, Y), **options)
+    check_close(state.params, plain.params)
+
+
+def test_what_is_watched_is_told_to_writers():
+    rows = []
+
+    class Notes:
+        def write(self, step, row):
+            rows.append((step, row))
+
+        def close(self):
+            pass
+
+    watch = jp.Watch(nodes="h", every=2)
+    _, history = jp.fit(mlp, PARAMS, (X, Y), steps=4, watch=watch, writers=[Notes()], progress=False)
+    told = {step: row for step, row in rows if "h/cotangent/norm" in row}
+    assert sorted(told) == [1, 3]
+    assert told[3]["h/cotangent/norm"] == float(history.watched["h"].cotangent.norm[1])
+    assert told[1]["params['w1']/ratio"] > 0 and "y_hat/value/norm" not in told[1]
+    assert all(isinstance(x, float | int) for row in told.values() for x in row.values())
+
+
+def test_inside_scan_and_remat():
+    xs, w = normal(5, 3) * 0.1, normal(3, 3)
+    step = jp.make_step(rnn, optax.sgd(0.0), watch=jp.Watch(nodes="h", every=1))
+    _, metrics = step(step.init(w), xs)
+    tape = jp.backprop(rnn, nodes="h")(jnp.asarray(w), xs)
+    expected = np.linalg.norm(tape["h"].cotangent, axis=1)
+    np.testing.assert_allclose(metrics.watched["h"].cotangent.norm, expected, rtol=1e-4)
+    _, history = jp.fit(
+        rnn, w, [(xs,)] * 3, optimizer=optax.sgd(0.0), steps=3, watch=step.watch, progress=False
+    )
+    np.testing.assert_allclose(history.watched["h"].cotangent.norm, [expected] * 3, rtol=1e-4)
+
+
+def test_a_recorder_of_ones_own_and_rules():
+    largest = jp.Recorder.each(cotangent=lambda ct: jnp.max(jnp.abs(ct)))
+    rules = [("h", jp.rules.scale(0.5))]
+    watch = jp.Watch(nodes=["h"], every=2, record=largest, updates=False)
+    step = jp.make_step(mlp, OPTIMIZER, watch=watch, rules=rules)
+    state, metrics = step(step.init(PARAMS), X, Y)
+    entry = jp.backprop(mlp, rules=rules)(jax.tree.map(jnp.asarray, PARAMS), X, Y)["h"]
+    np.testing.assert_allclose(metrics.watched["h"].cotangent, np.abs(entry.cotangent).max(), rtol=1e-4)
+    assert np.isnan(metrics.watched.leaves["params['w1']"].update)
+    assert metrics.watched.leaves["params['w1']"].grad > 0
+    _, metrics = step(state, X, Y)
+    assert not metrics.watched
+
+
+def test_leaves_alone():
+    step = jp.make_step(mlp, OPTIMIZER, watch=jp.Watch(nodes=(), every=1))
+    _, metrics = step(step.init(PARAMS), X, Y)
+    (params, grads, updates), *_ = steps_by_hand(1)
+    leaf = metrics.watched.leaves["params['w1']"]
+    np.testing.assert_allclose(leaf[:3], [norm(t["w1"]) for t in (params, grads, updates)], rtol=1e-4)
+    with pytest.raises(KeyError, match="'h' was not watched"):
+        metrics.watched["h"]
+
+
+def test_with_a_key_aux_and_a_model_state():
+    def loss(w, x, *, key, model_state):
+        noise = jax.random.normal(key)
+        h = w * x + noise
+        return jnp.mean(h**2), (model_state + 1, noise)
+
+    step = jp.make_step(loss, has_aux=True, watch=jp.Watch(every=2))
+    state = step.init(1.0, key=1, model_state=0.0)
+    for i in range(4):
+        state, metrics = step(state, X)
+        check_equal(metrics.aux, jax.random.normal(jax.random.fold_in(jax.random.key(1), i)))
+    assert float(state.model_state) == 4
+
+
+def wide(params, x, y):
+    h = x
+    for w in params["hidden"]:
+        h = jax.nn.relu(h @ w)
+    return jnp.mean((h @ params["out"] - y) ** 2)
+
+
+def test_memory_and_flops_of_watching():
+    """The plain branch costs nothing more; donation is on in both."""
+    params = {"hidden": [normal(128, 128) for _ in range(4)], "out": normal(128, 1)}
+    batch = normal(512, 128), normal(512, 1)
+    plain = jp.make_step(wide, optax.sgd(0.1, momentum=0.9))
+    watched = jp.make_step(wide, optax.sgd(0.1, momentum=0.9), watch=jp.Watch())
+    state = plain.init(params)
+
+    def compiled(step):
+        return jax.jit(step, donate_argnums=0).lower(state, *batch).compile()
+
+    alone, both, never = map(compiled, (plain.pure, watched.pure, watched.plain))
+    held = sum(x.nbytes for x in jax.tree.leaves(state.params)) * 2
+    assert both.memory_analysis().alias_size_in_bytes >= held
+    total = [
+        m.temp_size_in_bytes + m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        for m in (both.memory_analysis(), alone.memory_analysis())
+    ]
+    assert total[0] <= 1.05 * total[1], total
+    assert never.cost_analysis()["flops"] == alone.cost_analysis()["flops"]
+
+
+ERRORS = {
+    "never": (ValueError, r"Watch\(every=\.\.\.\) is a number of steps, 1 or more; got 0\.", {"every": 0}),
+    "no recorder": (
+        TypeError,
+        r"Watch\(record=\.\.\.\) is a jaxprop\.Recorder, such as jaxprop\.summary; got str\.",
+        {"record": "norm"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case):
+    kind, message, options = ERRORS[case]
+    with pytest.raises(kind, match=f"^{message}$"):
+        jp.Watch(**options)
+
+
+def test_a_selector_that_matches_nothing():
+    step = jp.make_step(mlp, watch=jp.Watch(nodes="attention"))
+    with pytest.raises(ValueError, match="the selector 'attention' matches nothing"):
+        step(step.init(PARAMS), X, Y)
