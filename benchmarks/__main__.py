@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, torch_hooks
+from . import engine, per_example, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch")
+PARTS = ("engine", "growth", "torch", "per-example")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,6 +40,12 @@ def main(argv: list[str] | None = None) -> None:
             _say(table(found["torch"], torch_hooks.COLUMNS))
         else:
             _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
+    if "per-example" in options.part:
+        _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
+        found["per-example"] = per_example.measure(options.model, options.quick, 3 if options.quick else 15)
+        _say(table(found["per-example"], per_example.COLUMNS))
+        if not per_example.available():
+            _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

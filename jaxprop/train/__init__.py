@@ -26,3 +26,5 @@ from ._writers import CSV as CSV
 from ._writers import JSONL as JSONL
 from ._writers import Console as Console
 from ._writers import Writer as Writer
+from ._per_example import PerExample as PerExample
+from ._per_example import per_example as per_example
