@@ -49,6 +49,9 @@ from .train import make_step as make_step
 from .show import explain as explain
 from .show import formula as formula
 from .show import quiz as quiz
+from .train import Watch as Watch
+from .train import fit as fit
+from .train import make_step as make_step
 from .train import PerExample as PerExample
 from .train import per_example as per_example
 

@@ -273,7 +273,7 @@ def test_an_incomplete_newest_one_is_skipped_aloud(saved, tmp_path):
     place = tmp_path / "run"
     shutil.copytree(saved[0], place)
     shutil.copytree(place / "2", place / "3.orbax-checkpoint-tmp")
-    (place / "3.orbax-checkpoint-tmp" / "commit_success.txt").unlink()
+    (place / "3.orbax-checkpoint-tmp" / "commit_success.txt").unlink(missing_ok=True)
     message = (
         f"Checkpoint 3 in {place} is incomplete: the run ended while it was being written. It is skipped, going on "
         "from checkpoint 2."

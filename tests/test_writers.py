@@ -266,7 +266,9 @@ def test_wandb_offline(tmp_path, monkeypatch):
     writer = _trackers.WandB(project="test", mode="offline", dir=str(tmp_path))
     for step, row in ROWS:
         writer.write(step, row)
-    assert writer.run.summary["loss"] == 1 / 3 and writer.run.step == 4  # a row is taken when the next one comes
+    assert (
+        writer.run.summary["loss"] == 1 / 3 and writer.run.step == 4
+    )  # a row is taken when the next one comes
     writer.close()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert file.stat().st_size > 0

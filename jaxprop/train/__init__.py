@@ -1,7 +1,5 @@
 """The step and the loop: gradients by the engine, updates by optax, checkpoints by Orbax, devices by JAX."""
 
-from ._per_example import PerExample as PerExample
-from ._per_example import per_example as per_example
 from ._checkpoint import Checkpoint as Checkpoint
 from ._checkpoint import CheckpointError as CheckpointError
 from ._checkpoint import Store as Store
@@ -28,3 +26,5 @@ from ._writers import CSV as CSV
 from ._writers import JSONL as JSONL
 from ._writers import Console as Console
 from ._writers import Writer as Writer
+from ._per_example import PerExample as PerExample
+from ._per_example import per_example as per_example
