@@ -5,8 +5,8 @@ change the rules by which gradients flow.
 """
 
 from . import rules as rules
-from . import train as train
 from . import show as show
+from . import train as train
 from ._api import backprop as backprop
 from ._api import derivative as derivative
 from ._api import grad as grad
@@ -25,34 +25,26 @@ from ._summary import summary as summary
 from ._tape import Entry as Entry
 from ._tape import Shares as Shares
 from ._tape import Tape as Tape
-from .train import PerExample as PerExample
-from .train import per_example as per_example
 from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
 from .diagnosis import Thresholds as Thresholds
-from .diagnosis import blocked as blocked
-from .diagnosis import diagnose as diagnose
-from .diagnosis import flow as flow
 from .diagnosis import assert_gradients as assert_gradients
 from .diagnosis import assert_residuals as assert_residuals
+from .diagnosis import blocked as blocked
 from .diagnosis import check as check
 from .diagnosis import compare as compare
 from .diagnosis import diagnose as diagnose
+from .diagnosis import flow as flow
 from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
 from .show import draw as draw
 from .show import explain as explain
 from .show import formula as formula
-from .train import Watch as Watch
-from .train import fit as fit
-from .train import make_step as make_step
-from .show import explain as explain
-from .show import formula as formula
 from .show import quiz as quiz
+from .train import PerExample as PerExample
 from .train import Watch as Watch
 from .train import fit as fit
 from .train import make_step as make_step
-from .train import PerExample as PerExample
 from .train import per_example as per_example
 
 __version__ = "0.1.0"

@@ -215,7 +215,7 @@ def _all_leaves(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str])
 
 def leaf_names(fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     """The paths of all leaves of a call's arguments: `params['w']`, `batch['x']`."""
-    return [name for name, _ in _all_leaves(args, kwargs, _argument_names(fun, len(args)))]
+    return [name for name, _ in _all_leaves(args, kwargs, argument_names(fun, len(args)))]
 
 
 def _constant_names(
