@@ -4,14 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, flow, torch_hooks
-from . import diagnose, engine, torch_hooks
+from . import diagnose, engine, flow, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch", "flow")
-PARTS = ("engine", "growth", "torch", "diagnose")
+PARTS = ("engine", "growth", "torch", "flow", "diagnose")
 
 
 def main(argv: list[str] | None = None) -> None:
