@@ -214,3 +214,13 @@ def test_diagnose_counts_dead_units_too():
     (found,) = jp.diagnose(loss)(*args)
     (expected,) = jp.blocked(loss)(*args)
     assert (found.kind, found.numbers) == (expected.kind, expected.numbers)
+
+
+def test_a_factor_of_zero_from_outside_of_the_loop():
+    def loss(w, xs, gate):
+        h, _ = jax.lax.scan(lambda h, x: (h + gate * (w * x), None), jnp.zeros(3), xs)
+        return jnp.sum(h)
+
+    (found,) = jp.blocked(loss)(jnp.ones(3), jnp.ones((4, 3)), jnp.zeros(3))
+    assert (found.cause, found.code, found.path) == ("zero factor", "gate * (w * x)", ("scan h",))
+    assert found.why.startswith("It is multiplied by `")
