@@ -339,6 +339,11 @@ def test_python_may_branch_on_what_is_not_differentiated():
         ("1.0 / x", 0.0, "jnp.where(x != 0, 1.0 / jnp.where(x != 0, x, 1.0), 0.0)"),
         ("(2.0 * x) ** 0.5", 0.0, None),
         ("jnp.log(x - 1.0)", 1.0, None),
+        (
+            "jnp.sqrt(jnp.sum(x**2, axis=-1))",
+            [[0.0, 0.0]],
+            "jnp.where((a := jnp.sum(x ** 2, axis=-1)) > 0, jnp.sqrt(jnp.where(a > 0, a, 1.0)), 0.0)",
+        ),
         ("jnp.arccos(x)", 1.0, "jnp.arccos(jnp.clip(x, -1 + 1e-06, 1 - 1e-06))"),
         ("jnp.exp(x)", 100.0, "jnp.exp(jnp.minimum(x, 80.0))"),
         ("jnp.arctan2(x, 2.0 * x)", 0.0, None),
