@@ -1,6 +1,6 @@
 """What `torch.autograd.detect_anomaly` says of the reports in `tests/nan_cases.py`, and what it costs.
 
-The programs are written again in PyTorch, the line at fault marked alike. A process of its own, that prints JSON:
+The programs are written again in PyTorch, the line at fault marked alike. A process of its own prints JSON:
 
     python -m benchmarks.torch_nans [--quick]
 """

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +126,7 @@ SOME = [case for case in CASES if case.good is not None][::6]
 def check_cases(cases, context):
     make, steps, elements, given = CONTEXTS[context]
     loss, points = make(cases)
-    report = jp.diagnose(loss, most=1000)(points)
+    report = diagnose(loss, most=1000)(points)
     places = {}
     for finding in report:
         assert finding.severity == "error", finding
@@ -149,30 +150,39 @@ def _stands_at(finding, expect, steps, elements, given):
     return (finding.element, finding.step) == ((*elements, *expect.element), (*steps, *expect.step))
 
 
-@pytest.mark.library
-def test_forty_real_reports():
-    assert len(CASES) >= 40
-    assert len({case.reference for case in CASES}) >= 40
-    check_cases(CASES, "plain")
+def test_there_are_forty_reports():
+    assert len({case.reference for case in CASES}) == len(CASES) >= 40
+    assert len({case.reference.split("#")[0] for case in CASES}) >= 15
 
 
 @pytest.mark.library
-@pytest.mark.parametrize("context", ["everything", "scan", "flax"])
-def test_some_real_reports_in_context(context):
+@pytest.mark.parametrize("context", ["plain", "everything"])
+def test_some_real_reports(context):
     check_cases(SOME, context)
 
 
 @pytest.mark.slow
 @pytest.mark.library
-@pytest.mark.parametrize("context", [name for name in CONTEXTS if name != "plain"])
+def test_all_real_reports():
+    check_cases(CASES, "plain")
+
+
+OTHERS = [name for name in CONTEXTS if name != "plain"]
+
+
+@pytest.mark.slow
+@pytest.mark.library
+@pytest.mark.parametrize("context", OTHERS)
 def test_real_reports_in_context(context):
-    check_cases(CASES, context)
+    """A diagonal: each report in one context. With JAXPROP_FULL=1, each in all, which takes minutes."""
+    first = OTHERS.index(context)
+    check_cases(CASES if os.environ.get("JAXPROP_FULL") else CASES[first :: len(OTHERS)], context)
 
 
 @pytest.mark.library
 @pytest.mark.parametrize("case", CASES[::8], ids=lambda case: case.name)
 def test_one_report_by_itself(case):
-    report = jp.diagnose(case.loss)(case.bad)
+    report = diagnose(case.loss)(case.bad)
     assert [finding.cause for finding in report] == [expect.cause for expect in case.origins]
     gradient = jax.grad(case.loss)(case.bad)
     assert any(finding.leaves for finding in report) == (not np.all(np.isfinite(gradient)))
@@ -185,13 +195,25 @@ def causes(report):
     return [(finding.severity, finding.primitive, finding.cause) for finding in report]
 
 
+def diagnose(loss, *args, **options):
+    """`jp.diagnose`, of whose findings those of kind `origin` are kept."""
+    of = jp.diagnose(loss, *args, **options)
+
+    def diagnosed(*args, **kwargs):
+        report = of(*args, **kwargs)
+        origins = [finding for finding in report if finding.kind == "origin"]
+        return jp.Report.of(report.title, origins, report.figures, report.notes)
+
+    return diagnosed
+
+
 def test_a_masked_nan_that_spoils_nothing_is_a_note():
     def loss(w, x):
         with_nan = jnp.sqrt(x * w)
         metric = jnp.log(-w)
         return jnp.sum(jnp.where(x > 0, jnp.sin(w), w)), (metric, with_nan)
 
-    report = jp.diagnose(loss, has_aux=True)(jnp.ones(2), jnp.array([-1.0, 2.0]))
+    report = diagnose(loss, has_aux=True)(jnp.ones(2), jnp.array([-1.0, 2.0]))
     assert report.ok
     assert {finding.severity for finding in report} == {"note"}
     assert report[0].message.endswith("it reaches neither the gradient nor the loss: harmless.")
@@ -202,24 +224,30 @@ def test_minus_infinity_in_a_mask_is_no_finding():
         weights = jax.nn.softmax(jnp.where(mask, q @ q.T, -jnp.inf), axis=-1)
         return jnp.sum(weights**2) + jnp.sum(jax.nn.logsumexp(jnp.where(mask, q @ q.T, -jnp.inf), axis=-1))
 
-    report = jp.diagnose(loss)(jnp.ones((3, 2)), jnp.tril(jnp.ones((3, 3), bool)))
+    report = diagnose(loss)(jnp.ones((3, 2)), jnp.tril(jnp.ones((3, 3), bool)))
     assert len(report) == 0 and report.ok
+
+
+def test_a_nan_that_the_library_writes_and_masks_is_no_finding():
+    # `jnp.std` chooses between a quotient and nan; the division by 0 is elsewhere.
+    report = diagnose(jax.jit(lambda x: jnp.std(x) + 0.0 / x[0]))(jnp.array([0.0, 2.0]))
+    assert {finding.primitive for finding in report} == {"div"}
 
 
 def test_nan_in_data_nobody_reads_is_no_finding():
     batch = {"x": jnp.array([[1.0, 2.0], [jnp.nan, 1.0]]), "unused": jnp.array([jnp.nan])}
-    assert len(jp.diagnose(lambda w, batch: jnp.sum(w * batch["x"][0]))(jnp.ones(2), batch)) == 0
+    assert len(diagnose(lambda w, batch: jnp.sum(w * batch["x"][0]))(jnp.ones(2), batch)) == 0
 
 
 def test_data_is_accused_by_leaf_and_index():
     batch = {"x": jnp.array([[1.0, 2.0], [jnp.inf, 1.0]]), "y": jnp.ones(2)}
-    report = jp.diagnose(lambda w, batch: jnp.mean((batch["x"] @ w - batch["y"]) ** 2))(jnp.ones(2), batch)
+    report = diagnose(lambda w, batch: jnp.mean((batch["x"] @ w - batch["y"]) ** 2))(jnp.ones(2), batch)
     assert [(f.node, f.element, f.numbers["example"]) for f in report] == [("batch['x']", (1, 0), 1)]
     assert report[0].message == "`batch['x']` holds inf at [1, 0]; it reaches the gradient and the loss."
 
 
 def test_an_infinity_without_nan():
-    report = jp.diagnose(lambda w: jnp.exp(100.0 * w))(1.0)
+    report = diagnose(lambda w: jnp.exp(100.0 * w))(1.0)
     assert causes(report) == [("error", "exp", "overflow of exp")]
     assert report[0].numbers == {"mul": 100.0, "result": float("inf")}
 
@@ -228,7 +256,7 @@ def test_two_independent_origins_those_of_the_gradient_first():
     def loss(w):
         return jnp.log(w[0]) + jnp.sqrt(w[1])
 
-    report = jp.diagnose(loss)(jnp.array([-1.0, 0.0]))
+    report = diagnose(loss)(jnp.array([-1.0, 0.0]))
     assert causes(report) == [("error", "sqrt", "sqrt at 0"), ("error", "log", "log of a negative")]
     assert [finding.leaves for finding in report] == [("w",), ()]
 
@@ -239,7 +267,7 @@ def test_what_a_first_origin_causes_is_no_second():
         p = e / jnp.sum(e)  # inf / inf
         return -jnp.log(p[0]) - jnp.log(p[1])  # log of 0, log of nan
 
-    report = jp.diagnose(loss)(jnp.array([100.0, 1.0]))
+    report = diagnose(loss)(jnp.array([100.0, 1.0]))
     assert causes(report)[0] == ("error", "exp", "overflow of exp")
     assert "div" not in {finding.primitive for finding in report}
 
@@ -255,7 +283,7 @@ def test_inside_a_cond_inside_nested_scans():
 
         return jnp.sum(jax.lax.scan(outer, w, table)[1])
 
-    report = jp.diagnose(loss)(jnp.float32(1.0), jnp.array([[1.0, 2.0, 7.0], [6.0, 6.0, 2.0]]))
+    report = diagnose(loss)(jnp.float32(1.0), jnp.array([[1.0, 2.0, 7.0], [6.0, 6.0, 2.0]]))
     (finding,) = report
     assert (finding.primitive, finding.cause, finding.branch, finding.step) == ("log", "log of 0", 1, (1, 1))
     assert [part.split()[0] for part in finding.path] == ["scan", "scan", "cond"]
@@ -265,9 +293,9 @@ def test_on_the_way_back_the_last_step_is_the_first():
     def loss(w, xs):
         return jnp.sum(jax.lax.scan(lambda c, x: (c, jnp.sqrt(w * x)), 0.0, xs)[1])
 
-    report = jp.diagnose(loss)(jnp.float32(1.0), jnp.array([0.0, 1.0, 0.0, 1.0]))
+    report = diagnose(loss)(jnp.float32(1.0), jnp.array([0.0, 1.0, 0.0, 1.0]))
     assert (report[0].step, report[0].numbers["bad steps"]) == ((2,), 2)
-    forward = jp.diagnose(loss)(jnp.float32(1.0), jnp.array([1.0, -1.0, -1.0, 1.0]))
+    forward = diagnose(loss)(jnp.float32(1.0), jnp.array([1.0, -1.0, -1.0, 1.0]))
     assert (forward[0].step, forward[0].cause) == ((1,), "sqrt of a negative")
 
 
@@ -277,28 +305,28 @@ def test_in_a_rule_of_ones_own():
         return 2.0 * x
 
     double.defvjp(lambda x: (double(x), x), lambda x, ct: (ct / (x - 1.0),))
-    report = jp.diagnose(lambda x: jnp.sum(double(x)))(jnp.array([3.0, 1.0]))
+    report = diagnose(lambda x: jnp.sum(double(x)))(jnp.array([3.0, 1.0]))
     assert [(f.node, f.cause, f.element) for f in report] == [("double", "custom rule", (1,))]
 
 
 def test_in_the_seed():
-    report = jp.diagnose(lambda x: x * 2.0, cotangent=jnp.array([1.0, jnp.nan]))(jnp.ones(2))
+    report = diagnose(lambda x: x * 2.0, cotangent=jnp.array([1.0, jnp.nan]))(jnp.ones(2))
     assert [(f.cause, f.element, f.leaves) for f in report] == [("in the seed", (1,), ("x",))]
 
 
 def test_a_sum_of_finite_cotangents_that_overflows():
-    report = jp.diagnose(lambda x: jnp.float32(3e38) * x + jnp.float32(3e38) * x)(jnp.float32(0.5))
+    report = diagnose(lambda x: jnp.float32(3e38) * x + jnp.float32(3e38) * x)(jnp.float32(0.5))
     assert [(f.node, f.cause) for f in report] == [("x", "overflow of a sum")]
 
 
 def test_a_nan_written_in_the_program():
-    report = jp.diagnose(lambda w: jnp.sum(jnp.where(w > 0, w, jnp.nan)))(jnp.array([1.0, -1.0]))
+    report = diagnose(lambda w: jnp.sum(jnp.where(w > 0, w, jnp.nan)))(jnp.array([1.0, -1.0]))
     assert [finding.cause for finding in report] == ["in the program"]
 
 
 def test_a_closed_over_constant():
     table = jnp.array([1.0, jnp.nan])
-    report = jp.diagnose(lambda w: jnp.sum(w * table))(jnp.ones(2))
+    report = diagnose(lambda w: jnp.sum(w * table))(jnp.ones(2))
     assert [(f.primitive, f.cause, f.element) for f in report] == [("const", "in the inputs", (1,))]
 
 
@@ -306,14 +334,14 @@ def test_a_while_is_judged_as_a_whole():
     def loss(w, x):
         return w * jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.log(s[1] - 1.0)), (0, x))[1]
 
-    assert [f.primitive for f in jp.diagnose(loss)(1.0, jnp.float32(2.0))] == ["while"]
+    assert [f.primitive for f in diagnose(loss)(1.0, jnp.float32(2.0))] == ["while"]
 
 
 def test_python_may_branch_on_what_is_not_differentiated():
     def loss(w, power, x):
         return jnp.sqrt(w) ** power if float(x[0]) > 0 else w
 
-    assert jp.diagnose(loss)(0.0, 2, np.array([1.0]))[0].cause == "sqrt at 0"
+    assert diagnose(loss)(0.0, 2, np.array([1.0]))[0].cause == "sqrt at 0"
 
 
 # --- the cures cure -------------------------------------------------------------------------------------
@@ -327,6 +355,11 @@ def test_python_may_branch_on_what_is_not_differentiated():
         ("1.0 / x", 0.0, "jnp.where(x != 0, 1.0 / jnp.where(x != 0, x, 1.0), 0.0)"),
         ("(2.0 * x) ** 0.5", 0.0, None),
         ("jnp.log(x - 1.0)", 1.0, None),
+        (
+            "jnp.sqrt(jnp.sum(x**2, axis=-1))",
+            [[0.0, 0.0]],
+            "jnp.where((a := jnp.sum(x ** 2, axis=-1)) > 0, jnp.sqrt(jnp.where(a > 0, a, 1.0)), 0.0)",
+        ),
         ("jnp.arccos(x)", 1.0, "jnp.arccos(jnp.clip(x, -1 + 1e-06, 1 - 1e-06))"),
         ("jnp.exp(x)", 100.0, "jnp.exp(jnp.minimum(x, 80.0))"),
         ("jnp.arctan2(x, 2.0 * x)", 0.0, None),
@@ -346,7 +379,7 @@ def test_a_cure_is_code_that_cures(code, x, cure, tmp_path):
         exec(compile(file.read_text(), str(file), "exec"), names)
         return names["loss"]
 
-    report = jp.diagnose(loss_of(code))(x)
+    report = diagnose(loss_of(code))(x)
     found = report[0].cure
     assert cure is None or found == cure
     cured = jax.grad(loss_of(found))(x)
@@ -366,7 +399,7 @@ def test_a_second_call_compiles_nothing():
         traced.append(1)
         return jnp.sum(jnp.sqrt(w * x)) if training else jnp.sum(w)
 
-    diagnosed = jp.diagnose(loss)
+    diagnosed = diagnose(loss)
     assert len(diagnosed(jnp.ones(2), jnp.array([0.0, 1.0]), True)) == 1
     count = len(traced)
     assert len(diagnosed(jnp.ones(2), jnp.array([1.0, 0.0]), True)) == 1
@@ -377,28 +410,28 @@ def test_a_second_call_compiles_nothing():
 
 def test_nothing_is_donated_and_a_donated_argument_is_named():
     w = jnp.ones(3)
-    jp.diagnose(lambda w: jnp.sum(w))(w)
+    diagnose(lambda w: jnp.sum(w))(w)
     jax.jit(lambda w: w + 1.0, donate_argnums=0)(w)
     if not w.is_deleted():
         pytest.skip("this backend does not donate")
     with pytest.raises(
         ValueError, match="was donated to a compiled function and is gone. Diagnose before the step"
     ):
-        jp.diagnose(lambda w: jnp.sum(w))(w)
+        diagnose(lambda w: jnp.sum(w))(w)
 
 
 def test_inside_jit_it_says_so():
     with pytest.raises(TypeError, match="`diagnose` reads numbers, and inside `jax.jit`"):
-        jax.jit(lambda w: jp.diagnose(lambda w: jnp.sum(w))(w).ok)(jnp.ones(2))
+        jax.jit(lambda w: diagnose(lambda w: jnp.sum(w))(w).ok)(jnp.ones(2))
 
 
 def test_debug_nans_may_stay_on():
     with jax.debug_nans(True):
-        assert jp.diagnose(lambda x: jnp.sqrt(x))(0.0)[0].cause == "sqrt at 0"
+        assert diagnose(lambda x: jnp.sqrt(x))(0.0)[0].cause == "sqrt at 0"
 
 
 def test_the_text_of_a_report():
-    report = jp.diagnose(CASES[0].loss)(CASES[0].bad)
+    report = diagnose(CASES[0].loss)(CASES[0].bad)
     line = marked_lines(CASES[0])[0]
     assert str(report) == "\n".join(
         [
@@ -419,7 +452,7 @@ def test_the_text_of_a_report():
 
 
 def test_a_report_is_data():
-    report = jp.diagnose(lambda x: jnp.sqrt(x))(0.0)
+    report = diagnose(lambda x: jnp.sqrt(x))(0.0)
     (finding,) = json.loads(report.json())["findings"]
     assert finding["numbers"]["local gradient"] == "inf"
     assert (finding["cause"], finding["leaves"], finding["source"]["line"]) == (
@@ -437,7 +470,7 @@ def test_a_bad_step_is_explained_and_comes_back(tmp_path):
     params = {"w": jnp.asarray([2.0], jnp.bfloat16)}
     args = (params, jnp.array([1.0, 0.0, 3.0]), jax.random.key(3))
     report = explain_bad_step(loss, *args, save=tmp_path / "runs" / "bad", scale=0.1)
-    assert [(f.cause, f.element) for f in report] == [("log of 0", (1,))]
+    assert [(f.cause, f.element) for f in report if f.kind == "origin"] == [("log of 0", (1,))]
     path = tmp_path / "runs" / "bad.npz"
     assert str(path) in report.notes[0]
     again, kwargs = load_reproduction(path)
@@ -445,7 +478,7 @@ def test_a_bad_step_is_explained_and_comes_back(tmp_path):
     assert again[0]["w"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(again[1], args[1])
     np.testing.assert_array_equal(jax.random.key_data(again[2]), jax.random.key_data(args[2]))
-    assert str(jp.diagnose(loss)(*again, **kwargs)) == str(jp.diagnose(loss)(*args, scale=0.1))
+    assert str(diagnose(loss)(*again, **kwargs)) == str(diagnose(loss)(*args, scale=0.1))
 
 
 def test_a_module_comes_back_into_its_own_structure(tmp_path):

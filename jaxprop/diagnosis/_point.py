@@ -86,12 +86,12 @@ def _ct_at_step(tape: Tape, value: Any, step: tuple[int, ...]) -> Any:
 
 
 def _sent(node: Node, operands: Any, outputs: Any, cts: Any) -> tuple[Any, ...]:
-    # On the device: a rule of the user's own may be written in plain operators, where NumPy warns of what is sought.
-    sent = Local(node, *_on_device((operands, outputs))).vjp(_on_device(cts))
+    # As JAX arrays: a rule of the user's own may use plain operators, and NumPy would warn of what is sought.
+    sent = Local(node, *_as_arrays((operands, outputs))).vjp(_as_arrays(cts))
     return tuple(None if ct is None else np.asarray(ct) for ct in sent)
 
 
-def _on_device(tree: Any) -> Any:
+def _as_arrays(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, tree)
 
 
@@ -102,7 +102,7 @@ def _gain(node: Node, operands: Any, outputs: Any, event: Event, out: int | None
     one = np.zeros(node.outputs[out].shape, node.outputs[out].dtype)
     one[event.element] = 1
     cts = tuple(one if i == out else None for i in range(len(node.outputs)))
-    sent = Local(node, *_on_device((operands, outputs))).vjp(_on_device(cts))
+    sent = Local(node, *_as_arrays((operands, outputs))).vjp(_as_arrays(cts))
     return np.asarray(sent[event.position])[event.element]
 
 
