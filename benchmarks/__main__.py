@@ -9,6 +9,7 @@ from . import engine, page, torch_hooks
 from . import engine, flow, torch_hooks
 from . import diagnose, engine, torch_hooks
 from . import check, engine, torch_hooks
+from . import diagnose, engine, flow, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
@@ -18,6 +19,7 @@ PARTS = ("engine", "growth", "torch", "page")
 PARTS = ("engine", "growth", "torch", "flow")
 PARTS = ("engine", "growth", "torch", "diagnose")
 PARTS = ("engine", "growth", "torch", "check")
+PARTS = ("engine", "growth", "torch", "flow", "diagnose")
 
 
 def main(argv: list[str] | None = None) -> None:

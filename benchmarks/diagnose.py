@@ -1,8 +1,8 @@
 """Who names the line where a NaN is made, and what asking costs.
 
-The programs are those of `tests/nan_cases.py`, taken from real reports. `line` means: the line at fault stands in
-what the tool says, wherever. The step of a loop and the element of an array `jaxprop` alone tells; `all` means that
-these are right as well, and nothing else is accused.
+The programs are those of `tests/nan_cases.py`, taken from real reports. `line` means: the line at fault stands
+in what the tool says, wherever. The step of a loop and the element of an array `jaxprop` alone tells; `all`
+means that these are right as well, and nothing else is accused.
 """
 
 import inspect

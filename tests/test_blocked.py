@@ -214,3 +214,21 @@ def test_diagnose_counts_dead_units_too():
     (found,) = jp.diagnose(loss)(*args)
     (expected,) = jp.blocked(loss)(*args)
     assert (found.kind, found.numbers) == (expected.kind, expected.numbers)
+
+
+def test_a_factor_of_zero_from_outside_of_the_loop():
+    def loss(w, xs, gate):
+        h, _ = jax.lax.scan(lambda h, x: (h + gate * (w * x), None), jnp.zeros(3), xs)
+        return jnp.sum(h)
+
+    (found,) = jp.blocked(loss)(jnp.ones(3), jnp.ones((4, 3)), jnp.zeros(3))
+    assert (found.cause, found.code, found.path) == ("zero factor", "gate * (w * x)", ("scan h",))
+    assert found.why.startswith("It is multiplied by `")
+
+
+def test_the_greater_of_two_layers_is_no_dead_relu():
+    def loss(params, x):
+        h = jnp.maximum(x @ params["a"], x @ params["b"] - 50.0 * jnp.array([1.0, 1.0, 1.0, 0.0])[None])
+        return jnp.sum(h**2)
+
+    assert not jp.blocked(loss)({"a": blocked_cases.W, "b": blocked_cases.W[::-1]}, blocked_cases.X)

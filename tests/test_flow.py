@@ -44,7 +44,7 @@ def test_the_growth_of_an_orthogonal_recurrence_is_its_scale(scale):
 def test_the_finding_names_the_step_and_says_how_much():
     (found,) = jp.flow(rnn, power_steps=0)(1.5 * orthogonal(4), jnp.ones((STEPS, 4)))
     assert (found.kind, found.severity, found.cause) == ("exploding", "warning", "recurrence")
-    assert (found.code, found.primitive, found.path) == ("w @ h", "dot_general", ("h",))
+    assert (found.code, found.primitive, found.path) == ("w @ h", "dot_general", ("scan h",))
     np.testing.assert_allclose(found.numbers["growth per step"], 1.5, rtol=1e-5)
     np.testing.assert_allclose(found.numbers["ratio"], 1.5**STEPS, rtol=1e-4)
     assert found.message.startswith("The gradient explodes through the steps of `h`: |ct| of the carry is ")
@@ -278,3 +278,28 @@ def test_what_is_not_finite_is_left_to_others():
 def test_diagnose_says_nothing_of_sizes_where_there_is_a_nan(how):
     report = jp.diagnose(lambda w: jnp.sum(how(w)))(jnp.ones(3))
     assert {found.kind for found in report} == {"origin"}
+
+
+def test_a_loop_in_a_loop():
+    def loss(w, xs):
+        def outer(h, x):
+            h, _ = jax.lax.scan(lambda h, _: (0.5 * (w @ h) + x, None), h, None, length=20)
+            return h, None
+
+        return jnp.sum(jax.lax.scan(outer, jnp.zeros(4), xs)[0])
+
+    outer, inner = jp.flow(loss)(orthogonal(4), jnp.ones((3, 4))).loops
+    np.testing.assert_allclose([outer.growth, outer.gain], 0.5**20, rtol=1e-4)
+    np.testing.assert_allclose([inner.growth, inner.gain], 0.5, rtol=1e-5)
+
+
+def test_the_greatest_gain_of_a_complex_product():
+    w = jax.random.normal(KEY, (4, 4), jnp.complex64)
+
+    def loss(params, x):
+        h = x @ params["a"]
+        y = h @ params["b"]
+        return jnp.sum(jnp.abs(y) ** 2)
+
+    report = jp.flow(loss, power_steps=60)({"a": w, "b": w}, jnp.ones((3, 4), jnp.complex64))
+    np.testing.assert_allclose(report.levels[0].greatest, np.linalg.svd(w)[1][0], rtol=1e-3)

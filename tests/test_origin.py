@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -149,24 +150,33 @@ def _stands_at(finding, expect, steps, elements, given):
     return (finding.element, finding.step) == ((*elements, *expect.element), (*steps, *expect.step))
 
 
-@pytest.mark.library
-def test_forty_real_reports():
-    assert len(CASES) >= 40
-    assert len({case.reference for case in CASES}) >= 40
-    check_cases(CASES, "plain")
+def test_there_are_forty_reports():
+    assert len({case.reference for case in CASES}) == len(CASES) >= 40
+    assert len({case.reference.split("#")[0] for case in CASES}) >= 15
 
 
 @pytest.mark.library
-@pytest.mark.parametrize("context", ["everything", "scan", "flax"])
-def test_some_real_reports_in_context(context):
+@pytest.mark.parametrize("context", ["plain", "everything"])
+def test_some_real_reports(context):
     check_cases(SOME, context)
 
 
 @pytest.mark.slow
 @pytest.mark.library
-@pytest.mark.parametrize("context", [name for name in CONTEXTS if name != "plain"])
+def test_all_real_reports():
+    check_cases(CASES, "plain")
+
+
+OTHERS = [name for name in CONTEXTS if name != "plain"]
+
+
+@pytest.mark.slow
+@pytest.mark.library
+@pytest.mark.parametrize("context", OTHERS)
 def test_real_reports_in_context(context):
-    check_cases(CASES, context)
+    """A diagonal: each report in one context. With JAXPROP_FULL=1, each in all, which takes minutes."""
+    first = OTHERS.index(context)
+    check_cases(CASES if os.environ.get("JAXPROP_FULL") else CASES[first :: len(OTHERS)], context)
 
 
 @pytest.mark.library
@@ -216,6 +226,12 @@ def test_minus_infinity_in_a_mask_is_no_finding():
 
     report = diagnose(loss)(jnp.ones((3, 2)), jnp.tril(jnp.ones((3, 3), bool)))
     assert len(report) == 0 and report.ok
+
+
+def test_a_nan_that_the_library_writes_and_masks_is_no_finding():
+    # `jnp.std` chooses between a quotient and nan; the division by 0 is elsewhere.
+    report = diagnose(jax.jit(lambda x: jnp.std(x) + 0.0 / x[0]))(jnp.array([0.0, 2.0]))
+    assert {finding.primitive for finding in report} == {"div"}
 
 
 def test_nan_in_data_nobody_reads_is_no_finding():
@@ -339,6 +355,11 @@ def test_python_may_branch_on_what_is_not_differentiated():
         ("1.0 / x", 0.0, "jnp.where(x != 0, 1.0 / jnp.where(x != 0, x, 1.0), 0.0)"),
         ("(2.0 * x) ** 0.5", 0.0, None),
         ("jnp.log(x - 1.0)", 1.0, None),
+        (
+            "jnp.sqrt(jnp.sum(x**2, axis=-1))",
+            [[0.0, 0.0]],
+            "jnp.where((a := jnp.sum(x ** 2, axis=-1)) > 0, jnp.sqrt(jnp.where(a > 0, a, 1.0)), 0.0)",
+        ),
         ("jnp.arccos(x)", 1.0, "jnp.arccos(jnp.clip(x, -1 + 1e-06, 1 - 1e-06))"),
         ("jnp.exp(x)", 100.0, "jnp.exp(jnp.minimum(x, 80.0))"),
         ("jnp.arctan2(x, 2.0 * x)", 0.0, None),

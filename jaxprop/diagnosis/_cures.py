@@ -103,6 +103,16 @@ def bracketed(text: str) -> str:
     return f"({text})" if loose else text
 
 
+#: Operands longer than this get a name.
+_LONG = 16
+
+
+def _words(code: str) -> set[str]:
+    """The plain names in an expression."""
+    tree = _parse(code)
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} if tree is not None else set()
+
+
 def double_where(
     code: str, primitive: str, position: int, test: str, instead: str = "1.0", otherwise: str = "0.0"
 ) -> str:
@@ -118,10 +128,12 @@ def double_where(
             f"f(jnp.where({ok}, x, {instead})), {otherwise})"
         )
     x = expression.part(position)
-    ok = test.format(x=bracketed(x))
-    return (
-        f"jnp.where({ok}, {expression.with_parts({position: f'jnp.where({ok}, {x}, {instead})'})}, {otherwise})"
-    )
+    first, short = bracketed(x), x
+    if len(x) > _LONG:  # written once, under a name of its own
+        short = next(name for name in ("a", "u", "operand") if name not in _words(code))
+        first = f"({short} := {x})"
+    masked = f"jnp.where({test.format(x=bracketed(short))}, {short}, {instead})"
+    return f"jnp.where({test.format(x=first)}, {expression.with_parts({position: masked})}, {otherwise})"
 
 
 def around(code: str, primitive: str, position: int, text: str) -> str:

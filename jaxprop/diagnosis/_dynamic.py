@@ -11,7 +11,7 @@ from .._rules import Recorder
 from .._tape import Tape
 from .._wiring import makers
 from ._causes import Cause, Point, cause_of, words_of_dead, words_of_saturated
-from ._measure import Field, recorder
+from ._measure import Field, recorder, with_parents
 from ._report import Finding, at
 from ._static import subject, text_of
 from ._suspects import Suspect, dead_units, saturated, zero_leaves
@@ -54,7 +54,7 @@ def _zero_findings(field: Field, zero: Mapping[Value, tuple[Suspect, ...]], run:
     suspects = list(dict.fromkeys(suspect for some in zero.values() for suspect in some))[:MOST]
     causes: dict[Suspect, Cause] = {}
     if suspects:
-        tape = run(frozenset(suspect.node.index for suspect in suspects))
+        tape = run(with_parents(field.graph, [suspect.node for suspect in suspects]))
         causes = {suspect: cause_of(Point.of(tape, suspect)) for suspect in suspects}
     everything = all(field.top(leaf) == 0 for leaf in field.graph.inputs if leaf.active)
     groups: dict[tuple[Suspect, ...], list[str]] = {}

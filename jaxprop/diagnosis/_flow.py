@@ -14,7 +14,7 @@ from ._chain import Chain, Loop, Part, chains, inside, longest_chain, loops
 from ._compiled import Passes
 from ._dynamic import Pass, is_finite
 from ._gains import gains_of_steps, greatest_gains
-from ._measure import Field, recorder
+from ._measure import Field, recorder, with_parents
 from ._report import Finding, Report, at, plain
 from ._spine import Carry
 from ._static import text_of
@@ -380,7 +380,7 @@ def _with_greatest(levels: tuple[Level, ...], chain: Chain, run: Pass, power_ste
 
 
 def _with_gains(field: Field, carry: Carry, loop: Loop, run: Pass) -> Loop:
-    tape = run(frozenset([carry.node.index]))
+    tape = run(with_parents(field.graph, [carry.node]))
     operands = []
     for value in carry.node.operands:
         x = np.asarray(tape._value_of(value))

@@ -50,7 +50,7 @@ def _greatest(local: LocalGradient, power_steps: int) -> Any:
 
     def step(_: int, carry: Any) -> Any:
         x, _ = carry
-        return unit(local.vjp(local.jvp(x)))
+        return unit(jnp.conj(local.vjp(jnp.conj(local.jvp(x)))))  # JAX's vjp transposes and does not conjugate
 
     start = unit(jax.random.normal(jax.random.key(0), shape, dtype))
     _, size = jax.lax.fori_loop(0, power_steps, step, start)

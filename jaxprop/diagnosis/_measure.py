@@ -1,7 +1,7 @@
 """Three numbers of every cotangent, taken in the one pass, and a way to look them up."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -182,6 +182,12 @@ def active_readers(graph: Graph) -> Mapping[int, list[tuple[Node, int]]]:
             if operand.active:
                 found.setdefault(operand.id, []).append((node, position))
     return found
+
+
+def with_parents(graph: Graph, nodes: Iterable[Node]) -> frozenset[int]:
+    """The indices of nodes, and of the loops around them: those keep the constants that are read inside."""
+    found = {node.index for node in nodes}
+    return frozenset(found.union(parent.index for index in found for parent, _ in graph.places[index].parents))
 
 
 def is_number(value: Value) -> bool:

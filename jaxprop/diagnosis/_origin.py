@@ -82,8 +82,12 @@ def find_origins(run: Run, health: Tape) -> list[Origin]:
     origins += [event for event in loose if event.kind == "sum" or _makes_nan(event, counts)]
     origins += _uncovered(graph, counts, edges, ends, origins, [*found, *inputs, *loose])
     judged = [_judged(event, counts, edges, ends) for event in origins]
-    kept = [origin for origin in judged if origin.nan or not origin.harmless]
+    kept = [origin for origin in judged if not origin.harmless or (origin.nan and origin.event.kind in _MADE)]
     return sorted(kept, key=lambda origin: (not origin.leaves, origin.harmless, origin.event.order))
+
+
+#: Of events that do no harm, only these are worth a note: a NaN that is given or written may be meant.
+_MADE = ("made", "from inf")
 
 
 # --- what to look at ------------------------------------------------------------------------------

@@ -122,8 +122,8 @@ def _gates(field: Field, wanted: Callable[[Node, Value], bool]) -> Iterator[tupl
 
 def _rectifies(field: Field, node: Node, operand: Value) -> bool:
     """Whether a node cuts off one side: `relu(x)`, `maximum(x, 0)`, `where(x > 0, x, 0)`."""
-    if node.primitive in RECTIFYING:
-        return True
+    if node.primitive in RECTIFYING:  # the greater of two layers is none
+        return sum(value.active for value in node.operands) == 1
     if node.primitive != "select_n" or len(node.operands) != 3:
         return False
     chooser = makers(field.graph).get(node.operands[0].id)
