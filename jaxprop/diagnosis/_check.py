@@ -91,13 +91,12 @@ def check(
         chosen = _checkable(graph, nodes)
         reading = [node for node in graph.walk() if node.active] if total else chosen
         points = Points.of(traced, graph, [value for node in reading for value in node.operands])
-        subjects: set[int] = set()
+        subjects: dict[_Like, Subject] = {}
         found: list[tuple[float, Finding]] = []
         margins, unread = [0.0], 0
         excused = 0
         for node in chosen:
-            subject = _subject(_Like(node, plan.rules.get(node.index)))
-            subjects.add(id(subject))
+            subject = _subject(node, plan.rules.get(node.index), subjects)
             outcome = _check_node(graph, node, subject, points, settings)
             margins += outcome.margins
             unread += outcome.unread
@@ -208,9 +207,20 @@ class _Like:
         return hash((self.key[1], id(self.rule)))
 
 
-@functools.lru_cache(maxsize=512)
-def _subject(like: _Like) -> Subject:
-    """The node as functions, compiled once for all nodes that are the same, in later calls too."""
+def _subject(node: Node, rule: Rule | None, own: dict[_Like, Subject]) -> Subject:
+    """The node as functions, compiled once for all nodes that are the same.
+
+    Those of plain primitives are kept for later calls. A `custom_vjp` is another one at each trace.
+    """
+    like = _Like(node, rule)
+    if like not in own:
+        lasting = rule is None and _jaxpr.custom_form(node.eqn) != "custom_vjp"
+        own[like] = _lasting(like) if lasting else Subject(node, rule)
+    return own[like]
+
+
+@functools.lru_cache(maxsize=256)
+def _lasting(like: _Like) -> Subject:
     return Subject(like.node, like.rule)
 
 
