@@ -100,11 +100,16 @@ def in_equinox(wrong):
     return lambda x: jnp.sum(jax.vmap(model)(x) ** 2)
 
 
-PLACES = (in_scan, in_cond, in_remat, in_jit, in_vmap, in_linen, in_equinox)
+PLACES = (in_scan, in_cond, in_remat, in_jit, in_vmap)
+LIBRARIES = (in_linen, in_equinox)
 
 
 @pytest.mark.library
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@pytest.mark.parametrize(
+    "place",
+    [*PLACES, *(pytest.param(place, marks=pytest.mark.slow) for place in LIBRARIES)],
+    ids=lambda place: place.__name__,
+)
 def test_a_wrong_rule_is_found_wherever_it_stands(place):
     report = jp.check(place(sign_flipped()), total=False)(*draw((4, 3)))
     assert [(finding.primitive, finding.cause) for finding in report] == [("wrong", "sign")], report
@@ -226,8 +231,14 @@ KINKS = {
 }
 
 
+#: What takes a second or more to compile.
+LONG = {"linear algebra", "eigenvalues", "special functions", "complex"}
+
+
 @pytest.mark.library
-@pytest.mark.parametrize("name", KINKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in KINKS]
+)
 def test_what_is_right_gives_no_finding(name):
     report = jp.check(
         KINKS[name], total=name in ("stop_gradient", "straight through by hand", "switch in scan")
@@ -240,9 +251,8 @@ def test_what_is_right_gives_no_finding(name):
 
 HEALTHY = ("dict_scan_layers", "dict_checkpoint_policy")
 MORE = (
-    *("dict_two_arguments", "dict_bf16"),
-    *("linen_cnn", "linen_lstm", "linen_bf16", "linen_vae", "nnx_attention", "eqx_gru"),
-    *("haiku_cnn", "diffrax_ode", "diffrax_ode_direct", "distrax_flow", "flowjax_flow"),
+    *("dict_bf16", "linen_cnn", "linen_vae", "nnx_attention", "eqx_gru"),
+    *("haiku_cnn", "diffrax_ode_direct", "distrax_flow"),
 )
 MODELS = {case.name: case for case in models.CASES}
 

@@ -17,11 +17,11 @@ from ._check import check as check
 from ._compare import Comparison as Comparison
 from ._compare import compare as compare
 from ._diagnose import diagnose as diagnose
+from ._ledger import Ledger as Ledger
+from ._ledger import Residual as Residual
 from ._precision import Precision as Precision
 from ._precision import precision as precision
 from ._report import Finding as Finding
 from ._report import Report as Report
-from ._residuals import Ledger as Ledger
-from ._residuals import Residual as Residual
 from ._residuals import assert_residuals as assert_residuals
 from ._residuals import residuals as residuals

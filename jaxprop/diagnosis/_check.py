@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _jaxpr
-from .._call import check_points, name_of, trace_call
+from .._call import Traced, check_points, trace_call
 from .._graph import Graph, Node, Selector, matches, select
+from .._interpret import Plan
 from .._pass import make_plan
 from .._rules import Recorder, Rule, Rules
 from .._same import fingerprint
@@ -79,44 +80,13 @@ def check(
         >>> [(finding.node, finding.cause) for finding in report]
         [('square', 'factor')]
     """
-    name = name_of(fun)
-    settings = Settings(directions, steps, seed)
+    settings = Settings(nodes, expected, directions, steps, total, seed)
 
     @functools.wraps(fun, updated=())
     def checked(*args: Any, **kwargs: Any) -> Report:
         check_points(args, argnums, fun, False, False, "check")
         traced = trace_call(fun, args, kwargs, argnums, has_aux)
-        plan = make_plan(traced, None, Recorder(), rules)
-        graph = plan.graph
-        chosen = _checkable(graph, nodes)
-        reading = [node for node in graph.walk() if node.active] if total else chosen
-        points = Points.of(traced, graph, [value for node in reading for value in node.operands])
-        subjects: set[int] = set()
-        found: list[tuple[float, Finding]] = []
-        margins, unread = [0.0], 0
-        excused = 0
-        for node in chosen:
-            subject = _subject(_Like(node, plan.rules.get(node.index)))
-            subjects.add(id(subject))
-            outcome = _check_node(graph, node, subject, points, settings)
-            margins += outcome.margins
-            unread += outcome.unread
-            if outcome.finding is None:
-                continue
-            if expected and matches(expected, node):
-                excused += 1
-            else:
-                found.append(outcome.finding)
-        whole = whole_gradient(traced, plan, points, settings.seed) if total else None
-        findings = [finding for _, finding in sorted(found, key=lambda pair: -pair[0])]
-        if whole is not None and not whole.failed and not whole.wrong:
-            findings = [_harmless(finding) if finding.kind == "primitive" else finding for finding in findings]
-        if whole is not None and whole.wrong and not findings and not excused:
-            findings.append(_whole_finding(name, whole))
-        figures = {"nodes": len(chosen), "kinds": len(subjects), "worst": max(margins)}
-        if whole is not None and not whole.failed:
-            figures["total"] = whole.error
-        return Report.of(f"check {name}", findings, figures, _notes(unread, excused, whole))
+        return _report(traced, make_plan(traced, None, Recorder(), rules), settings)
 
     return checked
 
@@ -156,11 +126,44 @@ def assert_gradients(
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is tried."""
+    """What is checked, and how much is tried."""
 
+    nodes: Selector | None
+    expected: Selector
     directions: int
     steps: int
+    total: bool
     seed: int
+
+
+def _report(traced: Traced, plan: Plan, settings: Settings) -> Report:
+    graph = plan.graph
+    chosen = _checkable(graph, settings.nodes)
+    reading = [node for node in graph.walk() if node.active] if settings.total else chosen
+    points = Points.of(traced, graph, [value for node in reading for value in node.operands])
+    subjects: dict[_Like, Subject] = {}
+    outcomes = [
+        _check_node(graph, node, _subject(node, plan.rules.get(node.index), subjects), points, settings)
+        for node in chosen
+    ]
+    found, excused = [], 0
+    for node, outcome in zip(chosen, outcomes, strict=True):
+        if outcome.finding is not None and settings.expected and matches(settings.expected, node):
+            excused += 1
+        elif outcome.finding is not None:
+            found.append(outcome.finding)
+    findings = [finding for _, finding in sorted(found, key=lambda pair: -pair[0])]
+    whole = whole_gradient(traced, plan, points, settings.seed) if settings.total else None
+    if whole is not None and not whole.failed and not whole.wrong:
+        findings = [_harmless(finding) if finding.kind == "primitive" else finding for finding in findings]
+    if whole is not None and whole.wrong and not findings and not excused:
+        findings.append(_whole_finding(traced.name, whole))
+    margins = [margin for outcome in outcomes for margin in outcome.margins]
+    figures = {"nodes": len(chosen), "kinds": len(subjects), "worst": max(margins, default=0.0)}
+    if whole is not None and not whole.failed:
+        figures["total"] = whole.error
+    notes = _notes(sum(outcome.unread for outcome in outcomes), excused, whole)
+    return Report.of(f"check {traced.name}", findings, figures, notes)
 
 
 @dataclass(frozen=True)
@@ -208,9 +211,20 @@ class _Like:
         return hash((self.key[1], id(self.rule)))
 
 
-@functools.lru_cache(maxsize=512)
-def _subject(like: _Like) -> Subject:
-    """The node as functions, compiled once for all nodes that are the same, in later calls too."""
+def _subject(node: Node, rule: Rule | None, own: dict[_Like, Subject]) -> Subject:
+    """The node as functions, compiled once for all nodes that are the same.
+
+    Those of plain primitives are kept for later calls. A `custom_vjp` is another one at each trace.
+    """
+    like = _Like(node, rule)
+    if like not in own:
+        lasting = rule is None and _jaxpr.custom_form(node.eqn) != "custom_vjp"
+        own[like] = _lasting(like) if lasting else Subject(node, rule)
+    return own[like]
+
+
+@functools.lru_cache(maxsize=256)
+def _lasting(like: _Like) -> Subject:
     return Subject(like.node, like.rule)
 
 
