@@ -84,7 +84,7 @@ def test_markup_stays_text():
     def evil(x):
         with jax.named_scope("<script>alert(1)</script>&\"'"):
             y = jnp.sin(x) * 2.0 * x
-        return jnp.where(y < 3, y, x * len("<b>&]]>\\\"`|}"))
+        return jnp.where(y < 3, y, x * len('<b>&]]>\\"`|}'))
 
     drawing = jp.draw(jp.backprop(evil)(1.0))
     ET.fromstring(drawing.svg())
@@ -164,7 +164,9 @@ def test_open_loops_are_wired_through(tapes):
 
 def test_what_is_wrong_is_said(tapes, tmp_path, monkeypatch):
     drawing = jp.draw(tapes["worked"])
-    with pytest.raises(ValueError, match="'x.png' says no format: its ending is '.png'. Endings there are: .svg"):
+    with pytest.raises(
+        ValueError, match="'x.png' says no format: its ending is '.png'. Endings there are: .svg"
+    ):
         drawing.save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="theme='blue' is none of 'light', 'dark', 'auto'."):
         jp.draw(tapes["worked"], theme="blue")
@@ -197,7 +199,9 @@ def test_notebook_display(show, tapes):
         "array local": tape.local("h", wrt="z1"),
     }[show]
     text = shown._repr_html_()
-    expected = {"entry": ">-2<", "local": r"2\,s", "array entry": "relu"}.get(show, "<svg" if show[0] in "gt" else "")
+    expected = {"entry": ">-2<", "local": r"2\,s", "array entry": "relu"}.get(
+        show, "<svg" if show[0] in "gt" else ""
+    )
     assert expected in text
 
 
@@ -219,7 +223,9 @@ def test_in_a_real_notebook():
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     code = "import jaxprop as jp\ntape = jp.backprop(lambda w: (w * 2.0 - 1.0) ** 2)(1.0)\n"
-    cells = [code + last for last in ("tape", "tape.graph", "tape['w']", "jp.draw(tape)", "tape.local('mul', 'w')")]
+    cells = [
+        code + last for last in ("tape", "tape.graph", "tape['w']", "jp.draw(tape)", "tape.local('mul', 'w')")
+    ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
     nbclient.NotebookClient(notebook, timeout=120).execute()

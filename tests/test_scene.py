@@ -143,7 +143,9 @@ def test_boxes_are_consecutive_and_nested():
         return x
 
     scene = scene_of(jp.backprop(f)(1.0))
-    assert [(b.name, b.kind) for b in scene.boxes if b.parent is None] == [(f"block{i}", "scope") for i in range(3)]
+    assert [(b.name, b.kind) for b in scene.boxes if b.parent is None] == [
+        (f"block{i}", "scope") for i in range(3)
+    ]
     assert [b.name for b in scene.boxes if b.parent == "b0"] == ["inner"]
     assert [b.count for b in scene.boxes[:2]] == [5, 3]  # the argument is where its reader is
     order = {box.id: i for i, box in enumerate(scene.boxes)}
@@ -193,7 +195,12 @@ def test_statistics_are_those_of_numpy(dtype, key):
     x = np.asarray((jax.random.normal(key, (5, 7)) * 10).astype(dtype))
     wide = np.abs(x).astype(float) if dtype == "complex64" else x.astype(float)
     shown = show_array(x, 0, 1)
-    for name, expected in (("mean", wide.mean()), ("std", wide.std()), ("min", wide.min()), ("max", wide.max())):
+    for name, expected in (
+        ("mean", wide.mean()),
+        ("std", wide.std()),
+        ("min", wide.min()),
+        ("max", wide.max()),
+    ):
         assert getattr(shown, name) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert shown.norm == pytest.approx(np.linalg.norm(wide), rel=1e-6)
 
