@@ -5,11 +5,13 @@ import json
 import sys
 
 from . import engine, per_example, torch_hooks
+from . import engine, page, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
 PARTS = ("engine", "growth", "torch", "per-example")
+PARTS = ("engine", "growth", "torch", "page")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,6 +48,13 @@ def main(argv: list[str] | None = None) -> None:
         _say(table(found["per-example"], per_example.COLUMNS))
         if not per_example.available():
             _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
+    if "page" in options.part:
+        _say("\nThe page of a graph: one HTML file, opened in Chromium\n")
+        chromium = page.available()
+        if not chromium:
+            _say("NOT MEASURED in a browser: Chromium or playwright is not installed.\n")
+        found["page"] = list(page.measure(options.quick, chromium))
+        _say(table(found["page"], page.COLUMNS))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

@@ -5,6 +5,7 @@ change the rules by which gradients flow.
 """
 
 from . import rules as rules
+from . import show as show
 from ._api import backprop as backprop
 from ._api import derivative as derivative
 from ._api import grad as grad
@@ -23,6 +24,7 @@ from ._summary import summary as summary
 from ._tape import Entry as Entry
 from ._tape import Shares as Shares
 from ._tape import Tape as Tape
+from .show import draw as draw
 from .show import explain as explain
 from .show import formula as formula
 from .show import quiz as quiz
@@ -30,3 +32,5 @@ from .train import PerExample as PerExample
 from .train import per_example as per_example
 
 __version__ = "0.1.0"
+
+show.hand_down()  # a Tape knows nothing of how it is shown
