@@ -28,8 +28,10 @@ APART = {"rules", "show", "diagnosis"}  # public rooms: none imports another
 INSIDES = {"jax.core", "jax.extend"}  # only `_jaxpr` may touch these
 OPTIONAL = {
     "etils",
+    "matplotlib",
     "mlflow",
     "orbax",
+    "py_mini_racer",
     "rich",
     "sklearn",
     "tensorboardX",

@@ -60,7 +60,7 @@ def _arrays(x: Any, name: str) -> Any:
     except ValueError:
         raise CommandError(f"{name} is no array: its rows have different lengths.") from None
     if array.dtype.kind not in "biufc":
-        raise CommandError(f"{name} is no array of numbers: it holds {type(array.flat[0]).__name__}s.")
+        raise CommandError(f"{name} is no array of numbers: it holds {_kind(array)}.")
     return jnp.asarray(array)
 
 
@@ -89,3 +89,7 @@ def _read_file(file: str, key: str, name: str) -> Any:
     if key not in arrays:
         raise CommandError(f"{name}: there is no array {key!r} in {file}.{nearest(key, arrays)}")
     return arrays[key]
+
+
+def _kind(array: np.ndarray) -> str:
+    return "text" if array.dtype.kind in "US" else "something else"
