@@ -386,13 +386,15 @@ class Page {
   /** A slider stands on the upper edge of its frame, and stays in sight as long as the frame is. */
   placeSliders() {
     const { x, y, k } = this.sheet.camera;
+    const room = document.getElementById("stage").clientWidth;
     for (const { box, holder } of this.sliders || []) {
       const item = this.sheet.items.get(box.item.id);
       const width = item.width * k;
       holder.hidden = width < 190 || item.height * k < 60;
       if (holder.hidden) continue;
       const top = clamp(item.y * k + y + 6, 6, Math.max(6, (item.y + item.height) * k + y - 34));
-      const left = Math.max(8, (item.x + item.width) * k + x - holder.offsetWidth - 8);
+      const right = Math.min((item.x + item.width) * k + x - 8, room - 64);
+      const left = Math.max(8, right - holder.offsetWidth);
       holder.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`;
     }
   }

@@ -74,7 +74,7 @@ function readerDetail(page, node) {
     const share = shareOf(edge);
     return h("li", {}, name, h("span", { class: "amount back", title: "its share of the cotangent" }, share ? `∂ ${number(share.text)}` : ""));
   });
-  const shares = node.readers.filter((edge) => edge.share).length;
+  const shares = node.readers.filter(shareOf).length;
   const cotangent = cotangentOf(node);
   if (shares > 1 && cotangent) rows.push(h("li", { class: "sum" }, h("span", {}, "sum of the shares"), h("span", { class: "amount back" }, `∂ ${number(cotangent.text)}`)));
   return [h("h3", {}, shares ? "readers and what they send back" : "readers"), h("ul", { class: "rows" }, rows)];

@@ -104,7 +104,7 @@ class Sheet {
   /** Show all of it; a sheet much too tall to read is shown from its top. */
   fit(animate = true, readable = false) {
     const { width, height } = this.layout;
-    let camera = this.cameraFor({ x: 0, y: 0, width, height }, 1.35);
+    let camera = this.cameraFor({ x: 0, y: 0, width, height }, clamp(this.room().width / 1050, 1.35, 2.4));
     if (readable && camera.k < 0.45) camera = this.beginning({ x: 0, y: 0, width, height });
     this.goTo(camera, animate);
   }
