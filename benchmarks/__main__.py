@@ -5,11 +5,13 @@ import json
 import sys
 
 from . import engine, page, torch_hooks
+from . import engine, per_example, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
 PARTS = ("engine", "growth", "torch", "page")
+PARTS = ("engine", "growth", "torch", "per-example")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,6 +49,12 @@ def main(argv: list[str] | None = None) -> None:
             _say("NOT MEASURED in a browser: Chromium or playwright is not installed.\n")
         found["page"] = list(page.measure(options.quick, chromium))
         _say(table(found["page"], page.COLUMNS))
+    if "per-example" in options.part:
+        _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
+        found["per-example"] = per_example.measure(options.model, options.quick, 3 if options.quick else 15)
+        _say(table(found["per-example"], per_example.COLUMNS))
+        if not per_example.available():
+            _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

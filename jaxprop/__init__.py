@@ -27,6 +27,8 @@ from ._tape import Tape as Tape
 from .show import draw as draw
 from .show import explain as explain
 from .show import formula as formula
+from .train import PerExample as PerExample
+from .train import per_example as per_example
 
 __version__ = "0.1.0"
 
