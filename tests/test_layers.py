@@ -26,7 +26,7 @@ LAYERS = (
 )
 APART = {"rules", "show", "diagnose"}  # public rooms: none imports another
 INSIDES = {"jax.core", "jax.extend"}  # only `_jaxpr` may touch these
-OPTIONAL = {"sklearn"}  # comes with an extra, so it may be imported where it is used
+OPTIONAL = {"sklearn", "matplotlib", "py_mini_racer"}  # comes with an extra, so it may be imported where it is used
 
 HEIGHT = {room: i for i, room in enumerate(room for row in LAYERS for room in row)}
 

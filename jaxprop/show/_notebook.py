@@ -6,6 +6,7 @@ They know nothing of it themselves: `display` hands them their looks when the pa
 import importlib
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,7 +94,9 @@ def _array_html(x: Any) -> str:
     array = np.asarray(x)
     if array.ndim and importlib.util.find_spec("treescope") is not None:
         treescope: Any = importlib.import_module("treescope")
-        return treescope.render_array(array.astype(np.float32))._repr_html_()
+        with warnings.catch_warnings():  # it looks through all of NumPy when first used
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return treescope.render_array(array.astype(np.float32))._repr_html_()
     shown = show_array(array, 0, 1)
     return escape(shown.text) + (_map_html(array) if array.size > 1 else "")
 

@@ -277,7 +277,7 @@ class Scene:
         kept_bytes: size of all that it keeps, each value once.
         sources: places in the source.
         scale: log10 of the norms of cotangents at the ends of the scale of colours: it holds those of active
-            nodes, spans at least two powers of ten, and at most eight (what is smaller is shown at its lower end).
+            nodes, spans at least two powers of ten, and at most eight (smaller norms are shown at its end).
         numbers: whether there are any: `none` (a graph), `full` or `summary`.
         notes: what was left out, and why.
     """
