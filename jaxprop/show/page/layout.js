@@ -397,14 +397,12 @@ function spreadEnds(edges, items, across) {
         line.fixed[1 - which] || !other
           ? line.points[at ? 0 : count - 1][along]
           : other[along] + other[size] / 2;
-      ends
-        .get(key)
-        .list.push({
-          line,
-          at,
-          wish: direct ? far : line.points[next][along],
-          wide: line.edges.some((edge) => edge.active) ? 22 : 14,
-        });
+      ends.get(key).list.push({
+        line,
+        at,
+        wish: direct ? far : line.points[next][along],
+        wide: line.edges.some((edge) => edge.active) ? 22 : 14,
+      });
     }
   }
   for (const { item, side, list } of ends.values()) {
