@@ -4,14 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, page, torch_hooks
-from . import engine, per_example, torch_hooks
+from . import engine, page, per_example, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch", "page")
-PARTS = ("engine", "growth", "torch", "per-example")
+PARTS = ("engine", "growth", "torch", "per-example", "page")
 
 
 def main(argv: list[str] | None = None) -> None:
