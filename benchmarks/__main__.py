@@ -10,6 +10,7 @@ from . import engine, flow, torch_hooks
 from . import diagnose, engine, torch_hooks
 from . import check, engine, torch_hooks
 from . import diagnose, engine, flow, torch_hooks
+from . import engine, page, per_example, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
@@ -20,6 +21,7 @@ PARTS = ("engine", "growth", "torch", "flow")
 PARTS = ("engine", "growth", "torch", "diagnose")
 PARTS = ("engine", "growth", "torch", "check")
 PARTS = ("engine", "growth", "torch", "flow", "diagnose")
+PARTS = ("engine", "growth", "torch", "per-example", "page")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,12 +52,6 @@ def main(argv: list[str] | None = None) -> None:
             _say(table(found["torch"], torch_hooks.COLUMNS))
         else:
             _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
-    if "per-example" in options.part:
-        _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
-        found["per-example"] = per_example.measure(options.model, options.quick, 3 if options.quick else 15)
-        _say(table(found["per-example"], per_example.COLUMNS))
-        if not per_example.available():
-            _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
     if "page" in options.part:
         _say("\nThe page of a graph: one HTML file, opened in Chromium\n")
         chromium = page.available()
@@ -90,6 +86,12 @@ def main(argv: list[str] | None = None) -> None:
         models = {name: MODELS[name](quick=options.quick) for name in options.model}
         found["residuals"] = [row for name in models for row in check.residuals(name, models[name])]
         _say(table(found["residuals"], check.RESIDUALS))
+    if "per-example" in options.part:
+        _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
+        found["per-example"] = per_example.measure(options.model, options.quick, 3 if options.quick else 15)
+        _say(table(found["per-example"], per_example.COLUMNS))
+        if not per_example.available():
+            _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

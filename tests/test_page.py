@@ -170,7 +170,7 @@ def test_embedded_json_cannot_end_its_element():
 
 def test_size():
     empty = len(page_html(dataclasses.replace(scene("worked"), nodes=(), edges=(), sources=()))) / 1000
-    assert empty < 220, f"{empty:.0f} kB without a scene"
+    assert empty < 240, f"{empty:.0f} kB without a scene"
     nodes = len(scene("transformer").nodes)
     assert nodes > 3_000
     assert len(page_html(scene("transformer"))) / nodes < 1_200
@@ -512,6 +512,17 @@ def test_embedded_the_page_is_compact(visit):
     page = visit("worked", "#embed&theme=light", color_scheme="dark", viewport={"width": 720, "height": 480})
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
     assert page.locator("#find").is_hidden() and page.locator("#play").is_visible()
+
+
+@pytest.mark.slow
+def test_the_address_chooses_how_it_opens(visit):
+    page = visit("worked", "#node=y_hat&step=2&direction=TB")
+    assert page.inner_text("#detail h2") == "y_hat"
+    assert lines(page) == ["s = y_hat - y = 1 - 2 = -1"]
+    assert card(page, "w").bounding_box()["y"] < card(page, "y_hat").bounding_box()["y"]
+    page.evaluate("location.hash = '#step=0&theme=dark'")
+    until(page, "jaxprop.player.at === 0")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 @pytest.mark.slow

@@ -13,7 +13,21 @@ from typing import NamedTuple
 from ._scene import Scene
 
 #: The page's own scripts, in the order in which they build on one another.
-SCRIPTS = ("dom", "math", "model", "layout", "cards", "view", "narrate", "player", "panel", "search", "main")
+SCRIPTS = (
+    "dom",
+    "math",
+    "model",
+    "layout",
+    "cards",
+    "view",
+    "narrate",
+    "player",
+    "panel",
+    "search",
+    "state",
+    "controls",
+    "main",
+)
 
 
 def page_html(scene: Scene, open: Iterable[str] | None = None) -> str:

@@ -12,29 +12,56 @@ const measureText = (() => {
   return (text, font) => {
     const key = font + text;
     if (!known.has(key)) {
-      context.font = FONTS[font] + getComputedStyle(document.documentElement).getPropertyValue(font === "label" || font === "cell" || font === "chip" ? "--mono" : "--sans");
+      context.font =
+        FONTS[font] +
+        getComputedStyle(document.documentElement).getPropertyValue(
+          font === "label" || font === "cell" || font === "chip" ? "--mono" : "--sans",
+        );
       known.set(key, context.measureText(text).width);
     }
     return known.get(key);
   };
 })();
 
-const KIND_WORDS = { parameter: "parameter", data: "data", const: "constant", loss: "loss", constant: "same every step", carry: "carried", slice: "slice", operand: "operand" };
-const BOX_WORDS = { scope: "scope", function: "function", range: "neighbours", scan: "scan", cond: "branch", checkpoint: "checkpoint", while: "while", custom: "custom rule" };
+const KIND_WORDS = {
+  parameter: "parameter",
+  data: "data",
+  const: "constant",
+  loss: "loss",
+  constant: "same every step",
+  carry: "carried",
+  slice: "slice",
+  operand: "operand",
+};
+const BOX_WORDS = {
+  scope: "scope",
+  function: "function",
+  range: "neighbours",
+  scan: "scan",
+  cond: "branch",
+  checkpoint: "checkpoint",
+  while: "while",
+  custom: "custom rule",
+};
 
-const expressionOf = (node) => (node.kind === "op" || node.kind === "loss" || node.label ? node.label || node.call || node.primitive : "");
-const typeOf = (node) => (node.main.shape || []).length ? node.main.type : "";
+const expressionOf = (node) =>
+  node.kind === "op" || node.kind === "loss" || node.label ? node.label || node.call || node.primitive : "";
+const typeOf = (node) => ((node.main.shape || []).length ? node.main.type : "");
 
 /** The longest text a cell will hold, whatever the step. */
 function longest(shown) {
   if (!shown.steps) return brief(shown);
-  return shown.steps.text.map((text, i) => brief({ text, norm: shown.steps.norm[i] })).reduce((a, b) => (b.length > a.length ? b : a));
+  return shown.steps.text
+    .map((text, i) => brief({ text, norm: shown.steps.norm[i] }))
+    .reduce((a, b) => (b.length > a.length ? b : a));
 }
 
 /** A value as a card has room for it: long vectors by their norm. */
-const brief = (shown) => (shown.text.length > 20 && shown.norm !== undefined ? `‖·‖ ${number(shown.norm)}` : number(shown.text));
+const brief = (shown) =>
+  shown.text.length > 20 && shown.norm !== undefined ? `‖·‖ ${number(shown.norm)}` : number(shown.text);
 
-const hasThumb = (shown) => Boolean(shown) && Boolean(shown.steps ? (shown.steps.thumbs || []).length : shown.thumb);
+const hasThumb = (shown) =>
+  Boolean(shown) && Boolean(shown.steps ? (shown.steps.thumbs || []).length : shown.thumb);
 
 /** Widths in steps, so that like boxes have like cards and share a layout. */
 const grid = (width) => Math.ceil(width / 16) * 16;
@@ -48,10 +75,14 @@ function planCard(model, node) {
   const value = node.main.value;
   const cotangent = node.main.cotangent;
   const tall = hasThumb(value) || hasThumb(cotangent);
-  const cellWidth = (shown, sign) => (shown ? grid(measureText(sign + longest(shown), "cell") + 16) + (hasThumb(shown) ? CARD.thumb + 6 : 0) : 0);
+  const cellWidth = (shown, sign) =>
+    shown ? grid(measureText(sign + longest(shown), "cell") + 16) + (hasThumb(shown) ? CARD.thumb + 6 : 0) : 0;
   const cells = [cellWidth(value, ""), cellWidth(cotangent, "∂ ")];
   const gap = cells[0] && cells[1] ? CARD.gap : 0;
-  const top = measureText(title, "title") + (tag ? measureText(tag.toUpperCase(), "tag") * 1.1 + 16 : 0) + (type ? measureText(type, "label") + 12 : 0);
+  const top =
+    measureText(title, "title") +
+    (tag ? measureText(tag.toUpperCase(), "tag") * 1.1 + 16 : 0) +
+    (type ? measureText(type, "label") + 12 : 0);
   const inner = Math.max(top, measureText(label, "label"), cells[0] + cells[1] + gap);
   const width = grid(Math.max(CARD.least, inner + 2 * CARD.pad));
   const row = cells[0] || cells[1] ? (tall ? CARD.tall : CARD.cell) + 6 : 0;
@@ -64,10 +95,23 @@ function planBox(box) {
   if (box.plan) return box.plan;
   const title = cut(box.name || box.path || box.kind, 30);
   const sub = boxWords(box);
-  const cotangent = box.cotangent === undefined || box.cotangent === null ? "" : `max ‖∂‖ ${number(box.cotangent, 3)}`;
-  const inner = Math.max(measureText(title, "title") + 40, measureText(sub, "label"), cotangent ? measureText(cotangent, "cell") + 18 : 0, 120);
+  const cotangent =
+    box.cotangent === undefined || box.cotangent === null ? "" : `max ‖∂‖ ${number(box.cotangent, 3)}`;
+  const inner = Math.max(
+    measureText(title, "title") + 40,
+    measureText(sub, "label"),
+    cotangent ? measureText(cotangent, "cell") + 18 : 0,
+    120,
+  );
   const row = Boolean(cotangent || box.badCotangents);
-  box.plan = { title, sub, cotangent, width: grid(inner + 2 * CARD.pad), row, height: CARD.pad + CARD.title + CARD.label + (row ? CARD.cell + 6 : 0) + CARD.pad - 4 };
+  box.plan = {
+    title,
+    sub,
+    cotangent,
+    width: grid(inner + 2 * CARD.pad),
+    row,
+    height: CARD.pad + CARD.title + CARD.label + (row ? CARD.cell + 6 : 0) + CARD.pad - 4,
+  };
   return box.plan;
 }
 
@@ -112,7 +156,9 @@ function paintHeatMap(thumb, cell) {
   const canvas = h("canvas", { width: thumb.cols * cell, height: thumb.rows * cell });
   const context = canvas.getContext("2d");
   const style = getComputedStyle(document.documentElement);
-  const [below, middle, above, ink] = ["--below", "--middle", "--above", "--ink"].map((name) => rgb(style.getPropertyValue(name)));
+  const [below, middle, above, ink] = ["--below", "--middle", "--above", "--ink"].map((name) =>
+    rgb(style.getPropertyValue(name)),
+  );
   thumb.data.forEach((value, i) => {
     const x = (i % thumb.cols) * cell;
     const y = Math.floor(i / thumb.cols) * cell;
@@ -149,8 +195,13 @@ function drawNode(model, group, node, state) {
   const cotangent = cotangentOf(node);
   const warn = (state.value && bad(value)) || (state.cotangent && bad(cotangent));
   const whole = [node.name, expressionOf(node)].filter(Boolean).join(" = ");
-  group.replaceChildren(...(plan.title === node.name && plan.label === expressionOf(node) ? [] : [s("title", {}, whole)]));
-  if (node.kind === "loss") group.append(s("rect", { class: "halo", x: -4, y: -4, width: plan.width + 8, height: plan.height + 8, rx: 13 }));
+  group.replaceChildren(
+    ...(plan.title === node.name && plan.label === expressionOf(node) ? [] : [s("title", {}, whole)]),
+  );
+  if (node.kind === "loss")
+    group.append(
+      s("rect", { class: "halo", x: -4, y: -4, width: plan.width + 8, height: plan.height + 8, rx: 13 }),
+    );
   const round = ARGUMENTS.has(node.kind) ? Math.min(18, plan.height / 2) : 9;
   group.append(s("rect", { class: "body", width: plan.width, height: plan.height, rx: round }));
   const base = CARD.pad + 13 - 4;
@@ -160,7 +211,8 @@ function drawNode(model, group, node, state) {
     group.append(warningSign(right - 12, base - 11));
     right -= 18;
   }
-  if (plan.tag) group.append(s("text", { class: "tag", x: right, y: base - 1, "text-anchor": "end" }, plan.tag));
+  if (plan.tag)
+    group.append(s("text", { class: "tag", x: right, y: base - 1, "text-anchor": "end" }, plan.tag));
   if (plan.tag) right -= measureText(plan.tag.toUpperCase(), "tag") * 1.1 + 10;
   if (plan.type) group.append(s("text", { class: "type", x: right, y: base, "text-anchor": "end" }, plan.type));
   if (plan.label) group.append(s("text", { class: "label", x: CARD.pad, y: base + CARD.label }, plan.label));
@@ -177,7 +229,16 @@ function drawCells(model, group, plan, state, value, cotangent) {
   if (widths[0]) drawCell(group, "cell value", CARD.pad, y, widths[0], height, state.value ? value : null, "");
   if (widths[1]) {
     const colour = state.cotangent ? colourOf(model, cotangent) : "waiting";
-    drawCell(group, `cell cotangent ${colour}`, CARD.pad + widths[0] + plan.gap, y, widths[1], height, state.cotangent ? cotangent : null, "∂ ");
+    drawCell(
+      group,
+      `cell cotangent ${colour}`,
+      CARD.pad + widths[0] + plan.gap,
+      y,
+      widths[1],
+      height,
+      state.cotangent ? cotangent : null,
+      "∂ ",
+    );
   }
 }
 
@@ -193,7 +254,12 @@ function drawCell(group, style, x, y, width, height, shown, sign) {
       cell.append(thumbImage(shown.thumb, 5, (height - CARD.thumb) / 2));
       left = CARD.thumb + 11;
     }
-    const text = s("text", { x: left, y: height / 2 + 4 }, sign ? s("tspan", { class: "sign" }, sign) : null, brief(shown));
+    const text = s(
+      "text",
+      { x: left, y: height / 2 + 4 },
+      sign ? s("tspan", { class: "sign" }, sign) : null,
+      brief(shown),
+    );
     cell.append(text);
   }
   group.append(cell);
@@ -201,19 +267,32 @@ function drawCell(group, style, x, y, width, height, shown, sign) {
 
 function thumbImage(thumb, x, y) {
   const flat = thumb.rows === 1;
-  const size = flat ? { width: CARD.thumb, height: 10, y: y + 7 } : { width: CARD.thumb, height: CARD.thumb, y };
+  const size = flat
+    ? { width: CARD.thumb, height: 10, y: y + 7 }
+    : { width: CARD.thumb, height: CARD.thumb, y };
   const image = s("image", { class: "thumb", x, preserveAspectRatio: "none", ...size });
   image.setAttribute("href", heatMap(thumb));
   return s("g", {}, image, s("rect", { class: "thumb-edge", x, ...size, rx: 1 }));
 }
 
 function warningSign(x, y) {
-  return s("g", { class: "warning", transform: `translate(${x} ${y})` }, s("path", { d: "M6 0.5L12.5 12h-13z" }), s("path", { class: "mark", d: "M6 4.2v4M6 9.6v.6" }));
+  return s(
+    "g",
+    { class: "warning", transform: `translate(${x} ${y})` },
+    s("path", { d: "M6 0.5L12.5 12h-13z" }),
+    s("path", { class: "mark", d: "M6 4.2v4M6 9.6v.6" }),
+  );
 }
 
 function keptBadge(plan, text) {
   const width = measureText(text, "chip") + 24;
-  return s("g", { class: "kept-badge", transform: `translate(${plan.width - width - 8} ${plan.height - 8})` }, s("rect", { width, height: 17, rx: 8.5 }), s("path", { d: "M8 4.5h6v8l-3-2.4-3 2.4z" }), s("text", { x: 18, y: 12.5 }, text));
+  return s(
+    "g",
+    { class: "kept-badge", transform: `translate(${plan.width - width - 8} ${plan.height - 8})` },
+    s("rect", { width, height: 17, rx: 8.5 }),
+    s("path", { d: "M8 4.5h6v8l-3-2.4-3 2.4z" }),
+    s("text", { x: 18, y: 12.5 }, text),
+  );
 }
 
 /** Fill the group of a closed box. */
@@ -229,13 +308,27 @@ function drawClosed(model, group, box, state) {
   if (box.badCotangents) group.append(warningSign(plan.width - CARD.pad - 34, base - 11));
   if (plan.row) {
     const shown = state.cotangent ? { text: plan.cotangent || "not finite" } : null;
-    drawCell(group, `cell cotangent ${state.cotangent ? boxColour(model, box) : "waiting"}`, CARD.pad, plan.height - CARD.pad - CARD.cell + 6, plan.width - 2 * CARD.pad, CARD.cell, shown, "");
+    drawCell(
+      group,
+      `cell cotangent ${state.cotangent ? boxColour(model, box) : "waiting"}`,
+      CARD.pad,
+      plan.height - CARD.pad - CARD.cell + 6,
+      plan.width - 2 * CARD.pad,
+      CARD.cell,
+      shown,
+      "",
+    );
   }
   group.append(toggleSign(plan.width - 27, 6, ICONS.open));
 }
 
 function toggleSign(x, y, path) {
-  return s("g", { class: "toggle", transform: `translate(${x} ${y})`, "data-toggle": "" }, s("rect", { width: 21, height: 21, rx: 5 }), s("path", { transform: "translate(2.5 2.5) scale(0.667)", d: path }));
+  return s(
+    "g",
+    { class: "toggle", transform: `translate(${x} ${y})`, "data-toggle": "" },
+    s("rect", { width: 21, height: 21, rx: 5 }),
+    s("path", { transform: "translate(2.5 2.5) scale(0.667)", d: path }),
+  );
 }
 
 /** Fill the two groups of an open box: its ground, under the edges, and its head, above them. */
@@ -245,12 +338,14 @@ function drawFrame(ground, head, box, item) {
   const words = boxWords(box);
   const rest = 48 + measureText(title, "title");
   const fits = item.width > rest + measureText(words, "label") + 20;
-  head.replaceChildren(...[
-    toggleSign(9, 8, ICONS.fold),
-    s("text", { class: "name", x: 38, y: 23 }, title),
-    fits ? s("text", { class: "label", x: rest, y: 23 }, words) : null,
-    item.depth ? null : s("text", { class: "far-name", x: item.width, y: 0, dx: "0.6em", dy: "1em" }, title),
-  ].filter(Boolean));
+  head.replaceChildren(
+    ...[
+      toggleSign(9, 8, ICONS.fold),
+      s("text", { class: "name", x: 38, y: 23 }, title),
+      fits ? s("text", { class: "label", x: rest, y: 23 }, words) : null,
+      item.depth ? null : s("text", { class: "far-name", x: item.width, y: 0, dx: "0.6em", dy: "1em" }, title),
+    ].filter(Boolean),
+  );
 }
 
 const frameTitle = (box) => cut(box.name || box.path || box.kind, 40);
@@ -281,7 +376,10 @@ function chipText(edge, local) {
 
 function chipSize(lines) {
   if (!lines.length) return null;
-  return { width: Math.max(...lines.map(({ text }) => measureText(text, "chip"))) + 14, height: 15 * lines.length + 5 };
+  return {
+    width: Math.max(...lines.map(({ text }) => measureText(text, "chip"))) + 14,
+    height: 15 * lines.length + 5,
+  };
 }
 
 /**
@@ -335,7 +433,10 @@ function laneBeside(points, distance) {
   });
   return points.map(({ x, y }, i) => {
     const around = [normals[i - 1], normals[i]].filter(Boolean);
-    return { x: x + distance * around.reduce((sum, n) => sum + n.x, 0), y: y + distance * around.reduce((sum, n) => sum + n.y, 0) };
+    return {
+      x: x + distance * around.reduce((sum, n) => sum + n.x, 0),
+      y: y + distance * around.reduce((sum, n) => sum + n.y, 0),
+    };
   });
 }
 
@@ -345,6 +446,10 @@ function shorten(points, by) {
   const last = result[result.length - 1];
   const before = result[result.length - 2];
   const length = Math.hypot(last.x - before.x, last.y - before.y) || 1;
-  if (length > by) result[result.length - 1] = { x: last.x - ((last.x - before.x) / length) * by, y: last.y - ((last.y - before.y) / length) * by };
+  if (length > by)
+    result[result.length - 1] = {
+      x: last.x - ((last.x - before.x) / length) * by,
+      y: last.y - ((last.y - before.y) / length) * by,
+    };
   return result;
 }

@@ -52,7 +52,8 @@ function visibleTree(view) {
  * results. Each is {edge, from, to, value}, its ends nodes that are seen or lie in closed boxes.
  */
 function* drawnWires(model, open, itemOf) {
-  const isOpen = (node) => node.bodies.length > 0 && itemOf.get(node.id) === node.item && open.has(node.item.box.id);
+  const isOpen = (node) =>
+    node.bodies.length > 0 && itemOf.get(node.id) === node.item && open.has(node.item.box.id);
   function* makers(node, output) {
     const results = isOpen(node) ? node.leaves.filter((edge) => edge.position === output) : [];
     if (!results.length) yield node;
@@ -90,7 +91,8 @@ function liftEdge({ edge, from: source, to: target, value }, itemOf, inside) {
   if (!meeting.edges.has(key)) meeting.edges.set(key, { top, bottom, edges: [] });
   meeting.edges.get(key).edges.push({ edge, value });
   for (let i = 1; i < up.length; i += 1) crossing(inside.get(up[i].box.id).leaving, edge, value, up[i - 1]);
-  for (let i = 1; i < down.length; i += 1) crossing(inside.get(down[i].box.id).entering, edge, value, down[i - 1]);
+  for (let i = 1; i < down.length; i += 1)
+    crossing(inside.get(down[i].box.id).entering, edge, value, down[i - 1]);
 }
 
 /** An item and the frames around it, innermost first. */
@@ -126,18 +128,26 @@ function layoutBox(view, shown, box, depth) {
 /** One box as numbers only: boxes of one shape (the layers of a model) have one sketch, and are laid out once. */
 function sketchOf(view, here, sizes, box) {
   const place = new Map(here.children.map((child, i) => [child.id, i]));
-  const ends = (ports) => [...ports.values()].map((port) => [...port.ends.values()].map(({ child }) => place.get(child.id)));
+  const ends = (ports) =>
+    [...ports.values()].map((port) => [...port.ends.values()].map(({ child }) => place.get(child.id)));
   return {
     direction: view.direction,
     sizes: sizes.map(({ width, height }) => [width, height]),
     edges: [...here.edges.values()].map(({ top, bottom, edges }) => {
       const label = view.label(edges.map(({ edge }) => edge));
-      return [place.get(top.id), place.get(bottom.id), edges.some(({ edge }) => edge.active) ? 2 : 1, label ? label.width : 0, label ? label.height : 0];
+      return [
+        place.get(top.id),
+        place.get(bottom.id),
+        edges.some(({ edge }) => edge.active) ? 2 : 1,
+        label ? label.width : 0,
+        label ? label.height : 0,
+      ];
     }),
     in: ends(here.entering),
     out: ends(here.leaving),
     head: box.item ? view.headWidth(box) : null,
-    lanes: box.kind === "scan" ? 10 + 12 * view.model.carries.filter((carry) => carry.to.box === box.id).length : 0,
+    lanes:
+      box.kind === "scan" ? 10 + 12 * view.model.carries.filter((carry) => carry.to.box === box.id).length : 0,
   };
 }
 
@@ -145,10 +155,18 @@ function sketchOf(view, here, sizes, box) {
 function placeSketch(sketch) {
   const graph = new dagre.graphlib.Graph({ multigraph: true });
   const large = sketch.sizes.length > MANY;
-  graph.setGraph({ rankdir: sketch.direction, nodesep: GAP.node, ranksep: sketch.edges.some(([, , , width]) => width) ? GAP.labelled : GAP.rank, edgesep: 18, ranker: large ? "tight-tree" : "network-simplex" });
+  graph.setGraph({
+    rankdir: sketch.direction,
+    nodesep: GAP.node,
+    ranksep: sketch.edges.some(([, , , width]) => width) ? GAP.labelled : GAP.rank,
+    edgesep: 18,
+    ranker: large ? "tight-tree" : "network-simplex",
+  });
   graph.setDefaultEdgeLabel(() => ({}));
   sketch.sizes.forEach(([width, height], i) => graph.setNode(`${i}`, { width, height }));
-  sketch.edges.forEach(([from, to, weight, width, height], i) => graph.setEdge(`${from}`, `${to}`, { weight, labelpos: "c", ...(width ? { width, height } : {}) }, `${i}`));
+  sketch.edges.forEach(([from, to, weight, width, height], i) =>
+    graph.setEdge(`${from}`, `${to}`, { weight, labelpos: "c", ...(width ? { width, height } : {}) }, `${i}`),
+  );
   if (sketch.head !== null) for (const side of ["in", "out"]) addPorts(graph, side, sketch);
   dagre.layout(graph);
   return readPlaces(graph, sketch);
@@ -158,7 +176,8 @@ function placeSketch(sketch) {
 function addPorts(graph, side, sketch) {
   if (!sketch[side].length) return;
   const across = sketch.direction === "LR";
-  const join = (port, other, label, name) => (side === "in" ? graph.setEdge(port, other, label, name) : graph.setEdge(other, port, label, name));
+  const join = (port, other, label, name) =>
+    side === "in" ? graph.setEdge(port, other, label, name) : graph.setEdge(other, port, label, name);
   graph.setNode(side, { width: 1, height: 1 });
   sketch[side].forEach((children, i) => {
     const id = `${side}${i}`;
@@ -191,7 +210,11 @@ function readPlaces(graph, sketch) {
       if (across) edge.take(edge.left, y - 10, edge.right, y + 10);
       else edge.take(x - 20, edge.top, x + 20, edge.bottom);
       ports[side].push(across ? y : x);
-      stubs[side].push(children.map((child) => (side === "in" ? graph.edge(id, `${child}`, id) : graph.edge(`${child}`, id, id)).points));
+      stubs[side].push(
+        children.map(
+          (child) => (side === "in" ? graph.edge(id, `${child}`, id) : graph.edge(`${child}`, id, id)).points,
+        ),
+      );
     });
   }
   return moved(sketch, edge.orNothing(), { places, lines, ports, stubs });
@@ -220,8 +243,14 @@ function moved(sketch, { left, top, right, bottom }, { places, lines, ports, stu
   const framed = sketch.head !== null;
   const pad = framed ? GAP.frame : 0;
   const room = (side) => (framed && sketch[side].length ? GAP.port : 0);
-  const before = { x: pad + (across ? room("in") : sketch.lanes), y: pad + (framed ? GAP.head : 0) + (across ? 0 : room("in")) };
-  const after = { x: pad + (across ? room("out") : 0), y: pad + (across ? sketch.lanes : Math.max(0, room("out") - 8)) };
+  const before = {
+    x: pad + (across ? room("in") : sketch.lanes),
+    y: pad + (framed ? GAP.head : 0) + (across ? 0 : room("in")),
+  };
+  const after = {
+    x: pad + (across ? room("out") : 0),
+    y: pad + (across ? sketch.lanes : Math.max(0, room("out") - 8)),
+  };
   const spare = Math.max(0, (sketch.head || 0) - (right - left + before.x + after.x)) / 2;
   before.x += spare;
   after.x += spare;
@@ -231,9 +260,15 @@ function moved(sketch, { left, top, right, bottom }, { places, lines, ports, stu
     width: right - left + before.x + after.x,
     height: bottom - top + before.y + after.y,
     places: places.map(move),
-    lines: lines.map(({ points, label }) => ({ points: points.map(move), label: label && { ...label, ...move(label) } })),
+    lines: lines.map(({ points, label }) => ({
+      points: points.map(move),
+      label: label && { ...label, ...move(label) },
+    })),
     ports: { in: ports.in.map(movePort), out: ports.out.map(movePort) },
-    stubs: { in: stubs.in.map((list) => list.map((points) => points.map(move))), out: stubs.out.map((list) => list.map((points) => points.map(move))) },
+    stubs: {
+      in: stubs.in.map((list) => list.map((points) => points.map(move))),
+      out: stubs.out.map((list) => list.map((points) => points.map(move))),
+    },
   };
 }
 
@@ -241,13 +276,24 @@ function moved(sketch, { left, top, right, bottom }, { places, lines, ports, stu
 function named(plan, here) {
   const keys = [...here.edges.keys()];
   const sides = { in: [...here.entering.values()], out: [...here.leaving.values()] };
-  const stubs = ["in", "out"].flatMap((side) => plan.stubs[side].flatMap((list, i) => [...sides[side][i].ends.values()].map(({ child }, j) => ({ side, port: sides[side][i], child, points: list[j] }))));
+  const stubs = ["in", "out"].flatMap((side) =>
+    plan.stubs[side].flatMap((list, i) =>
+      [...sides[side][i].ends.values()].map(({ child }, j) => ({
+        side,
+        port: sides[side][i],
+        child,
+        points: list[j],
+      })),
+    ),
+  );
   return {
     width: plan.width,
     height: plan.height,
     places: new Map(here.children.map((child, i) => [child.id, plan.places[i]])),
     lines: plan.lines.map((line, i) => ({ key: keys[i], ...line })),
-    ports: Object.fromEntries(["in", "out"].map((side) => [side, new Map(plan.ports[side].map((at, i) => [sides[side][i].key, at]))])),
+    ports: Object.fromEntries(
+      ["in", "out"].map((side) => [side, new Map(plan.ports[side].map((at, i) => [sides[side][i].key, at]))]),
+    ),
     stubs,
   };
 }
@@ -285,7 +331,11 @@ function flattenBox(view, placed, x0, y0, depth, out) {
       out.edges.push({
         id: `${line.key}:${group.key}`,
         edges: group.edges,
-        ...attach(points, end(view, frames.get(top.id), "out", group.value, placed.nested.get(top.id)), end(view, frames.get(bottom.id), "in", group.value, placed.nested.get(bottom.id))),
+        ...attach(
+          points,
+          end(view, frames.get(top.id), "out", group.value, placed.nested.get(top.id)),
+          end(view, frames.get(bottom.id), "in", group.value, placed.nested.get(bottom.id)),
+        ),
         label,
         from: top.id,
         to: bottom.id,
@@ -298,7 +348,8 @@ function flattenBox(view, placed, x0, y0, depth, out) {
 
 /** Edges that share a line, told apart where a frame gives each value a port of its own. */
 function byPorts(edges, placed, top, bottom) {
-  if (!placed.nested.has(top.id) && !placed.nested.has(bottom.id)) return [{ key: "", value: null, edges: edges.map(({ edge }) => edge) }];
+  if (!placed.nested.has(top.id) && !placed.nested.has(bottom.id))
+    return [{ key: "", value: null, edges: edges.map(({ edge }) => edge) }];
   const groups = new Map();
   for (const { edge, value } of edges) {
     if (!groups.has(value)) groups.set(value, { key: value, value, edges: [] });
@@ -333,21 +384,39 @@ function spreadEnds(edges, items, across) {
   for (const line of edges) {
     const count = line.points.length;
     const direct = withoutBends(line).length === 2;
-    for (const [which, id, at, next, side] of [[0, line.from, 0, 1, 1], [1, line.to, count - 1, count - 2, 0]]) {
+    for (const [which, id, at, next, side] of [
+      [0, line.from, 0, 1, 1],
+      [1, line.to, count - 1, count - 2, 0],
+    ]) {
       const item = items.get(id);
       if (line.fixed[which] || !item) continue;
       const key = `${id}|${side}`;
       if (!ends.has(key)) ends.set(key, { item, side, list: [] });
       const other = items.get(which ? line.from : line.to);
-      const far = line.fixed[1 - which] || !other ? line.points[at ? 0 : count - 1][along] : other[along] + other[size] / 2;
-      ends.get(key).list.push({ line, at, wish: direct ? far : line.points[next][along], wide: line.edges.some((edge) => edge.active) ? 22 : 14 });
+      const far =
+        line.fixed[1 - which] || !other
+          ? line.points[at ? 0 : count - 1][along]
+          : other[along] + other[size] / 2;
+      ends.get(key).list.push({
+        line,
+        at,
+        wish: direct ? far : line.points[next][along],
+        wide: line.edges.some((edge) => edge.active) ? 22 : 14,
+      });
     }
   }
   for (const { item, side, list } of ends.values()) {
     list.sort((a, b) => a.wish - b.wish);
     const margin = Math.min(18, item[size] / 3);
     const [low, high] = [item[along] + margin, item[along] + item[size] - margin];
-    const gap = Math.min(1, (high - low) / Math.max(1, list.slice(1).reduce((sum, each) => sum + each.wide, 0)));
+    const gap = Math.min(
+      1,
+      (high - low) /
+        Math.max(
+          1,
+          list.slice(1).reduce((sum, each) => sum + each.wide, 0),
+        ),
+    );
     let least = low;
     for (const each of list) {
       each.place = Math.max(least, Math.min(high, each.wish));
@@ -358,7 +427,8 @@ function spreadEnds(edges, items, across) {
       each.place = Math.min(most, each.place);
       most = each.place - each.wide * gap;
     }
-    for (const each of list) each.line.points[each.at] = { [along]: each.place, [main]: item[main] + (side ? item[length] : 0) };
+    for (const each of list)
+      each.line.points[each.at] = { [along]: each.place, [main]: item[main] + (side ? item[length] : 0) };
   }
 }
 
@@ -378,10 +448,32 @@ function addCarry(carry, itemOf, items, view, out) {
   if (!from || !to || !frame || frame.kind !== "frame" || from === to) return;
   const lane = 13 + 12 * (out.lanes.get(frame.id) || 0);
   out.lanes.set(frame.id, (out.lanes.get(frame.id) || 0) + 1);
-  const points = view.direction === "LR"
-    ? [[from.x + from.width / 2, from.y + from.height], [from.x + from.width / 2, frame.y + frame.height - lane], [to.x - 16, frame.y + frame.height - lane], [to.x - 16, to.y + to.height - 14], [to.x, to.y + to.height - 14]]
-    : [[from.x, from.y + from.height / 2], [frame.x + lane, from.y + from.height / 2], [frame.x + lane, to.y - 16], [to.x + 14, to.y - 16], [to.x + 14, to.y]];
-  out.edges.push({ id: `carry${carry.id}`, edges: [carry], points: points.map(([x, y]) => ({ x, y })), carry: true, label: null, from: from.id, to: to.id, depth: frame.depth + 1 });
+  const points =
+    view.direction === "LR"
+      ? [
+          [from.x + from.width / 2, from.y + from.height],
+          [from.x + from.width / 2, frame.y + frame.height - lane],
+          [to.x - 16, frame.y + frame.height - lane],
+          [to.x - 16, to.y + to.height - 14],
+          [to.x, to.y + to.height - 14],
+        ]
+      : [
+          [from.x, from.y + from.height / 2],
+          [frame.x + lane, from.y + from.height / 2],
+          [frame.x + lane, to.y - 16],
+          [to.x + 14, to.y - 16],
+          [to.x + 14, to.y],
+        ];
+  out.edges.push({
+    id: `carry${carry.id}`,
+    edges: [carry],
+    points: points.map(([x, y]) => ({ x, y })),
+    carry: true,
+    label: null,
+    from: from.id,
+    to: to.id,
+    depth: frame.depth + 1,
+  });
 }
 
 /** The lines between a frame's ports and what lies in it. */

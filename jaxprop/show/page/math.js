@@ -2,24 +2,124 @@
 // fetched. What is not understood is shown as its source text rather than guessed at.
 
 const LATEX_SYMBOLS = {
-  partial: "∂", cdot: "·", times: "×", odot: "⊙", top: "⊤", intercal: "⊤", sum: "∑", prod: "∏", infty: "∞",
-  nabla: "∇", to: "→", rightarrow: "→", leftarrow: "←", mapsto: "↦", le: "≤", leq: "≤", ge: "≥", geq: "≥",
-  ne: "≠", neq: "≠", approx: "≈", in: "∈", pm: "±", dots: "…", ldots: "…", cdots: "⋯", quad: " ", ast: "∗",
-  mid: "|", vert: "|", Vert: "‖", "|": "‖", lbrace: "{", rbrace: "}", langle: "⟨", rangle: "⟩", otimes: "⊗",
-  lfloor: "⌊", rfloor: "⌋", lceil: "⌈", rceil: "⌉", oplus: "⊕", circ: "∘", colon: ":", lnot: "¬", wedge: "∧",
-  vee: "∨", land: "∧", lor: "∨", equiv: "≡", propto: "∝", setminus: "∖", backslash: "\\", div: "÷", neg: "¬",
+  partial: "∂",
+  cdot: "·",
+  times: "×",
+  odot: "⊙",
+  top: "⊤",
+  intercal: "⊤",
+  sum: "∑",
+  prod: "∏",
+  infty: "∞",
+  nabla: "∇",
+  to: "→",
+  rightarrow: "→",
+  leftarrow: "←",
+  mapsto: "↦",
+  le: "≤",
+  leq: "≤",
+  ge: "≥",
+  geq: "≥",
+  ne: "≠",
+  neq: "≠",
+  approx: "≈",
+  in: "∈",
+  pm: "±",
+  dots: "…",
+  ldots: "…",
+  cdots: "⋯",
+  quad: " ",
+  ast: "∗",
+  mid: "|",
+  vert: "|",
+  Vert: "‖",
+  "|": "‖",
+  lbrace: "{",
+  rbrace: "}",
+  langle: "⟨",
+  rangle: "⟩",
+  otimes: "⊗",
+  lfloor: "⌊",
+  rfloor: "⌋",
+  lceil: "⌈",
+  rceil: "⌉",
+  oplus: "⊕",
+  circ: "∘",
+  colon: ":",
+  lnot: "¬",
+  wedge: "∧",
+  vee: "∨",
+  land: "∧",
+  lor: "∨",
+  equiv: "≡",
+  propto: "∝",
+  setminus: "∖",
+  backslash: "\\",
+  div: "÷",
+  neg: "¬",
 };
 const LATEX_LETTERS = {
-  alpha: "α", beta: "β", gamma: "γ", delta: "δ", epsilon: "ϵ", varepsilon: "ε", zeta: "ζ", eta: "η", theta: "θ",
-  iota: "ι", kappa: "κ", lambda: "λ", mu: "μ", nu: "ν", xi: "ξ", pi: "π", rho: "ρ", sigma: "σ", tau: "τ",
-  upsilon: "υ", phi: "ϕ", varphi: "φ", chi: "χ", psi: "ψ", omega: "ω", Gamma: "Γ", Delta: "Δ", Theta: "Θ",
-  Lambda: "Λ", Xi: "Ξ", Pi: "Π", Sigma: "Σ", Phi: "Φ", Psi: "Ψ", Omega: "Ω", ell: "ℓ",
+  alpha: "α",
+  beta: "β",
+  gamma: "γ",
+  delta: "δ",
+  epsilon: "ϵ",
+  varepsilon: "ε",
+  zeta: "ζ",
+  eta: "η",
+  theta: "θ",
+  iota: "ι",
+  kappa: "κ",
+  lambda: "λ",
+  mu: "μ",
+  nu: "ν",
+  xi: "ξ",
+  pi: "π",
+  rho: "ρ",
+  sigma: "σ",
+  tau: "τ",
+  upsilon: "υ",
+  phi: "ϕ",
+  varphi: "φ",
+  chi: "χ",
+  psi: "ψ",
+  omega: "ω",
+  Gamma: "Γ",
+  Delta: "Δ",
+  Theta: "Θ",
+  Lambda: "Λ",
+  Xi: "Ξ",
+  Pi: "Π",
+  Sigma: "Σ",
+  Phi: "Φ",
+  Psi: "Ψ",
+  Omega: "Ω",
+  ell: "ℓ",
 };
 const LATEX_FUNCTIONS = new Set(
-  "exp log ln sin cos tan sinh cosh tanh coth sec csc cot arcsin arccos arctan max min det tr diag sign sgn erf arg Re Im lim sup".split(" "),
+  "exp log ln sin cos tan sinh cosh tanh coth sec csc cot arcsin arccos arctan max min det tr diag sign sgn erf arg Re Im lim sup".split(
+    " ",
+  ),
 );
-const LATEX_ACCENTS = { hat: "^", widehat: "^", bar: "¯", overline: "¯", tilde: "~", widetilde: "~", dot: "˙", vec: "→" };
-const LATEX_SPACES = { ",": "0.17em", ":": "0.22em", ";": "0.28em", " ": "0.25em", "!": "0", quad: "1em", qquad: "2em" };
+const LATEX_ACCENTS = {
+  hat: "^",
+  widehat: "^",
+  bar: "¯",
+  overline: "¯",
+  tilde: "~",
+  widetilde: "~",
+  dot: "˙",
+  vec: "→",
+};
+const LATEX_SPACES = {
+  ",": "0.17em",
+  ":": "0.22em",
+  ";": "0.28em",
+  " ": "0.25em",
+  "!": "0",
+  quad: "1em",
+  qquad: "2em",
+};
 
 function m(tag, attributes, ...children) {
   return fill(document.createElementNS(MATHML, tag), attributes, children);
@@ -85,17 +185,21 @@ function readAtom(reader) {
   if (/^\p{L}$/u.test(token)) return m("mi", {}, token);
   if (token === "-") return m("mo", {}, "−");
   if (token === "*") return m("mo", {}, "·");
-  if (/^[+=()[\]|/,.;:<>!?@%'"~&−·×⊙]$/.test(token)) return m("mo", token.match(/[()[\]|]/) ? { stretchy: "false" } : {}, token);
+  if (/^[+=()[\]|/,.;:<>!?@%'"~&−·×⊙]$/.test(token))
+    return m("mo", token.match(/[()[\]|]/) ? { stretchy: "false" } : {}, token);
   if (/^[}_^]$/.test(token)) throw new NotUnderstood(token);
   return m("mi", { mathvariant: "normal" }, token);
 }
 
 function readCommand(reader, name) {
-  if (name === "frac" || name === "tfrac" || name === "dfrac") return m("mfrac", {}, readAtom(reader), readAtom(reader));
+  if (name === "frac" || name === "tfrac" || name === "dfrac")
+    return m("mfrac", {}, readAtom(reader), readAtom(reader));
   if (name === "sqrt") return readRoot(reader);
   if (name === "begin") return readCases(reader);
-  if (/^(mathrm|mathit|mathsf|mathbf|mathtt|text|textit|textrm|texttt|operatorname)$/.test(name)) return readWord(reader, name);
-  if (name in LATEX_ACCENTS) return m("mover", { accent: "true" }, readAtom(reader), m("mo", {}, LATEX_ACCENTS[name]));
+  if (/^(mathrm|mathit|mathsf|mathbf|mathtt|text|textit|textrm|texttt|operatorname)$/.test(name))
+    return readWord(reader, name);
+  if (name in LATEX_ACCENTS)
+    return m("mover", { accent: "true" }, readAtom(reader), m("mo", {}, LATEX_ACCENTS[name]));
   if (name === "left" || name === "right" || /^[bB]igg?[lr]?$/.test(name)) return readFence(reader);
   if (name in LATEX_SPACES) return m("mspace", { width: LATEX_SPACES[name] });
   if (name in LATEX_LETTERS) return m("mi", {}, LATEX_LETTERS[name]);
@@ -127,7 +231,17 @@ function readCases(reader) {
   }
   take(reader);
   readWord(reader, "text");
-  const table = m("mtable", { class: "cases" }, rows.map((row) => m("mtr", {}, row.map((cell) => m("mtd", {}, cell)))));
+  const table = m(
+    "mtable",
+    { class: "cases" },
+    rows.map((row) =>
+      m(
+        "mtr",
+        {},
+        row.map((cell) => m("mtd", {}, cell)),
+      ),
+    ),
+  );
   return m("mrow", {}, m("mo", { stretchy: "true", form: "prefix" }, "{"), table);
 }
 
@@ -149,7 +263,17 @@ function readWord(reader, kind) {
     if (token === "}" && depth === 0) break;
     if (token === "{") depth += 1;
     else if (token === "}") depth -= 1;
-    else if (/^\\[a-zA-Z]/.test(token)) text += LATEX_LETTERS[token.slice(1)] || LATEX_SYMBOLS[token.slice(1)] || (token === "\\textbackslash" ? "\\" : token === "\\textasciicircum" ? "^" : token === "\\textasciitilde" ? "~" : token);
+    else if (/^\\[a-zA-Z]/.test(token))
+      text +=
+        LATEX_LETTERS[token.slice(1)] ||
+        LATEX_SYMBOLS[token.slice(1)] ||
+        (token === "\\textbackslash"
+          ? "\\"
+          : token === "\\textasciicircum"
+            ? "^"
+            : token === "\\textasciitilde"
+              ? "~"
+              : token);
     else text += token.replace(/^\\/, "");
   }
   const upright = /rm|text|tt|operatorname|sf/.test(kind);
@@ -159,5 +283,7 @@ function readWord(reader, kind) {
 /** A formula for people: typeset where its LaTeX is understood, else its text in the typeface of code. */
 function formula(line, display = false) {
   const math = line.latex ? latexToMath(line.latex, display) : null;
-  return math ? h("span", { class: "formula", title: line.text }, math) : h("code", { class: "formula" }, line.text || line.latex || "");
+  return math
+    ? h("span", { class: "formula", title: line.text }, math)
+    : h("code", { class: "formula" }, line.text || line.latex || "");
 }

@@ -30,7 +30,8 @@ function newBox(box) {
 
 function newNode(node, at, scene) {
   const outputs = node.outputs || [];
-  const main = outputs.find((output) => output.cotangent) || outputs.find((output) => output.name) || outputs[0] || {};
+  const main =
+    outputs.find((output) => output.cotangent) || outputs.find((output) => output.name) || outputs[0] || {};
   return {
     ...node,
     at, // in program order
@@ -59,7 +60,16 @@ function addEdge(model, data) {
   const from = model.nodes.get(data.source[0]);
   const to = model.nodes.get(data.target[0]);
   if (!from || !to) return;
-  const edge = { ...data, from, to, short: shortName(data.name), output: data.source[1], position: data.target[1], value: `${from.id}.${data.source[1]}`, active: Boolean(data.active) };
+  const edge = {
+    ...data,
+    from,
+    to,
+    short: shortName(data.name),
+    output: data.source[1],
+    position: data.target[1],
+    value: `${from.id}.${data.source[1]}`,
+    active: Boolean(data.active),
+  };
   if (edge.kind === "carry") {
     model.carries.push(edge);
     from.leaving.push(edge);
@@ -94,7 +104,8 @@ function growTree(model) {
     else node.item = adopt(parent, { id: `n${node.id}`, node, box: null, at: node.at });
   }
   for (const box of model.boxes.values()) {
-    if (!box.item && box !== model.root) box.item = adopt(model.boxes.get(box.parent || ""), { id: `b${box.id}`, node: null, box, at: Infinity });
+    if (!box.item && box !== model.root)
+      box.item = adopt(model.boxes.get(box.parent || ""), { id: `b${box.id}`, node: null, box, at: Infinity });
   }
   settleOrder(model.root);
 }
@@ -102,9 +113,17 @@ function growTree(model) {
 function growBodies(model, node, parent) {
   let box = node.bodies[0];
   if (node.bodies.length > 1) {
-    box = newBox({ id: `of${node.id}`, name: node.name, path: node.scope || "", kind: box.kind, parent: node.box, active: node.active });
+    box = newBox({
+      id: `of${node.id}`,
+      name: node.name,
+      path: node.scope || "",
+      kind: box.kind,
+      parent: node.box,
+      active: node.active,
+    });
     model.boxes.set(box.id, box);
-    for (const body of node.bodies) body.item = adopt(box, { id: `b${body.id}`, node: null, box: body, at: Infinity });
+    for (const body of node.bodies)
+      body.item = adopt(box, { id: `b${body.id}`, node: null, box: body, at: Infinity });
   }
   box.node = node;
   box.item = node.item = adopt(parent, { id: `b${box.id}`, node, box, at: node.at });
@@ -124,7 +143,10 @@ function settleOrder(box) {
     if (!child.node) child.at = first;
   }
   box.children.sort((a, b) => a.at - b.at);
-  return box.children.reduce((least, child) => (isArgument(child.node) && !child.box ? least : Math.min(least, child.at)), Infinity);
+  return box.children.reduce(
+    (least, child) => (isArgument(child.node) && !child.box ? least : Math.min(least, child.at)),
+    Infinity,
+  );
 }
 
 const ARGUMENTS = new Set(["parameter", "data", "const", "constant", "carry", "slice", "operand"]);
@@ -160,7 +182,9 @@ function shownSteps(box) {
       const axis = scanDepth(box);
       if (axis >= depth) continue;
       const after = node.steps.slice(axis + 1).reduce((a, b) => a * b, 1);
-      return [...new Set(steps.at.map((at) => Math.floor(at / after) % node.steps[axis]))].sort((a, b) => a - b);
+      return [...new Set(steps.at.map((at) => Math.floor(at / after) % node.steps[axis]))].sort(
+        (a, b) => a - b,
+      );
     }
   }
   return null;
@@ -183,7 +207,9 @@ function framesAround(child) {
 /** A value or cotangent as it is at the steps the scans around it are set to. */
 function shownAt(node, shown) {
   if (!shown || !shown.steps || !(node.steps || []).length) return shown || null;
-  const scans = framesAround(node.item).filter((box) => box.kind === "scan" && box.steps).reverse();
+  const scans = framesAround(node.item)
+    .filter((box) => box.kind === "scan" && box.steps)
+    .reverse();
   if (!scans.length || scans.length > node.steps.length) return shown;
   let flat = 0;
   node.steps.forEach((length, axis) => {
@@ -198,7 +224,14 @@ function shownAt(node, shown) {
   const bad = steps.nonfinite ? steps.nonfinite[best] : 0;
   const thumb = steps.thumbs && steps.thumbs[best];
   const value = Number(steps.text[best]);
-  return { text: steps.text[best], norm: steps.norm[best], number: thumb || Number.isNaN(value) ? undefined : value, nonfinite: bad, thumb: thumb || null, at: steps.at[best] };
+  return {
+    text: steps.text[best],
+    norm: steps.norm[best],
+    number: thumb || Number.isNaN(value) ? undefined : value,
+    nonfinite: bad,
+    thumb: thumb || null,
+    at: steps.at[best],
+  };
 }
 
 /** The value of a node; of the head of a body that holds none, the value that is handed in. */

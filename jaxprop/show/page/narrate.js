@@ -4,13 +4,40 @@
 /** A name as a symbol, as a lesson would write it: y_hat with its hat, w1 with its index, alpha as the letter. */
 function symbol(name) {
   const repeated = name.match(/^(.+)#(\d+)$/);
-  if (repeated) return m("msup", {}, symbol(repeated[1]), m("mrow", {}, m("mo", { stretchy: "false" }, "("), m("mn", {}, repeated[2]), m("mo", { stretchy: "false" }, ")")));
+  if (repeated)
+    return m(
+      "msup",
+      {},
+      symbol(repeated[1]),
+      m(
+        "mrow",
+        {},
+        m("mo", { stretchy: "false" }, "("),
+        m("mn", {}, repeated[2]),
+        m("mo", { stretchy: "false" }, ")"),
+      ),
+    );
   const accent = name.match(/^([A-Za-z]+)_(hat|bar|tilde|dot|vec)$/);
-  if (accent && letterOf(accent[1])) return m("mover", { accent: "true" }, m("mi", {}, letterOf(accent[1])), m("mo", { stretchy: "false" }, LATEX_ACCENTS[accent[2]]));
+  if (accent && letterOf(accent[1]))
+    return m(
+      "mover",
+      { accent: "true" },
+      m("mi", {}, letterOf(accent[1])),
+      m("mo", { stretchy: "false" }, LATEX_ACCENTS[accent[2]]),
+    );
   const index = name.match(/^([A-Za-z]+?)_?(\d*)$/);
-  if (index && letterOf(index[1])) return index[2] ? m("msub", {}, m("mi", {}, letterOf(index[1])), m("mn", {}, index[2])) : m("mi", {}, letterOf(index[1]));
+  if (index && letterOf(index[1]))
+    return index[2]
+      ? m("msub", {}, m("mi", {}, letterOf(index[1])), m("mn", {}, index[2]))
+      : m("mi", {}, letterOf(index[1]));
   const word = name.match(/^([A-Za-z]+)_([A-Za-z0-9]+)$/);
-  if (word && letterOf(word[1])) return m("msub", {}, m("mi", {}, letterOf(word[1])), m("mi", { mathvariant: "normal", class: "word" }, word[2]));
+  if (word && letterOf(word[1]))
+    return m(
+      "msub",
+      {},
+      m("mi", {}, letterOf(word[1])),
+      m("mi", { mathvariant: "normal", class: "word" }, word[2]),
+    );
   return m("mi", { mathvariant: "normal", class: /^\w+$/.test(name) ? "word" : "path" }, name);
 }
 
@@ -18,7 +45,12 @@ const letterOf = (name) => (name.length === 1 ? name : LATEX_LETTERS[name] || ""
 
 /** `d of / d wrt`. */
 function derivative(of, wrt) {
-  return m("mfrac", {}, m("mrow", {}, m("mo", { class: "d" }, "∂"), symbol(of)), m("mrow", {}, m("mo", { class: "d" }, "∂"), symbol(wrt)));
+  return m(
+    "mfrac",
+    {},
+    m("mrow", {}, m("mo", { class: "d" }, "∂"), symbol(of)),
+    m("mrow", {}, m("mo", { class: "d" }, "∂"), symbol(wrt)),
+  );
 }
 
 // A long chain may be broken before these signs, so they can stand first: their spaces must be those of the middle.
@@ -59,10 +91,12 @@ function expressionMath(source, names = {}) {
     } else if (token === "**") {
       if (tokens[i + 1] === "-") return null;
       power = true;
-    } else if (/^[-+*/@]$/.test(token)) stack[stack.length - 1].push(m("mo", {}, { "-": "−", "*": "·" }[token] || token));
+    } else if (/^[-+*/@]$/.test(token))
+      stack[stack.length - 1].push(m("mo", {}, { "-": "−", "*": "·" }[token] || token));
     else if (/^\d/.test(token)) put(numeral(token));
     else if (token in names) put(factor(names[token], false));
-    else put(tokens[i + 1] === "(" ? m("mi", { mathvariant: "normal", class: "function" }, token) : symbol(token));
+    else
+      put(tokens[i + 1] === "(" ? m("mi", { mathvariant: "normal", class: "function" }, token) : symbol(token));
   }
   return stack.length === 1 ? m("mrow", {}, stack[0]) : null;
 }
@@ -77,8 +111,11 @@ function substituted(node) {
     numbers[edge.short.split("#")[0]] = shown.text;
   }
   const words = source.match(/[A-Za-z_]\w*/g) || [];
-  if (!words.length || words.some((word) => !(word in numbers)) || !/^[\w\s+\-*/().]+$/.test(source)) return null;
-  const text = source.replace(/[A-Za-z_]\w*/g, (word) => (numbers[word].startsWith("-") ? `(${numbers[word]})` : numbers[word]));
+  if (!words.length || words.some((word) => !(word in numbers)) || !/^[\w\s+\-*/().]+$/.test(source))
+    return null;
+  const text = source.replace(/[A-Za-z_]\w*/g, (word) =>
+    numbers[word].startsWith("-") ? `(${numbers[word]})` : numbers[word],
+  );
   return { math: expressionMath(source, numbers), text };
 }
 
@@ -107,7 +144,15 @@ function sayGiven(model, step) {
   const scalars = shown.filter((node) => valueOf(node) && typeof valueOf(node).number === "number");
   if (scalars.length) {
     const text = scalars.map((node) => `${node.short} = ${valueOf(node).text}`).join(", ");
-    lines.push(line(text, ...scalars.flatMap((node, i) => [i ? h("span", { class: "comma" }, ",") : null, math(symbol(node.short), equals(), numeral(valueOf(node).text))])));
+    lines.push(
+      line(
+        text,
+        ...scalars.flatMap((node, i) => [
+          i ? h("span", { class: "comma" }, ",") : null,
+          math(symbol(node.short), equals(), numeral(valueOf(node).text)),
+        ]),
+      ),
+    );
   }
   const rest = shown.filter((node) => !scalars.includes(node));
   if (rest.length) {
@@ -116,7 +161,16 @@ function sayGiven(model, step) {
     lines.push(line(text + more, code(text), more));
   }
   const parameters = step.nodes.filter((node) => node.kind === "parameter").length;
-  return { title: "Given", lines, note: [parameters && plural(parameters, "parameter"), step.nodes.length - parameters && plural(step.nodes.length - parameters, "other argument")].filter(Boolean).join(", ") };
+  return {
+    title: "Given",
+    lines,
+    note: [
+      parameters && plural(parameters, "parameter"),
+      step.nodes.length - parameters && plural(step.nodes.length - parameters, "other argument"),
+    ]
+      .filter(Boolean)
+      .join(", "),
+  };
 }
 
 function sayForward(model, node) {
@@ -127,15 +181,31 @@ function sayForward(model, node) {
   const isScalar = value && typeof value.number === "number";
   const text = [node.short, source, filled && filled.text, isScalar && value.text].filter(Boolean).join(" = ");
   const parts = typeset
-    ? [math(symbol(node.short), equals(), typeset), filled && filled.math ? math(equals(), filled.math) : null, isScalar ? math(equals(), numeral(value.text)) : null]
-    : [math(symbol(node.short), equals()), code(cut(source, 90)), isScalar ? math(equals(), numeral(value.text)) : null];
+    ? [
+        math(symbol(node.short), equals(), typeset),
+        filled && filled.math ? math(equals(), filled.math) : null,
+        isScalar ? math(equals(), numeral(value.text)) : null,
+      ]
+    : [
+        math(symbol(node.short), equals()),
+        code(cut(source, 90)),
+        isScalar ? math(equals(), numeral(value.text)) : null,
+      ];
   const lines = [line(text, ...parts)];
-  return { title: "Forward", lines, note: value && !isScalar ? `${node.main.type}, ${number(value.text)}` : node.primitive };
+  return {
+    title: "Forward",
+    lines,
+    note: value && !isScalar ? `${node.main.type}, ${number(value.text)}` : node.primitive,
+  };
 }
 
 function sayLocal(model, node) {
   const lines = node.operands.filter((edge) => edge.active && edge.local).map((edge) => localLine(node, edge));
-  return { title: "Local gradient", lines: uniqueLines(lines), note: lines.length > 1 ? `of ${node.short} by each of its operands` : "" };
+  return {
+    title: "Local gradient",
+    lines: uniqueLines(lines),
+    note: lines.length > 1 ? `of ${node.short} by each of its operands` : "",
+  };
 }
 
 function localLine(node, edge) {
@@ -145,9 +215,19 @@ function localLine(node, edge) {
   const known = local.latex ? latexToMath(local.latex, true) : null;
   const right = rightSide(local.text);
   const text = [ratio, right, value !== right ? value : null].filter(Boolean).join(" = ");
-  if (value === null) return line(local.text || `${ratio}: ${local.kind}`, known || math(derivative(node.short, edge.short)), known ? null : code(right || local.kind || ""));
+  if (value === null)
+    return line(
+      local.text || `${ratio}: ${local.kind}`,
+      known || math(derivative(node.short, edge.short)),
+      known ? null : code(right || local.kind || ""),
+    );
   const middle = right && right !== value ? latexToMath(rightSide(local.latex)) || m("mtext", {}, right) : null;
-  return line(text, math(derivative(node.short, edge.short)), middle ? math(equals(), middle) : null, math(equals(), numeral(value)));
+  return line(
+    text,
+    math(derivative(node.short, edge.short)),
+    middle ? math(equals(), middle) : null,
+    math(equals(), numeral(value)),
+  );
 }
 
 const numberText = (x) => (typeof x === "string" ? x : number(x, 5).replace(/−/g, "-"));
@@ -181,16 +261,54 @@ function sayBackward(model, node) {
   if (!readers.length && !leaving.length) {
     const seed = model.losses.has(node.id);
     const text = `${left} = ${total}`;
-    return { title, lines: [line(text, math(derivative(loss, node.short), equals(), isScalar ? numeral(total) : m("mtext", {}, number(total))))], note: seed ? "the backward pass begins here" : `${node.main.type}, ${number(total)}` };
+    return {
+      title,
+      lines: [
+        line(
+          text,
+          math(
+            derivative(loss, node.short),
+            equals(),
+            isScalar ? numeral(total) : m("mtext", {}, number(total)),
+          ),
+        ),
+      ],
+      note: seed ? "the backward pass begins here" : `${node.main.type}, ${number(total)}`,
+    };
   }
   const products = isScalar && !leaving.length ? readers.map(productOf) : [null];
-  if (products.includes(null) || !addUp(products, cotangent.number)) return { title, ...sayArray(model, node, readers, leaving, cotangent) };
-  const chainText = readers.map((edge) => `d${loss}/d${edge.to.short} * d${edge.to.short}/d${node.short}`).join(" + ");
+  if (products.includes(null) || !addUp(products, cotangent.number))
+    return { title, ...sayArray(model, node, readers, leaving, cotangent) };
+  const chainText = readers
+    .map((edge) => `d${loss}/d${edge.to.short} * d${edge.to.short}/d${node.short}`)
+    .join(" + ");
   const numbersText = products.map(([a, b], i) => `${i ? bracket(a) : a} * ${bracket(b)}`).join(" + ");
-  const chainMath = readers.map((edge, i) => math(i ? plus() : equals(), derivative(loss, edge.to.short), dot(), derivative(edge.to.short, node.short)));
-  const numbersMath = products.map(([a, b], i) => math(i ? plus() : equals(), factor(a, i === 0), dot(), factor(b, false)));
-  const sum = readers.length > 1 ? `${readers.length} readers: their shares ${readers.map((edge) => (shareOf(edge) ? number(shareOf(edge).text) : "")).filter(Boolean).join(" and ")} add up` : "";
-  return { title, lines: [line(`${left} = ${chainText} = ${numbersText} = ${total}`, math(derivative(loss, node.short)), ...chainMath, ...numbersMath, math(equals(), numeral(total)))], note: sum };
+  const chainMath = readers.map((edge, i) =>
+    math(i ? plus() : equals(), derivative(loss, edge.to.short), dot(), derivative(edge.to.short, node.short)),
+  );
+  const numbersMath = products.map(([a, b], i) =>
+    math(i ? plus() : equals(), factor(a, i === 0), dot(), factor(b, false)),
+  );
+  const sum =
+    readers.length > 1
+      ? `${readers.length} readers: their shares ${readers
+          .map((edge) => (shareOf(edge) ? number(shareOf(edge).text) : ""))
+          .filter(Boolean)
+          .join(" and ")} add up`
+      : "";
+  return {
+    title,
+    lines: [
+      line(
+        `${left} = ${chainText} = ${numbersText} = ${total}`,
+        math(derivative(loss, node.short)),
+        ...chainMath,
+        ...numbersMath,
+        math(equals(), numeral(total)),
+      ),
+    ],
+    note: sum,
+  };
 }
 
 const bracket = (text) => (/^-/.test(text) ? `(${text})` : text);
@@ -213,13 +331,27 @@ function productOf(edge) {
 function sayArray(model, node, readers, leaving, cotangent) {
   const loss = model.lossName;
   const lines = [];
-  const terms = [...readers.map((edge) => ({ edge, from: edge.to.short })), ...leaving.map((edge) => ({ edge, from: edge.kind === "carry" ? "the next step" : `outside, where it is ${edge.to.short}` }))];
+  const terms = [
+    ...readers.map((edge) => ({ edge, from: edge.to.short })),
+    ...leaving.map((edge) => ({
+      edge,
+      from: edge.kind === "carry" ? "the next step" : `outside, where it is ${edge.to.short}`,
+    })),
+  ];
   for (const edge of readers.slice(0, 3)) {
     const { local } = edge;
     if (!local) continue;
     const known = local.latex ? latexToMath(local.latex, true) : null;
     if (known) lines.push(line(local.text, known));
-    else if (local.text || local.kind) lines.push(line(local.text || local.kind, math(derivative(edge.to.short, node.short)), h("span", { class: "colon" }, ":"), code(local.text || local.kind)));
+    else if (local.text || local.kind)
+      lines.push(
+        line(
+          local.text || local.kind,
+          math(derivative(edge.to.short, node.short)),
+          h("span", { class: "colon" }, ":"),
+          code(local.text || local.kind),
+        ),
+      );
   }
   const unknown = terms.filter(({ edge }) => !shareOf(edge)).length;
   const texts = terms.map(({ edge, from }) => {
@@ -229,33 +361,96 @@ function sayArray(model, node, readers, leaving, cotangent) {
   });
   const total = cotangent ? number(cotangent.text) : "";
   const text = `d${loss}/d${node.short}${total ? `: ${total}` : ""}`;
-  lines.unshift(line(text, math(derivative(loss, node.short)), h("span", { class: "colon" }, cotangent && typeof cotangent.number === "number" ? "=" : ":"), h("span", { class: "total" }, total || node.main.type || "")));
-  return { lines: uniqueLines(lines), note: texts.join(", ") + (terms.length > 1 ? "; the shares add up" : "") };
+  lines.unshift(
+    line(
+      text,
+      math(derivative(loss, node.short)),
+      h("span", { class: "colon" }, cotangent && typeof cotangent.number === "number" ? "=" : ":"),
+      h("span", { class: "total" }, total || node.main.type || ""),
+    ),
+  );
+  return {
+    lines: uniqueLines(lines),
+    note: texts.join(", ") + (terms.length > 1 ? "; the shares add up" : ""),
+  };
 }
 
 function sayBox(model, { act, box }) {
   const words = boxWords(box);
-  if (act === "forward") return { title: "Forward", lines: [line(`${box.name}: ${words}`, h("span", { class: "box-name" }, box.name), h("span", { class: "quiet" }, words))], note: "closed: open it to see its steps" };
-  const most = box.cotangent === undefined || box.cotangent === null ? "" : `largest cotangent ‖·‖ ${number(box.cotangent, 3)}`;
-  return { title: "Backward", lines: [line(`${box.name}: ${words}; ${most}`, h("span", { class: "box-name" }, box.name), h("span", { class: "quiet" }, most || words))], note: "closed: open it to see its steps" };
+  if (act === "forward")
+    return {
+      title: "Forward",
+      lines: [
+        line(
+          `${box.name}: ${words}`,
+          h("span", { class: "box-name" }, box.name),
+          h("span", { class: "quiet" }, words),
+        ),
+      ],
+      note: "closed: open it to see its steps",
+    };
+  const most =
+    box.cotangent === undefined || box.cotangent === null
+      ? ""
+      : `largest cotangent ‖·‖ ${number(box.cotangent, 3)}`;
+  return {
+    title: "Backward",
+    lines: [
+      line(
+        `${box.name}: ${words}; ${most}`,
+        h("span", { class: "box-name" }, box.name),
+        h("span", { class: "quiet" }, most || words),
+      ),
+    ],
+    note: "closed: open it to see its steps",
+  };
 }
 
 function sayDone(model, step) {
   const loss = model.lossName;
   const gradients = step.nodes;
   const value = model.scene.value;
-  const parts = value ? [math(symbol(loss), equals(), numeral(value))] : [h("span", { class: "box-name" }, loss)];
-  if (!gradients.length) return { title: "The graph", lines: [line(value ? `${loss} = ${value}` : loss, parts)], note: plural(model.order.length, "node") };
-  if (gradients.length <= 2) return { title: "The gradient", lines: [line(gradients.map((node) => gradientText(loss, node)).join(", "), ...gradients.flatMap((node, i) => [i ? h("span", { class: "between" }) : null, ...gradientParts(loss, node)]))], note: value ? `at ${loss} = ${number(value)}` : "" };
+  const parts = value
+    ? [math(symbol(loss), equals(), numeral(value))]
+    : [h("span", { class: "box-name" }, loss)];
+  if (!gradients.length)
+    return {
+      title: "The graph",
+      lines: [line(value ? `${loss} = ${value}` : loss, parts)],
+      note: plural(model.order.length, "node"),
+    };
+  if (gradients.length <= 2)
+    return {
+      title: "The gradient",
+      lines: [
+        line(
+          gradients.map((node) => gradientText(loss, node)).join(", "),
+          ...gradients.flatMap((node, i) => [
+            i ? h("span", { class: "between" }) : null,
+            ...gradientParts(loss, node),
+          ]),
+        ),
+      ],
+      note: value ? `at ${loss} = ${number(value)}` : "",
+    };
   const largest = gradients.reduce((a, b) => ((cotangentOf(b).norm ?? 0) > (cotangentOf(a).norm ?? 0) ? b : a));
-  return { title: "The gradient", lines: [line(`${loss} = ${value}`, parts)], note: `${gradients.length} gradients, the largest that of ${largest.short}: ‖·‖ ${number(cotangentOf(largest).norm)}` };
+  return {
+    title: "The gradient",
+    lines: [line(`${loss} = ${value}`, parts)],
+    note: `${gradients.length} gradients, the largest that of ${largest.short}: ‖·‖ ${number(cotangentOf(largest).norm)}`,
+  };
 }
 
 const isNumber = (shown) => typeof shown.number === "number";
-const gradientText = (loss, node) => `d${loss}/d${node.short} ${isNumber(cotangentOf(node)) ? "= " : ": "}${cotangentOf(node).text}`;
+const gradientText = (loss, node) =>
+  `d${loss}/d${node.short} ${isNumber(cotangentOf(node)) ? "= " : ": "}${cotangentOf(node).text}`;
 
 function gradientParts(loss, node) {
   const cotangent = cotangentOf(node);
   if (isNumber(cotangent)) return [math(derivative(loss, node.short), equals(), numeral(cotangent.text))];
-  return [math(derivative(loss, node.short)), h("span", { class: "colon" }, ":"), h("span", { class: "total" }, number(cotangent.text))];
+  return [
+    math(derivative(loss, node.short)),
+    h("span", { class: "colon" }, ":"),
+    h("span", { class: "total" }, number(cotangent.text)),
+  ];
 }

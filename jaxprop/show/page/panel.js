@@ -5,23 +5,54 @@ function showDetail(page, id) {
   const item = id && page.childOf(id);
   panel.hidden = !item;
   if (!item) return panel.replaceChildren();
-  const close = h("button", { class: "tool", "aria-label": "Close details", title: "Close (Esc)", onclick: () => page.select(null) }, icon(ICONS.close));
+  const close = h(
+    "button",
+    { class: "tool", "aria-label": "Close details", title: "Close (Esc)", onclick: () => page.select(null) },
+    icon(ICONS.close),
+  );
   const content = item.box ? boxDetail(page, item.box) : nodeDetail(page, item.node);
-  panel.replaceChildren(h("header", {}, h("h2", { tabindex: "-1" }, item.box ? item.box.name || item.box.path : item.node.name), close), ...content.filter(Boolean));
+  panel.replaceChildren(
+    h(
+      "header",
+      {},
+      h("h2", { tabindex: "-1" }, item.box ? item.box.name || item.box.path : item.node.name),
+      close,
+    ),
+    ...content.filter(Boolean),
+  );
   panel.scrollTop = 0;
 }
 
 function nodeDetail(page, node) {
   const { model } = page;
-  const tags = [KIND_WORDS[node.kind], node.active ? null : "no gradient", node.taken === 0 ? "branch not taken" : null].filter(Boolean);
+  const tags = [
+    KIND_WORDS[node.kind],
+    node.active ? null : "no gradient",
+    node.taken === 0 ? "branch not taken" : null,
+  ].filter(Boolean);
   const isBad = node.outputs.some((output) => bad(output.value) || bad(output.cotangent));
   const expression = expressionOf(node);
   return [
-    h("p", { class: "facts" }, h("code", {}, node.main.type || ""), node.kind === "op" || node.kind === "loss" ? [" by ", h("code", {}, node.primitive)] : null, node.scope ? [" in ", node.scope] : null),
+    h(
+      "p",
+      { class: "facts" },
+      h("code", {}, node.main.type || ""),
+      node.kind === "op" || node.kind === "loss" ? [" by ", h("code", {}, node.primitive)] : null,
+      node.scope ? [" in ", node.scope] : null,
+    ),
     expression ? h("code", { class: "expression" }, expression) : null,
-    tags.length || isBad ? h("div", { class: "tags" }, isBad ? h("span", { class: "bad-tag" }, "⚠ not finite") : null, tags.map((tag) => h("span", {}, tag))) : null,
+    tags.length || isBad
+      ? h(
+          "div",
+          { class: "tags" },
+          isBad ? h("span", { class: "bad-tag" }, "⚠ not finite") : null,
+          tags.map((tag) => h("span", {}, tag)),
+        )
+      : null,
     ...scansAround(page, node.item),
-    ...node.outputs.filter((output) => output.name || output.value).flatMap((output) => outputDetail(model, node, output)),
+    ...node.outputs
+      .filter((output) => output.name || output.value)
+      .flatMap((output) => outputDetail(model, node, output)),
     ...operandDetail(page, node),
     ...readerDetail(page, node),
     ...keptDetail(page, node),
@@ -34,24 +65,64 @@ function outputDetail(model, node, output) {
   const parts = [];
   const value = valueOf(node, output);
   const cotangent = cotangentOf(node, output);
-  if (value) parts.push(h("h3", {}, several ? `value of ${output.name}` : "value"), shownDetail(value, "value"));
-  if (cotangent) parts.push(h("h3", {}, several ? `cotangent of ${output.name}` : "cotangent"), h("div", { class: "facts" }, h("span", { class: "formula" }, math(derivative(model.lossName, output.name)))), shownDetail(cotangent, "cotangent"));
+  if (value)
+    parts.push(h("h3", {}, several ? `value of ${output.name}` : "value"), shownDetail(value, "value"));
+  if (cotangent)
+    parts.push(
+      h("h3", {}, several ? `cotangent of ${output.name}` : "cotangent"),
+      h(
+        "div",
+        { class: "facts" },
+        h("span", { class: "formula" }, math(derivative(model.lossName, output.name))),
+      ),
+      shownDetail(cotangent, "cotangent"),
+    );
   return parts;
 }
 
-const STATS = [["norm", "norm"], ["mean", "mean"], ["std", "std"], ["min", "min"], ["max", "max"]];
+const STATS = [
+  ["norm", "norm"],
+  ["mean", "mean"],
+  ["std", "std"],
+  ["min", "min"],
+  ["max", "max"],
+];
 
 function shownDetail(shown, word) {
-  if (typeof shown.number === "number" || isBad(shown.number)) return h("div", { class: `big ${bad(shown) ? "bad-number" : ""}` }, number(shown.number, 7));
-  const rows = STATS.filter(([key]) => shown[key] !== undefined && shown[key] !== null).map(([key, name]) => [name, number(shown[key], 5)]);
+  if (typeof shown.number === "number" || isBad(shown.number))
+    return h("div", { class: `big ${bad(shown) ? "bad-number" : ""}` }, number(shown.number, 7));
+  const rows = STATS.filter(([key]) => shown[key] !== undefined && shown[key] !== null).map(([key, name]) => [
+    name,
+    number(shown[key], 5),
+  ]);
   if (shown.zeros) rows.push(["zeros", `${number(shown.zeros * 100, 3)} %`]);
   if (shown.nonfinite) rows.push(["⚠ not finite", String(shown.nonfinite)]);
-  const stats = h("dl", { class: "stats" }, rows.flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
-  if (!shown.thumb) return h("div", {}, h("div", { class: `big ${bad(shown) ? "bad-number" : ""}` }, number(shown.text)), stats);
+  const stats = h(
+    "dl",
+    { class: "stats" },
+    rows.flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]),
+  );
+  if (!shown.thumb)
+    return h(
+      "div",
+      {},
+      h("div", { class: `big ${bad(shown) ? "bad-number" : ""}` }, number(shown.text)),
+      stats,
+    );
   const { rows: high, cols: wide } = shown.thumb;
   const cell = Math.max(4, Math.min(16, Math.floor(132 / Math.max(high, wide))));
-  const picture = h("img", { src: heatMap(shown.thumb, cell), width: wide * cell, height: high * cell, alt: `Heat map of the ${word}, ${high} by ${wide} blocks, largest mean ${number(shown.thumb.absmax, 3)}` });
-  return h("div", {}, /^‖/.test(shown.text) ? null : h("div", { class: "big" }, number(shown.text)), h("div", { class: "shown" }, picture, stats));
+  const picture = h("img", {
+    src: heatMap(shown.thumb, cell),
+    width: wide * cell,
+    height: high * cell,
+    alt: `Heat map of the ${word}, ${high} by ${wide} blocks, largest mean ${number(shown.thumb.absmax, 3)}`,
+  });
+  return h(
+    "div",
+    {},
+    /^‖/.test(shown.text) ? null : h("div", { class: "big" }, number(shown.text)),
+    h("div", { class: "shown" }, picture, stats),
+  );
 }
 
 const link = (page, node) => h("button", { class: "link", onclick: () => page.reveal(node) }, node.name);
@@ -62,29 +133,99 @@ function operandDetail(page, node) {
   const rows = from.map((edge) => {
     const value = shownAt(edge.from, (edge.from.outputs[edge.output] || {}).value);
     const local = edge.local && edge.active ? localLine(node, edge) : null;
-    return h("li", {}, link(page, edge.from), h("span", { class: "amount" }, value ? number(value.text) : ""), local ? h("div", { class: "under formula" }, local.parts) : null);
+    return h(
+      "li",
+      {},
+      link(page, edge.from),
+      h("span", { class: "amount" }, value ? number(value.text) : ""),
+      local ? h("div", { class: "under formula" }, local.parts) : null,
+    );
   });
-  return [h("h3", {}, node.entered.length ? "from outside" : from.length > 1 ? "operands and local gradients" : "operand and local gradient"), h("ul", { class: "rows" }, rows)];
+  return [
+    h(
+      "h3",
+      {},
+      node.entered.length
+        ? "from outside"
+        : from.length > 1
+          ? "operands and local gradients"
+          : "operand and local gradient",
+    ),
+    h("ul", { class: "rows" }, rows),
+  ];
 }
 
 function readerDetail(page, node) {
-  const out = [...node.readers.map((edge) => [edge, link(page, edge.to)]), ...node.leaving.map((edge) => [edge, h("span", {}, edge.kind === "carry" ? ["the next step, as ", link(page, edge.to)] : ["leaves, as ", link(page, edge.to)])])];
+  const out = [
+    ...node.readers.map((edge) => [edge, link(page, edge.to)]),
+    ...node.leaving.map((edge) => [
+      edge,
+      h(
+        "span",
+        {},
+        edge.kind === "carry"
+          ? ["the next step, as ", link(page, edge.to)]
+          : ["leaves, as ", link(page, edge.to)],
+      ),
+    ]),
+  ];
   if (!out.length) return [];
   const rows = out.map(([edge, name]) => {
     const share = shareOf(edge);
-    return h("li", {}, name, h("span", { class: "amount back", title: "its share of the cotangent" }, share ? `∂ ${number(share.text)}` : ""));
+    return h(
+      "li",
+      {},
+      name,
+      h(
+        "span",
+        { class: "amount back", title: "its share of the cotangent" },
+        share ? `∂ ${number(share.text)}` : "",
+      ),
+    );
   });
-  const shares = node.readers.filter((edge) => edge.share).length;
+  const shares = node.readers.filter(shareOf).length;
   const cotangent = cotangentOf(node);
-  if (shares > 1 && cotangent) rows.push(h("li", { class: "sum" }, h("span", {}, "sum of the shares"), h("span", { class: "amount back" }, `∂ ${number(cotangent.text)}`)));
-  return [h("h3", {}, shares ? "readers and what they send back" : "readers"), h("ul", { class: "rows" }, rows)];
+  if (shares > 1 && cotangent)
+    rows.push(
+      h(
+        "li",
+        { class: "sum" },
+        h("span", {}, "sum of the shares"),
+        h("span", { class: "amount back" }, `∂ ${number(cotangent.text)}`),
+      ),
+    );
+  return [
+    h("h3", {}, shares ? "readers and what they send back" : "readers"),
+    h("ul", { class: "rows" }, rows),
+  ];
 }
 
 function keptDetail(page, node) {
   const rows = [];
-  for (const { from, name, bytes: size, recomputed } of node.kept) rows.push(h("li", {}, h("span", {}, "reads ", from === node ? "its own result" : link(page, from)), h("span", { class: "amount" }, recomputed ? "computed again" : bytes(size)), name ? null : null));
-  for (const { to, bytes: size, recomputed } of node.keptFor) if (to !== node) rows.push(h("li", {}, h("span", {}, "kept for ", link(page, to)), h("span", { class: "amount" }, recomputed ? "computed again" : bytes(size))));
-  if (node.keeps) rows.push(h("li", {}, h("span", {}, "keeps for itself"), h("span", { class: "amount" }, bytes(node.keeps))));
+  for (const { from, name, bytes: size, recomputed } of node.kept)
+    rows.push(
+      h(
+        "li",
+        {},
+        h("span", {}, "reads ", from === node ? "its own result" : link(page, from)),
+        h("span", { class: "amount" }, recomputed ? "computed again" : bytes(size)),
+        name ? null : null,
+      ),
+    );
+  for (const { to, bytes: size, recomputed } of node.keptFor)
+    if (to !== node)
+      rows.push(
+        h(
+          "li",
+          {},
+          h("span", {}, "kept for ", link(page, to)),
+          h("span", { class: "amount" }, recomputed ? "computed again" : bytes(size)),
+        ),
+      );
+  if (node.keeps)
+    rows.push(
+      h("li", {}, h("span", {}, "keeps for itself"), h("span", { class: "amount" }, bytes(node.keeps))),
+    );
   return rows.length ? [h("h3", {}, "kept for the backward pass"), h("ul", { class: "rows" }, rows)] : [];
 }
 
@@ -92,16 +233,38 @@ function sourceDetail(source) {
   if (!source) return [];
   const lines = source.context && source.context.length ? source.context : [source.text];
   const first = source.context && source.context.length ? source.first || 1 : source.line;
-  const rows = lines.map((text, i) => h("div", { class: first + i === source.line ? "here" : null }, h("span", { class: "n" }, String(first + i)), text || " "));
-  return [h("h3", {}, `${source.file}:${source.line}`), h("p", { class: "facts" }, "in ", h("code", {}, source.function)), h("pre", { class: "source", tabindex: "0", "aria-label": "Source" }, rows)];
+  const rows = lines.map((text, i) =>
+    h(
+      "div",
+      { class: first + i === source.line ? "here" : null },
+      h("span", { class: "n" }, String(first + i)),
+      text || " ",
+    ),
+  );
+  return [
+    h("h3", {}, `${source.file}:${source.line}`),
+    h("p", { class: "facts" }, "in ", h("code", {}, source.function)),
+    h("pre", { class: "source", tabindex: "0", "aria-label": "Source" }, rows),
+  ];
 }
 
 function scansAround(page, child) {
-  return framesAround(child).filter((box) => box.steps && box.steps.length > 1).map((box) => h("label", { class: "panel-slider" }, stepWords(box), stepInput(page, box)));
+  return framesAround(child)
+    .filter((box) => box.steps && box.steps.length > 1)
+    .map((box) => h("label", { class: "panel-slider" }, stepWords(box), stepInput(page, box)));
 }
 
 function stepInput(page, box) {
-  return h("input", { type: "range", min: 0, max: box.steps.length - 1, value: box.step, "aria-label": `Step of ${box.name}`, "aria-valuetext": stepWords(box), "data-box": box.id, oninput: (event) => page.setStep(box, Number(event.target.value)) });
+  return h("input", {
+    type: "range",
+    min: 0,
+    max: box.steps.length - 1,
+    value: box.step,
+    "aria-label": `Step of ${box.name}`,
+    "aria-valuetext": stepWords(box),
+    "data-box": box.id,
+    oninput: (event) => page.setStep(box, Number(event.target.value)),
+  });
 }
 
 const stepWords = (box) => `step ${box.steps[box.step] + 1} of ${box.length}`;
@@ -110,13 +273,37 @@ function boxDetail(page, box) {
   const isOpen = page.open.has(box.id);
   const { node } = box;
   return [
-    h("p", { class: "facts" }, boxWords(box), box.path && box.path !== box.name ? [" · ", h("code", {}, box.path)] : null),
-    h("button", { class: "wide", onclick: () => page.toggle(box.item.id) }, icon(isOpen ? ICONS.fold : ICONS.open), isOpen ? "Close it" : "Open it"),
-    box.steps && box.steps.length > 1 ? h("label", { class: "panel-slider" }, stepWords(box), stepInput(page, box)) : null,
+    h(
+      "p",
+      { class: "facts" },
+      boxWords(box),
+      box.path && box.path !== box.name ? [" · ", h("code", {}, box.path)] : null,
+    ),
+    h(
+      "button",
+      { class: "wide", onclick: () => page.toggle(box.item.id) },
+      icon(isOpen ? ICONS.fold : ICONS.open),
+      isOpen ? "Close it" : "Open it",
+    ),
+    box.steps && box.steps.length > 1
+      ? h("label", { class: "panel-slider" }, stepWords(box), stepInput(page, box))
+      : null,
     ...scansAround(page, box.item),
-    ...(box.cotangent !== undefined && box.cotangent !== null ? [h("h3", {}, "largest cotangent in it"), h("div", { class: "big" }, `‖·‖ ${number(box.cotangent, 4)}`)] : []),
-    ...(box.nonfinite ? [h("div", { class: "tags" }, h("span", { class: "bad-tag" }, `⚠ ${plural(box.nonfinite, "value")} not finite`))] : []),
-    ...(node ? node.outputs.filter((output) => output.name).flatMap((output) => outputDetail(page.model, node, output)) : []),
+    ...(box.cotangent !== undefined && box.cotangent !== null
+      ? [h("h3", {}, "largest cotangent in it"), h("div", { class: "big" }, `‖·‖ ${number(box.cotangent, 4)}`)]
+      : []),
+    ...(box.nonfinite
+      ? [
+          h(
+            "div",
+            { class: "tags" },
+            h("span", { class: "bad-tag" }, `⚠ ${plural(box.nonfinite, "value")} not finite`),
+          ),
+        ]
+      : []),
+    ...(node
+      ? node.outputs.filter((output) => output.name).flatMap((output) => outputDetail(page.model, node, output))
+      : []),
     ...(node ? operandDetail(page, node) : []),
     ...(node ? readerDetail(page, node) : []),
     ...(node ? keptDetail(page, node) : []),

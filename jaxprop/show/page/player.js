@@ -1,7 +1,13 @@
 // The script of the play: what is given, the forward pass, the local gradients, the backward pass. It speaks of what
 // is seen: a closed box is one step, an open scan goes through its steps.
 
-const ACTS = [["given", "Given", "What is given"], ["forward", "Forward", "Forward pass"], ["local", "Local", "Local gradients"], ["backward", "Backward", "Backward pass"], ["done", "Result", "Result, the gradient"]];
+const ACTS = [
+  ["given", "Given", "What is given"],
+  ["forward", "Forward", "Forward pass"],
+  ["local", "Local", "Local gradients"],
+  ["backward", "Backward", "Backward pass"],
+  ["done", "Result", "Result, the gradient"],
+];
 const MOST_REPEATED = 240; // an open scan is played step by step up to so many steps of the script
 
 /** The script for what is open: {steps, value, local, cotangent}: at which step each item's part is revealed. */
@@ -13,7 +19,10 @@ function writeScript(model, open) {
   const begin = (act) => (script.starts[act] = script.steps.length);
 
   begin("given");
-  const given = model.order.filter((node) => isArgument(node) && (node.steps || []).length === 0 && ["parameter", "data", "const"].includes(node.kind));
+  const given = model.order.filter(
+    (node) =>
+      isArgument(node) && (node.steps || []).length === 0 && ["parameter", "data", "const"].includes(node.kind),
+  );
   if (given.length) {
     const at = add({ act: "given", nodes: given, items: given.map((node) => node.item.id) });
     for (const node of given) first(script.value, node.item.id, at);
@@ -23,7 +32,8 @@ function writeScript(model, open) {
   playBox(model.root, false, {});
   begin("local");
   for (const child of leaves(model.root, isOpen)) {
-    if (child.box || child.node.taken === 0 || !child.node.operands.some((edge) => edge.active && edge.local)) continue;
+    if (child.box || child.node.taken === 0 || !child.node.operands.some((edge) => edge.active && edge.local))
+      continue;
     first(script.local, child.id, add({ act: "local", node: child.node, item: child.id }));
   }
   begin("backward");
@@ -34,14 +44,20 @@ function writeScript(model, open) {
   return script;
 
   function playBox(box, back, sets) {
-    const children = back ? [...box.children.filter((child) => !isArgument(child.node) || child.box).reverse(), ...box.children.filter((child) => isArgument(child.node) && !child.box)] : box.children;
+    const children = back
+      ? [
+          ...box.children.filter((child) => !isArgument(child.node) || child.box).reverse(),
+          ...box.children.filter((child) => isArgument(child.node) && !child.box),
+        ]
+      : box.children;
     const opening = script.steps.length;
     for (const child of children) {
       if ((child.box || child.node).taken === 0) continue; // of a branch that was not taken there is nothing to tell
       if (isOpen(child)) playOpen(child.box, back, sets);
       else if (child.box) playClosed(child, back, sets);
       else if (back) playBack(child, sets);
-      else if (!isArgument(child.node)) first(script.value, child.id, add({ act: "forward", node: child.node, item: child.id, sets }));
+      else if (!isArgument(child.node))
+        first(script.value, child.id, add({ act: "forward", node: child.node, item: child.id, sets }));
       else first(script.value, child.id, opening);
     }
   }
@@ -88,7 +104,11 @@ class Player {
     const old = this.script.steps[this.at];
     const atEnd = !old || old.act === "done";
     this.script = script;
-    const same = atEnd ? -1 : script.steps.findIndex((step) => step.act === old.act && step.item === old.item && sameSets(step.sets, old.sets));
+    const same = atEnd
+      ? -1
+      : script.steps.findIndex(
+          (step) => step.act === old.act && step.item === old.item && sameSets(step.sets, old.sets),
+        );
     const close = script.steps.findIndex((step) => old && step.act === old.act);
     this.at = atEnd ? script.steps.length - 1 : same >= 0 ? same : Math.max(0, close);
   }

@@ -7,12 +7,16 @@ function findNodes(model, query) {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return [];
   const hits = [];
-  const things = [...[...model.boxes.values()].filter((box) => box.item && !box.node).map((box) => ({ box })), ...model.order.map((node) => ({ node }))];
+  const things = [
+    ...[...model.boxes.values()].filter((box) => box.item && !box.node).map((box) => ({ box })),
+    ...model.order.map((node) => ({ node })),
+  ];
   things.forEach((thing, at) => {
     const { name, rest } = wordsOf(thing);
     let score = 0;
     for (const word of words) {
-      const found = name === word ? 8 : name.startsWith(word) ? 5 : name.includes(word) ? 3 : rest.includes(word) ? 1 : 0;
+      const found =
+        name === word ? 8 : name.startsWith(word) ? 5 : name.includes(word) ? 3 : rest.includes(word) ? 1 : 0;
       if (!found) return;
       score += found;
     }
@@ -25,9 +29,19 @@ function wordsOf(thing) {
   if (!thing.words) {
     const { node, box } = thing;
     const rest = node
-      ? [node.primitive, node.scope, node.label, node.kind === "op" ? "" : KIND_WORDS[node.kind], node.source ? `${node.source.file}:${node.source.line} ${node.source.function}` : "", ...node.outputs.map((output) => `${output.name} ${output.type}`)]
+      ? [
+          node.primitive,
+          node.scope,
+          node.label,
+          node.kind === "op" ? "" : KIND_WORDS[node.kind],
+          node.source ? `${node.source.file}:${node.source.line} ${node.source.function}` : "",
+          ...node.outputs.map((output) => `${output.name} ${output.type}`),
+        ]
       : [box.path, box.kind];
-    thing.words = { name: (node ? node.name : box.name || "").toLowerCase(), rest: rest.join(" ").toLowerCase() };
+    thing.words = {
+      name: (node ? node.name : box.name || "").toLowerCase(),
+      rest: rest.join(" ").toLowerCase(),
+    };
   }
   return thing.words;
 }
@@ -62,7 +76,19 @@ function setUpSearch(page) {
   const search = () => {
     const all = findNodes(page.model, input.value);
     hits = all.slice(0, MOST_HITS);
-    const rows = hits.map((hit, i) => h("li", { id: `hit${i}`, role: "option", "aria-selected": "false", onpointerdown: (event) => (event.preventDefault(), take(i)), onpointermove: () => chosen !== i && choose(i) }, hitRow(hit, input.value)));
+    const rows = hits.map((hit, i) =>
+      h(
+        "li",
+        {
+          id: `hit${i}`,
+          role: "option",
+          "aria-selected": "false",
+          onpointerdown: (event) => (event.preventDefault(), take(i)),
+          onpointermove: () => chosen !== i && choose(i),
+        },
+        hitRow(hit, input.value),
+      ),
+    );
     if (!hits.length && input.value.trim()) rows.push(h("li", { class: "none" }, "Nothing by that name."));
     if (all.length > hits.length) rows.push(h("li", { class: "none" }, `and ${all.length - hits.length} more`));
     list.replaceChildren(...rows);
@@ -86,9 +112,19 @@ function setUpSearch(page) {
 
 function hitRow({ node, box }, query) {
   const name = node ? node.name : box.name || box.path;
-  const what = node ? (node.kind === "op" || node.kind === "loss" ? node.primitive : KIND_WORDS[node.kind]) : BOX_WORDS[box.kind] || box.kind;
-  const where = node ? [node.scope, node.source ? `${node.source.file}:${node.source.line}` : ""].filter(Boolean).join(" · ") : boxWords(box);
-  return [h("span", { class: "hit" }, marked(name, query)), h("span", { class: "what" }, what), where ? h("span", { class: "where" }, where) : null];
+  const what = node
+    ? node.kind === "op" || node.kind === "loss"
+      ? node.primitive
+      : KIND_WORDS[node.kind]
+    : BOX_WORDS[box.kind] || box.kind;
+  const where = node
+    ? [node.scope, node.source ? `${node.source.file}:${node.source.line}` : ""].filter(Boolean).join(" · ")
+    : boxWords(box);
+  return [
+    h("span", { class: "hit" }, marked(name, query)),
+    h("span", { class: "what" }, what),
+    where ? h("span", { class: "where" }, where) : null,
+  ];
 }
 
 function marked(text, query) {

@@ -14,7 +14,9 @@ class Sheet {
     this.cache = new Map();
     this.shown = new Map(); // id -> {group, item or edge}
     this.world = svg.querySelector("#world");
-    this.layers = Object.fromEntries(["frames", "far", "edges", "heads", "cards"].map((name) => [name, svg.querySelector(`#${name}`)]));
+    this.layers = Object.fromEntries(
+      ["frames", "far", "edges", "heads", "cards"].map((name) => [name, svg.querySelector(`#${name}`)]),
+    );
     this.frame = 0;
     this.listen();
   }
@@ -92,19 +94,32 @@ class Sheet {
   room() {
     const { width, height } = this.svg.getBoundingClientRect();
     const inset = this.on.insets();
-    return { x: inset.left, y: inset.top, width: Math.max(80, width - inset.left - inset.right), height: Math.max(80, height - inset.top - inset.bottom) };
+    return {
+      x: inset.left,
+      y: inset.top,
+      width: Math.max(80, width - inset.left - inset.right),
+      height: Math.max(80, height - inset.top - inset.bottom),
+    };
   }
 
   cameraFor(box, most, margin = 28) {
     const room = this.room();
-    const k = clamp(Math.min((room.width - 2 * margin) / box.width, (room.height - 2 * margin) / box.height), ZOOM.least, most);
-    return { k, x: room.x + room.width / 2 - (box.x + box.width / 2) * k, y: room.y + room.height / 2 - (box.y + box.height / 2) * k };
+    const k = clamp(
+      Math.min((room.width - 2 * margin) / box.width, (room.height - 2 * margin) / box.height),
+      ZOOM.least,
+      most,
+    );
+    return {
+      k,
+      x: room.x + room.width / 2 - (box.x + box.width / 2) * k,
+      y: room.y + room.height / 2 - (box.y + box.height / 2) * k,
+    };
   }
 
   /** Show all of it; a sheet much too tall to read is shown from its top. */
   fit(animate = true, readable = false) {
     const { width, height } = this.layout;
-    let camera = this.cameraFor({ x: 0, y: 0, width, height }, 1.35);
+    let camera = this.cameraFor({ x: 0, y: 0, width, height }, clamp(this.room().width / 1050, 1.35, 2.4));
     if (readable && camera.k < 0.45) camera = this.beginning({ x: 0, y: 0, width, height });
     this.goTo(camera, animate);
   }
@@ -114,10 +129,18 @@ class Sheet {
     const room = this.room();
     const across = this.direction === "LR";
     const k = clamp(across ? (room.height - 48) / height : (room.width - 24) / width, 0.4, 0.9);
-    const inside = this.layout.items.filter((item) => item.x >= x && item.x < x + width && item.y >= y && item.y < y + height && item.width < width);
-    const first = inside.reduce((least, item) => ((across ? item.x < least.x : item.y < least.y) ? item : least), inside[0]);
-    const middle = (along, start, all, size, free) => room[along] + free / 2 - k * (all * k <= free ? start + all / 2 : first[along] + first[size] / 2);
-    return across ? { k, x: room.x + 24 - x * k, y: middle("y", y, height, "height", room.height) } : { k, x: middle("x", x, width, "width", room.width), y: room.y + 24 - y * k };
+    const inside = this.layout.items.filter(
+      (item) => item.x >= x && item.x < x + width && item.y >= y && item.y < y + height && item.width < width,
+    );
+    const first = inside.reduce(
+      (least, item) => ((across ? item.x < least.x : item.y < least.y) ? item : least),
+      inside[0],
+    );
+    const middle = (along, start, all, size, free) =>
+      room[along] + free / 2 - k * (all * k <= free ? start + all / 2 : first[along] + first[size] / 2);
+    return across
+      ? { k, x: room.x + 24 - x * k, y: middle("y", y, height, "height", room.height) }
+      : { k, x: middle("x", x, width, "width", room.width), y: room.y + 24 - y * k };
   }
 
   /** Bring an item into the middle, zoomed so that it can be read. */
@@ -135,14 +158,21 @@ class Sheet {
     if (!item) return;
     const room = this.room();
     const { x, y, k } = this.camera;
-    const [left, top, right, bottom] = [item.x * k + x, item.y * k + y, (item.x + item.width) * k + x, (item.y + item.height) * k + y];
+    const [left, top, right, bottom] = [
+      item.x * k + x,
+      item.y * k + y,
+      (item.x + item.width) * k + x,
+      (item.y + item.height) * k + y,
+    ];
     const margin = 24;
     const tall = item.kind === "frame";
     if (k < 0.5 && !tall) return this.centre(id);
     if (tall && bottom > room.y && top < room.y + room.height) return;
     let [dx, dy] = [0, 0];
-    if (left < room.x + margin || right > room.x + room.width - margin) dx = room.x + room.width / 2 - (left + right) / 2;
-    if (top < room.y + margin || bottom > room.y + room.height - margin) dy = room.y + room.height / 2 - (top + bottom) / 2;
+    if (left < room.x + margin || right > room.x + room.width - margin)
+      dx = room.x + room.width / 2 - (left + right) / 2;
+    if (top < room.y + margin || bottom > room.y + room.height - margin)
+      dy = room.y + room.height / 2 - (top + bottom) / 2;
     if (dx || dy) this.goTo({ x: x + dx, y: y + dy, k }, true);
   }
 
@@ -240,13 +270,22 @@ class Sheet {
   fillWindow(sight, far) {
     const mx = (sight.right - sight.left) * 0.35;
     const my = (sight.bottom - sight.top) * 0.35;
-    this.window = { left: sight.left - mx, top: sight.top - my, right: sight.right + mx, bottom: sight.bottom + my };
+    this.window = {
+      left: sight.left - mx,
+      top: sight.top - my,
+      right: sight.right + mx,
+      bottom: sight.bottom + my,
+    };
     const wanted = new Set();
     for (const item of this.layout.items) {
       if (far && item.kind !== "frame") continue;
-      if (overlap(item.x, item.y, item.x + item.width, item.y + item.height, this.window)) wanted.add(`i${item.id}`);
+      if (overlap(item.x, item.y, item.x + item.width, item.y + item.height, this.window))
+        wanted.add(`i${item.id}`);
     }
-    if (!far) for (const line of this.layout.edges) if (overlap(line.bounds.left, line.bounds.top, line.bounds.right, line.bounds.bottom, this.window)) wanted.add(`e${line.id}`);
+    if (!far)
+      for (const line of this.layout.edges)
+        if (overlap(line.bounds.left, line.bounds.top, line.bounds.right, line.bounds.bottom, this.window))
+          wanted.add(`e${line.id}`);
     for (const [id, entry] of this.shown) {
       if (wanted.has(id)) continue;
       takeOut(entry);
@@ -260,7 +299,8 @@ class Sheet {
     const thing = isItem ? this.items.get(id.slice(1)) : this.lines.get(id.slice(1));
     const place = isItem ? { transform: `translate(${round1(thing.x)} ${round1(thing.y)})` } : {};
     const group = s("g", place);
-    const head = isItem && thing.kind === "frame" ? s("g", { ...place, class: "item head", "data-id": thing.id }) : null;
+    const head =
+      isItem && thing.kind === "frame" ? s("g", { ...place, class: "item head", "data-id": thing.id }) : null;
     const entry = { group, head, thing, isItem };
     this.shown.set(id, entry);
     this.fillGroup(id, entry);
@@ -284,7 +324,13 @@ class Sheet {
     const { state } = this;
     const child = thing.child;
     const look = state.look(thing);
-    const names = ["item", thing.kind, look.focus && "focus", state.selected === thing.id && "selected", look.dim && "dim"];
+    const names = [
+      "item",
+      thing.kind,
+      look.focus && "focus",
+      state.selected === thing.id && "selected",
+      look.dim && "dim",
+    ];
     if (thing.kind === "node") {
       drawNode(state.model, group, child.node, look);
       names.push(child.node.kind, !child.node.active && "inactive");
@@ -310,14 +356,35 @@ class Sheet {
     const look = state.lookLine(line);
     const active = line.edges.some((edge) => edge.active);
     group.replaceChildren();
-    group.setAttribute("class", ["edge", active ? "active" : "inactive", look.focus && "focus", look.flow, look.touch && "touch"].filter(Boolean).join(" "));
+    group.setAttribute(
+      "class",
+      ["edge", active ? "active" : "inactive", look.focus && "focus", look.flow, look.touch && "touch"]
+        .filter(Boolean)
+        .join(" "),
+    );
     const gap = active ? 3.5 : 0;
-    const [forward, back] = line.carry ? [line.points, laneBeside(line.points, this.direction === "LR" ? -6 : 6).reverse()] : [this.aside(line.points, gap), this.aside([...line.points].reverse(), -gap)];
-    const path = (points) => (line.carry ? corneredPath(shorten(points, 2)) : pathOf(shorten(points, 2), this.direction === "LR"));
+    const [forward, back] = line.carry
+      ? [line.points, laneBeside(line.points, this.direction === "LR" ? -6 : 6).reverse()]
+      : [this.aside(line.points, gap), this.aside([...line.points].reverse(), -gap)];
+    const path = (points) =>
+      line.carry ? corneredPath(shorten(points, 2)) : pathOf(shorten(points, 2), this.direction === "LR");
     const enters = this.items.get(line.to)?.kind !== "frame";
     const leaves = this.items.get(line.from)?.kind !== "frame";
-    group.append(s("path", { class: `forward ${line.carry ? "carry" : ""}`, d: path(forward), "marker-end": enters ? "url(#tip-forward)" : null }));
-    if (active) group.append(s("path", { class: `backward ${line.carry ? "carry" : ""} ${look.backward ? "" : "waiting"}`, d: path(back), "marker-end": leaves ? "url(#tip-backward)" : null }));
+    group.append(
+      s("path", {
+        class: `forward ${line.carry ? "carry" : ""}`,
+        d: path(forward),
+        "marker-end": enters ? "url(#tip-forward)" : null,
+      }),
+    );
+    if (active)
+      group.append(
+        s("path", {
+          class: `backward ${line.carry ? "carry" : ""} ${look.backward ? "" : "waiting"}`,
+          d: path(back),
+          "marker-end": leaves ? "url(#tip-backward)" : null,
+        }),
+      );
     if (look.kept) this.drawKept(group, line, look.kept);
     if (line.port && line.port.first) this.drawPort(group, line);
     if (line.label && look.local) this.drawChip(group, line, look);
@@ -329,13 +396,25 @@ class Sheet {
 
   drawKept(group, line, kept) {
     const points = this.aside(line.points, -10);
-    group.append(s("path", { class: "kept", d: line.carry ? corneredPath(points) : pathOf(points, this.direction === "LR") }));
+    group.append(
+      s("path", {
+        class: "kept",
+        d: line.carry ? corneredPath(points) : pathOf(points, this.direction === "LR"),
+      }),
+    );
     if (line.port || line.label || line.carry) return; // the badge of the card says how much
     const at = points[Math.floor(points.length / 2)];
     const other = points[Math.floor(points.length / 2) - 1];
     const [x, y] = [(at.x + other.x) / 2, (at.y + other.y) / 2];
     const width = measureText(kept, "chip") + 12;
-    group.append(s("g", { class: "chip kept-chip", transform: `translate(${round1(x - width / 2)} ${round1(y - 8)})` }, s("rect", { width, height: 16, rx: 8 }), s("text", { x: 6, y: 12 }, kept)));
+    group.append(
+      s(
+        "g",
+        { class: "chip kept-chip", transform: `translate(${round1(x - width / 2)} ${round1(y - 8)})` },
+        s("rect", { width, height: 16, rx: 8 }),
+        s("text", { x: 6, y: 12 }, kept),
+      ),
+    );
   }
 
   drawPort(group, line) {
@@ -344,7 +423,9 @@ class Sheet {
     const text = cut(name, 16);
     group.append(s("circle", { class: "port", cx: round1(at.x), cy: round1(at.y), r: 3 }));
     const outside = side === "in" ? -1 : 1;
-    const place = across ? { x: at.x + outside * 8, y: at.y - 8, "text-anchor": side === "in" ? "end" : "start" } : { x: at.x + 9, y: at.y + (side === "in" ? -6 : 14) };
+    const place = across
+      ? { x: at.x + outside * 8, y: at.y - 8, "text-anchor": side === "in" ? "end" : "start" }
+      : { x: at.x + 9, y: at.y + (side === "in" ? -6 : 14) };
     group.append(s("text", { class: "port-name", ...place }, text));
   }
 
@@ -352,10 +433,16 @@ class Sheet {
     const lines = chipLines(this.state.model, line.edges);
     if (!lines.length) return;
     const { x, y, width, height } = line.label;
-    const chip = s("g", { class: "chip", transform: `translate(${round1(x - width / 2)} ${round1(y - height / 2)})` }, s("rect", { width, height, rx: 7 }));
+    const chip = s(
+      "g",
+      { class: "chip", transform: `translate(${round1(x - width / 2)} ${round1(y - height / 2)})` },
+      s("rect", { width, height, rx: 7 }),
+    );
     lines.forEach(({ kind, text }, i) => {
       const hidden = kind === "share" && !look.backward;
-      chip.append(s("text", { class: kind, x: width / 2, y: 14 + 15 * i, "text-anchor": "middle" }, hidden ? "·" : text));
+      chip.append(
+        s("text", { class: kind, x: width / 2, y: 14 + 15 * i, "text-anchor": "middle" }, hidden ? "·" : text),
+      );
     });
     group.append(chip);
   }
@@ -368,13 +455,20 @@ class Sheet {
     for (const item of this.layout.items) {
       if (item.kind === "frame") continue;
       const look = this.state.look(item);
-      const colour = item.kind === "node" ? colourOf(model, cotangentOf(item.child.node)) : boxColour(model, item.child.box);
+      const colour =
+        item.kind === "node" ? colourOf(model, cotangentOf(item.child.node)) : boxColour(model, item.child.box);
       const name = look.focus ? "focus" : look.cotangent && colour ? colour : "plain";
       if (!rects.has(name)) rects.set(name, "");
-      rects.set(name, `${rects.get(name)}M${Math.round(item.x)} ${Math.round(item.y)}h${Math.round(item.width)}v${Math.round(item.height)}h-${Math.round(item.width)}z`);
+      rects.set(
+        name,
+        `${rects.get(name)}M${Math.round(item.x)} ${Math.round(item.y)}h${Math.round(item.width)}v${Math.round(item.height)}h-${Math.round(item.width)}z`,
+      );
     }
     const lines = ["", ""];
-    for (const line of this.layout.edges) lines[line.edges.some((edge) => edge.active) ? 1 : 0] += line.carry ? corneredPath(line.points) : pathOf(line.points, this.direction === "LR");
+    for (const line of this.layout.edges)
+      lines[line.edges.some((edge) => edge.active) ? 1 : 0] += line.carry
+        ? corneredPath(line.points)
+        : pathOf(line.points, this.direction === "LR");
     this.layers.far.replaceChildren(
       s("path", { class: "far-edge inactive", d: lines[0] }),
       s("path", { class: "far-edge", d: lines[1] }),
@@ -390,12 +484,20 @@ class Sheet {
     let moved = 0;
     let pressed = null; // what lay under the finger: a captured pointer no longer tells
     let last = { time: 0, id: null };
-    svg.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      const line = event.deltaMode === 1 ? 16 : 1;
-      if (event.ctrlKey || event.metaKey || !event.shiftKey) this.zoom(Math.exp(-clamp(event.deltaY * line, -240, 240) * (event.ctrlKey ? 0.01 : 0.0016)), this.pointer(event));
-      else this.pan(-(event.deltaX || event.deltaY) * line, 0);
-    }, { passive: false });
+    svg.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        const line = event.deltaMode === 1 ? 16 : 1;
+        if (event.ctrlKey || event.metaKey || !event.shiftKey)
+          this.zoom(
+            Math.exp(-clamp(event.deltaY * line, -240, 240) * (event.ctrlKey ? 0.01 : 0.0016)),
+            this.pointer(event),
+          );
+        else this.pan(-(event.deltaX || event.deltaY) * line, 0);
+      },
+      { passive: false },
+    );
     svg.addEventListener("pointerdown", (event) => {
       if (event.button) return;
       fingers.set(event.pointerId, this.pointer(event));
@@ -414,7 +516,8 @@ class Sheet {
       if (fingers.size === 2) this.pinch(before, [...fingers.values()]);
     });
     const lift = (event) => {
-      if (!fingers.delete(event.pointerId) || fingers.size || event.type === "pointercancel" || moved > 4) return;
+      if (!fingers.delete(event.pointerId) || fingers.size || event.type === "pointercancel" || moved > 4)
+        return;
       const group = pressed.closest(".item");
       const id = group ? group.dataset.id : null;
       const twice = id !== null && last.id === id && event.timeStamp - last.time < 350;
@@ -447,11 +550,17 @@ class Sheet {
 const takeOut = ({ group, head }) => (group.remove(), head && head.remove());
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const within = (a, b) => a.left >= b.left && a.top >= b.top && a.right <= b.right && a.bottom <= b.bottom;
-const overlap = (left, top, right, bottom, box) => left <= box.right && right >= box.left && top <= box.bottom && bottom >= box.top;
+const overlap = (left, top, right, bottom, box) =>
+  left <= box.right && right >= box.left && top <= box.bottom && bottom >= box.top;
 const stillPlease = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 function boundsOf(points) {
   const xs = points.map(({ x }) => x);
   const ys = points.map(({ y }) => y);
-  return { left: Math.min(...xs) - 12, top: Math.min(...ys) - 12, right: Math.max(...xs) + 12, bottom: Math.max(...ys) + 12 };
+  return {
+    left: Math.min(...xs) - 12,
+    top: Math.min(...ys) - 12,
+    right: Math.max(...xs) + 12,
+    bottom: Math.max(...ys) + 12,
+  };
 }
