@@ -108,19 +108,20 @@ class Chunks:
     def _in_a_loop(self, types: Types) -> Callable[..., tuple[Carry, Landed]]:
         """A chunk as one program: a loop on the device."""
 
-        def more(loop: Any) -> Array:
-            done, carry, _, count = loop
-            return (done < count) & (carry.why == RUNNING)
-
         def take_many(carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
-            def body(loop: Any) -> Any:
-                done, carry, rows, count = loop
-                carry, row = self._one(carry, source, place + done, True)
-                return done + _taken(carry), carry, _put(rows, done, row), count
+            def more(loop: Any) -> Array:
+                tried, carry, _ = loop
+                return (tried < count) & (carry.why == RUNNING)
 
-            start = (jnp.int32(0), carry, _empty(types, self.capacity), count)
-            done, carry, rows, _ = jax.lax.while_loop(more, body, start)
-            return carry, Landed(rows, done, carry.why)
+            def body(loop: Any) -> Any:
+                tried, carry, rows = loop
+                carry, row = self._one(carry, source, place + tried, True)
+                return tried + 1, carry, _put(rows, tried, row)
+
+            start = (jnp.int32(0), carry, _empty(types, self.capacity))
+            tried, carry, rows = jax.lax.while_loop(more, body, start)
+            # Only the last step can be one that was not taken.
+            return carry, Landed(rows, tried - (carry.why == NONFINITE).astype(jnp.int32), carry.why)
 
         return self.jit(take_many, donate_argnums=0)
 
@@ -134,7 +135,8 @@ class Chunks:
             carry, row = self._one(carry, source, place + done, False)
             # A step after the last changes nothing, and says what was said before.
             rows = _put(rows, done, row)
-            return carry, (rows, done + jnp.where(running, _taken(carry), 0), carry.why)
+            taken = running & (carry.why != NONFINITE)
+            return carry, (rows, done + taken.astype(jnp.int32), carry.why)
 
         program = self.jit(take_into, donate_argnums=(0, 1, 2))
 
@@ -212,11 +214,6 @@ def _empty(types: Types, capacity: int, numpy: Any = jnp) -> dict[str, Array]:
 
 def _put(rows: dict[str, Array], at: Array, row: dict[str, Array]) -> dict[str, Array]:
     return {name: rows[name].at[at].set(row[name]) for name in rows}
-
-
-def _taken(carry: Carry) -> Array:
-    """1 for a step that was taken, 0 for one that was not finite."""
-    return (carry.why != NONFINITE).astype(jnp.int32)
 
 
 def is_finite(found: Gradient) -> Array:
