@@ -11,6 +11,7 @@ from . import diagnose, engine, torch_hooks
 from . import check, engine, torch_hooks
 from . import diagnose, engine, flow, torch_hooks
 from . import engine, page, per_example, torch_hooks
+from . import engine, torch_hooks, train
 from .machine import machine
 from .models import MODELS
 from .timing import table
@@ -22,6 +23,7 @@ PARTS = ("engine", "growth", "torch", "diagnose")
 PARTS = ("engine", "growth", "torch", "check")
 PARTS = ("engine", "growth", "torch", "flow", "diagnose")
 PARTS = ("engine", "growth", "torch", "per-example", "page")
+PARTS = ("engine", "growth", "torch", "train")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,9 +94,27 @@ def main(argv: list[str] | None = None) -> None:
         _say(table(found["per-example"], per_example.COLUMNS))
         if not per_example.available():
             _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
+    if "train" in options.part:
+        _train(options, found)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)
+
+
+def _train(options, found):
+    models = [name for name in train.SIZES if name in options.model]
+    _say("\nTraining, against the same loop written by hand (its row is the base; the others are ratios)\n")
+    found["train"] = []
+    for name in models:
+        found["train"] += train.measure(name, options.quick, options.seconds)
+        _progress(name)
+    _say(table(found["train"], train.COLUMNS))
+    _say("\nTraining beside PyTorch on this CPU\n")
+    if torch_hooks.available():
+        found["train_torch"] = train.beside_torch(models, options.quick, 3 if options.quick else 15)
+        _say(table(found["train_torch"], train.BESIDE))
+    else:
+        _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
 
 
 def _options(argv):

@@ -90,7 +90,7 @@ class Chunks:
     def many(self, carry: Carry, source: PyTree, place: int, count: int) -> tuple[Carry, Landed]:
         """Take `count` steps, or as many as go well."""
         if self._many is None:
-            traced = self._one.trace(carry, source, jnp.int32(place))
+            traced = self._one.trace(carry, source, jnp.int32(place), True)
             types = traced.out_info[1]
             loops = not (_on_cpu() and _SLOW_IN_LOOPS & _jaxpr.primitives(traced.jaxpr))
             self._many = self._in_a_loop(types) if loops else self._one_by_one(types)
@@ -103,24 +103,25 @@ class Chunks:
     @functools.cached_property
     def _one(self) -> Any:
         """One step, for its cache: traced once, for the types of the row and for the program."""
-        return jax.jit(self.take_one)
+        return jax.jit(self.take_one, static_argnums=3)
 
     def _in_a_loop(self, types: Types) -> Callable[..., tuple[Carry, Landed]]:
         """A chunk as one program: a loop on the device."""
 
-        def more(loop: Any) -> Array:
-            done, carry, _, count = loop
-            return (done < count) & (carry.why == RUNNING)
-
         def take_many(carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
-            def body(loop: Any) -> Any:
-                done, carry, rows, count = loop
-                carry, row = self._one(carry, source, place + done)
-                return done + _taken(carry), carry, _put(rows, done, row), count
+            def more(loop: Any) -> Array:
+                tried, carry, _ = loop
+                return (tried < count) & (carry.why == RUNNING)
 
-            start = (jnp.int32(0), carry, _empty(types, self.capacity), count)
-            done, carry, rows, _ = jax.lax.while_loop(more, body, start)
-            return carry, Landed(rows, done, carry.why)
+            def body(loop: Any) -> Any:
+                tried, carry, rows = loop
+                carry, row = self._one(carry, source, place + tried, True)
+                return tried + 1, carry, _put(rows, tried, row)
+
+            start = (jnp.int32(0), carry, _empty(types, self.capacity))
+            tried, carry, rows = jax.lax.while_loop(more, body, start)
+            # Only the last step can be one that was not taken.
+            return carry, Landed(rows, tried - (carry.why == NONFINITE).astype(jnp.int32), carry.why)
 
         return self.jit(take_many, donate_argnums=0)
 
@@ -131,10 +132,11 @@ class Chunks:
             carry: Carry, rows: dict[str, Array], done: Array, source: PyTree, place: Array
         ) -> tuple[Carry, Any]:
             running = carry.why == RUNNING
-            carry, row = self._one(carry, source, place + done)
+            carry, row = self._one(carry, source, place + done, False)
             # A step after the last changes nothing, and says what was said before.
             rows = _put(rows, done, row)
-            return carry, (rows, done + jnp.where(running, _taken(carry), 0), carry.why)
+            taken = running & (carry.why != NONFINITE)
+            return carry, (rows, done + taken.astype(jnp.int32), carry.why)
 
         program = self.jit(take_into, donate_argnums=(0, 1, 2))
 
@@ -147,18 +149,21 @@ class Chunks:
 
         return chunk
 
-    def take_one(self, carry: Carry, source: PyTree, place: Array) -> tuple[Carry, dict[str, Array]]:
-        """Take a step; or stay, where something is not finite or the run has stopped before."""
+    def take_one(
+        self, carry: Carry, source: PyTree, place: Array, looped: bool
+    ) -> tuple[Carry, dict[str, Array]]:
+        """Take a step; or stay, where something is not finite or, outside of a loop, the run has stopped."""
         state, running = carry.state, carry.why == RUNNING
         batch, order = self.feed.take(source, carry.order, state, place)
         found = self.step.gradient(state, *batch)
         row = row_of(found.loss, found.aux)
         fine, why = self.judge(state, found, row)
-        if self.may_stop:
+        if self.may_stop and not looped:
+            fine, why = fine & running, jnp.where(running, why, carry.why)
+        if self.check_finite or (self.may_stop and not looped):
             # A branch, so that the update is made in place, and costs what it costs without.
             update = lambda state, found: self.step.update(state, found, *batch)  # noqa: E731
-            state = jax.lax.cond(fine & running, update, lambda state, found: state, state, found)
-            why = jnp.where(running, why, carry.why)
+            state = jax.lax.cond(fine, update, lambda state, found: state, state, found)
         else:
             state = self.step.update(state, found, *batch)
         return Carry(state, order, why), row
@@ -211,12 +216,7 @@ def _put(rows: dict[str, Array], at: Array, row: dict[str, Array]) -> dict[str, 
     return {name: rows[name].at[at].set(row[name]) for name in rows}
 
 
-def _taken(carry: Carry) -> Array:
-    """1 for a step that was taken, 0 for one that was not finite."""
-    return (carry.why != NONFINITE).astype(jnp.int32)
-
-
 def is_finite(found: Gradient) -> Array:
     """Whether the loss and the whole gradient are finite: `0 * x` sums to zero unless some x is not."""
-    parts = [jnp.sum(0 * x) for x in jax.tree.leaves((found.loss, found.grads))]
-    return jnp.all(jnp.stack([part == 0 for part in parts]))
+    parts = [jnp.sum(0 * x) == 0 for x in jax.tree.leaves((found.loss, found.grads))]
+    return functools.reduce(jnp.logical_and, parts)

@@ -276,9 +276,9 @@ class Step:
             if "has been deleted" not in str(error):
                 raise
             raise RuntimeError(
-                "the state (or the batch) holds arrays that were donated: a step uses up the state it is given, "
-                "so that the new one can stand in its place. Go on with the state the step returned, or keep the "
-                "old one usable with make_step(..., donate=False)."
+                "the state (or the batch) holds arrays that were donated: a step uses up the state it is "
+                "given, so that the new one can stand in its place. Go on with the state the step returned, "
+                "or keep the old one usable with make_step(..., donate=False)."
             ) from error
 
     # --- compiled ------------------------------------------------------------------------------------
