@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, per_example, torch_hooks
+from . import devices, engine, per_example, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch", "per-example")
+PARTS = ("engine", "growth", "torch", "per-example", "devices")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,6 +46,12 @@ def main(argv: list[str] | None = None) -> None:
         _say(table(found["per-example"], per_example.COLUMNS))
         if not per_example.available():
             _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
+    if "devices" in options.part:
+        _say("\nTwo host devices against one: they share the cores, so 1.00 is all there is to gain\n")
+        found["devices"] = devices.measure(options.quick)
+        _say(table(found["devices"]["scaling"], devices.SCALING))
+        _say("\nA run of `fit` that is watched, and saved\n")
+        _say(table(found["devices"]["cost"], devices.COST))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)
