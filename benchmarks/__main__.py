@@ -5,11 +5,13 @@ import json
 import sys
 
 from . import devices, engine, per_example, torch_hooks
+from . import engine, torch_hooks, train
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
 PARTS = ("engine", "growth", "torch", "per-example", "devices")
+PARTS = ("engine", "growth", "torch", "train")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,9 +54,27 @@ def main(argv: list[str] | None = None) -> None:
         _say(table(found["devices"]["scaling"], devices.SCALING))
         _say("\nA run of `fit` that is watched, and saved\n")
         _say(table(found["devices"]["cost"], devices.COST))
+    if "train" in options.part:
+        _train(options, found)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)
+
+
+def _train(options, found):
+    models = [name for name in train.SIZES if name in options.model]
+    _say("\nTraining, against the same loop written by hand (its row is the base; the others are ratios)\n")
+    found["train"] = []
+    for name in models:
+        found["train"] += train.measure(name, options.quick, options.seconds)
+        _progress(name)
+    _say(table(found["train"], train.COLUMNS))
+    _say("\nTraining beside PyTorch on this CPU\n")
+    if torch_hooks.available():
+        found["train_torch"] = train.beside_torch(models, options.quick, 3 if options.quick else 15)
+        _say(table(found["train_torch"], train.BESIDE))
+    else:
+        _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
 
 
 def _options(argv):

@@ -96,7 +96,7 @@ def _torch_jobs(name, sizes):
     warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
     torch.set_num_threads(cores())
     torch.manual_seed(0)
-    model, args = _torch_model(name, **sizes)
+    model, args = torch_model(name, **sizes)
     parts = [part for part in model.modules() if not list(part.children())]
 
     def step():
@@ -139,7 +139,7 @@ def _torch_jobs(name, sizes):
     }
 
 
-def _torch_model(name, **sizes):
+def torch_model(name, **sizes):
     """The model of `benchmarks.models`, each operation a module, so that hooks see each."""
     import torch
     from torch import nn

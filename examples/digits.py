@@ -90,6 +90,6 @@ def learn(model, params, epochs):
 print("perceptron")
 flat, watched = learn(perceptron, init(0, (64, 128), (128, 64), (64, 10)), epochs=30)
 print("convolutional network")
-deep, _ = learn(convolutional, init(1, (3, 3, 1, 16), (3, 3, 16, 16), (256, 10)), epochs=8)
+deep, _ = learn(convolutional, init(1, (3, 3, 1, 16), (3, 3, 16, 16), (256, 10)), epochs=16)
 assert flat[-1] > 0.98 and deep[-1] > 0.98
 assert int(watched["h1"].cotangent.nonfinite.sum()) == 0

@@ -183,6 +183,20 @@ def nested_programs(eqn: Any) -> tuple[Program, ...]:
     return tuple(found)
 
 
+def primitives(jaxpr: Any) -> frozenset[str]:
+    """The names of all primitives of a program, nested ones included."""
+    found, seen, stack = set(), set(), [as_program(jaxpr).jaxpr]
+    while stack:
+        here = stack.pop()
+        if id(here) in seen:
+            continue
+        seen.add(id(here))
+        for eqn in here.eqns:
+            found.add(eqn.primitive.name)
+            stack += [program.jaxpr for program in nested_programs(eqn)]
+    return frozenset(found)
+
+
 def is_while(eqn: Any) -> bool:
     return eqn.primitive.name == "while"
 

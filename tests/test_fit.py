@@ -14,7 +14,7 @@ import pytest
 
 import jaxprop as jp
 from helpers import check_close, check_equal
-from jaxprop.train import _plan, _stream
+from jaxprop.train import _loop, _plan, _stream
 from jaxprop.train._feed import order_of
 from jaxprop.train._plan import Pace, Plan, eval_period, total_of
 
@@ -134,6 +134,26 @@ def test_chunks_do_not_change_the_numbers(most, monkeypatch):
         state, history = fit(key=5, epochs=4, **options)
         check_equal(state.params, expected)
         np.testing.assert_array_equal(history["loss"], losses)
+
+
+def test_steps_sent_off_one_by_one_are_the_same(monkeypatch):
+    """What XLA is slow at in a loop is run without one: all that stops a run stops it there too."""
+    monkeypatch.setattr(_loop, "_SLOW_IN_LOOPS", frozenset({"dot_general", "sqrt"}))
+    monkeypatch.setattr(Pace, "landed", lambda self, count, now: setattr(self, "most", 7))
+    expected, losses = by_hand(mlp, PARAMS, shuffled(5, 4))
+    for limit in (None, 0):
+        state, history = fit(key=5, epochs=4, batch_size=10, memory_limit=limit)
+        check_equal(state.params, expected)
+        np.testing.assert_array_equal(history["loss"], losses)
+    state, history = fit(key=5, epochs=4, batch_size=10, until=lambda row: row["step"] >= 11)
+    assert int(state.step) == len(history["loss"]) == 11
+    np.testing.assert_array_equal(history["loss"], losses[:11])
+    params, x = {"a": np.float32(1), "b": np.float32(1)}, np.full(1, 0.9, np.float32)
+    optimizer = optax.sgd(0.01)
+    with pytest.warns(RuntimeWarning, match="after 5 steps the loss is nan"):
+        state, history = fit(root_loss, params, x, optimizer=optimizer, steps=100)
+    check_equal(state.params, by_hand(root_loss, params, [(x,)] * 5, optimizer)[0])
+    assert len(history["loss"]) == 5
 
 
 @pytest.mark.library  # optax's own arithmetic is not strict

@@ -75,19 +75,36 @@ def check_watched(watched, params, grads, updates):
         np.testing.assert_allclose(leaf, (*both, both[2] / both[0]), rtol=1e-4)
 
 
-@pytest.mark.parametrize("chosen", ["by the count", "by hand"])
+@pytest.mark.parametrize("chosen", ["by the count", "by hand", "on the device"])
 def test_a_step_is_watched_when_it_is_its_turn(chosen):
     step = jp.make_step(mlp, OPTIMIZER, watch=jp.Watch(every=3))
     plain = jp.make_step(mlp, OPTIMIZER)
     state, unwatched = step.init(PARAMS), plain.init(PARAMS)
+    on_the_device = jax.jit(step)
     for i, (params, grads, updates) in enumerate(steps_by_hand(7)):
-        state, metrics = step(state, X, Y, watch=None if chosen == "by the count" else i % 3 == 0)
+        if chosen == "on the device":
+            state, metrics = on_the_device(state, X, Y)
+        else:
+            state, metrics = step(state, X, Y, watch=None if chosen == "by the count" else i % 3 == 0)
         unwatched, _ = plain(unwatched, X, Y)
         assert bool(metrics.watched) == (i % 3 == 0)
         if metrics.watched:
             assert int(metrics.watched.step) == i
             check_watched(metrics.watched, params, grads, updates)
     check_close(state.params, unwatched.params)  # looking can change fusion, hence the last bits
+
+
+def test_the_count_follows_the_state():
+    """A state from elsewhere, and one gone back to."""
+    step = jp.make_step(mlp, watch=jp.Watch(nodes=(), every=3), donate=False)
+    state = step.init(PARAMS)
+    states, seen = [state], []
+    for _ in range(5):
+        state, metrics = step(state, X, Y)
+        states.append(state)
+        seen.append(bool(metrics.watched))
+    assert seen == [True, False, False, True, False]
+    assert [bool(step(states[i], X, Y)[1].watched) for i in (3, 1, 0, 2)] == [True, False, True, False]
 
 
 def test_a_step_that_was_not_watched_has_nothing_to_read():

@@ -2,12 +2,12 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from .._call import name_of
 from .._types import Array, PyTree
@@ -54,19 +54,29 @@ def make_evaluate(
         return OverBatches(data, jax.jit(measure))
     size = check_arrays(data, "eval_data")
     batch = size if batch_size is None else min(batch_size, size)
-    program = functools.partial(over_arrays, measure, size, batch)
-    return OverArrays(places.whole(data), jax.jit(program))
+    return OverArrays(
+        places.whole(data), size, batch, jax.jit(functools.partial(of_rows, measure), static_argnums=3)
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class OverArrays:
-    """Evaluate over arrays on the device: one program."""
+    """Evaluate over arrays on the device, batch after batch."""
 
     data: PyTree
-    program: Callable[[Any, PyTree], dict[str, Array]]
+    size: int
+    batch: int
+    program: Callable[..., dict[str, Array]]
 
     def __call__(self, state: State) -> dict[str, Any]:
-        return self.program((state.params, state.model_state), self.data)
+        point = (state.params, state.model_state)
+        starts = range(0, self.size, self.batch)
+        sizes = [min(self.batch, self.size - start) for start in starts]
+        parts = [
+            self.program(point, self.data, np.int32(start), size)
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+        return mean_of(jax.device_get(parts), sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,37 +87,32 @@ class OverBatches:
     program: Measure
 
     def __call__(self, state: State) -> dict[str, Any]:
-        sums: dict[str, Any] = {}
-        examples = 0
+        parts, sizes = [], []
         for batch in batches_of(self.data):
-            size = len(jax.tree.leaves(batch)[0])
-            means = self.program(state.params, state.model_state, as_batch(batch))
-            sums = {name: sums.get(name, 0) + size * mean for name, mean in means.items()}
-            examples += size
-        if not examples:
+            parts.append(self.program(state.params, state.model_state, as_batch(batch)))
+            sizes.append(len(jax.tree.leaves(batch)[0]))
+        if not sizes:
             raise ValueError("`eval_data` gave no batches.")
-        return {name: x / examples for name, x in sums.items()}
+        return mean_of(jax.device_get(parts), sizes)
 
 
-def over_arrays(
-    measure: Measure, size: int, batch: int, point: tuple[PyTree, PyTree], data: PyTree
+def of_rows(
+    measure: Measure, point: tuple[PyTree, PyTree], data: PyTree, start: Array, size: int
 ) -> dict[str, Array]:
-    """The means over arrays of `size` examples, in batches."""
-    if batch == size:
-        return measure(*point, as_batch(data))
-    full, rest = divmod(size, batch)
+    """The numbers of one batch cut out of arrays."""
 
-    def piece(number: Array) -> dict[str, Array]:
-        def cut(x: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(x, number * batch, batch)
+    def cut(x: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, start, size)
 
-        return measure(*point, as_batch(jax.tree.map(cut, data)))
+    return measure(*point, as_batch(jax.tree.map(cut, data)))
 
-    sums = {name: batch * jnp.sum(x) for name, x in jax.lax.map(piece, jnp.arange(full)).items()}
-    if rest:
-        last = measure(*point, as_batch(jax.tree.map(lambda x: x[full * batch :], data)))
-        sums = {name: x + rest * last[name] for name, x in sums.items()}
-    return {name: x / size for name, x in sums.items()}
+
+def mean_of(parts: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, float]:
+    """The means of all batches together, each counted by its examples."""
+    return {
+        name: sum(size * float(part[name]) for part, size in zip(parts, sizes, strict=True)) / sum(sizes)
+        for name in parts[0]
+    }
 
 
 def of_function(function: Callable[..., Any]) -> Measure:

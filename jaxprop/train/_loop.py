@@ -3,17 +3,20 @@
 A chunk is a `while` on the device whose number of steps is an argument: one program serves chunks of every
 length, and it ends early where the loss or a gradient is not finite, or where `until` comes true. Beside the
 update stands nothing but a branch: where something is not finite the state stays as it was. Measured against
-a hand-written `lax.scan` this costs nothing (`benchmarks/train.py`).
+a hand-written `lax.scan` this costs nothing (`benchmarks/train.py`). Which of two kinds of chunk a run has is
+seen from its program, never from the clock: the numbers are the same in every run.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from .. import _jaxpr
 from .._types import Array, PyTree
 from ._feed import Feed
 from ._step import Gradient, State, Step, row_of
@@ -22,6 +25,12 @@ from ._watch import Watched
 
 #: Why a chunk ended: it ran to its end, `until` came true, or something was not finite.
 RUNNING, UNTIL, NONFINITE = 0, 1, 2
+
+#: What XLA for CPUs runs many times slower inside a loop or a branch (jax-ml/jax#12868).
+_SLOW_IN_LOOPS = frozenset({"conv_general_dilated"})
+
+#: Types of the numbers of a step, by name.
+Types: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
 
 
 class Carry(NamedTuple):
@@ -55,9 +64,9 @@ class Landed(NamedTuple):
     watched: Watched | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Chunks:
-    """The two compiled programs of a run: many plain steps (`many`), and one watched step (`watched`).
+    """The compiled programs of a run: many plain steps (`many`), and one watched step (`watched`).
 
     Both are called as (carry, source, place, count) and give (carry, landed); the carry is donated.
 
@@ -76,23 +85,80 @@ class Chunks:
     check_finite: bool
     capacity: int
     jit: Callable[..., Any] = jax.jit
+    _many: Callable[..., tuple[Carry, Landed]] | None = None
 
-    @functools.cached_property
-    def many(self) -> Callable[..., tuple[Carry, Landed]]:
-        return self.jit(self.take_many, donate_argnums=0)
+    def many(self, carry: Carry, source: PyTree, place: int, count: int) -> tuple[Carry, Landed]:
+        """Take `count` steps, or as many as go well."""
+        if self._many is None:
+            traced = self._one.trace(carry, source, jnp.int32(place), True)
+            types = traced.out_info[1]
+            loops = not (_on_cpu() and _SLOW_IN_LOOPS & _jaxpr.primitives(traced.jaxpr))
+            self._many = self._in_a_loop(types) if loops else self._one_by_one(types)
+        return self._many(carry, source, np.int32(place), np.int32(count))
 
     @functools.cached_property
     def watched(self) -> Callable[..., tuple[Carry, Landed]]:
         return self.jit(self.take_watched, donate_argnums=0)
 
-    def take_one(self, carry: Carry, source: PyTree, place: Array) -> tuple[Carry, dict[str, Array]]:
-        """Take a step, or stay where something is not finite."""
-        state = carry.state
+    @functools.cached_property
+    def _one(self) -> Any:
+        """One step, for its cache: traced once, for the types of the row and for the program."""
+        return jax.jit(self.take_one, static_argnums=3)
+
+    def _in_a_loop(self, types: Types) -> Callable[..., tuple[Carry, Landed]]:
+        """A chunk as one program: a loop on the device."""
+
+        def more(loop: Any) -> Array:
+            done, carry, _, count = loop
+            return (done < count) & (carry.why == RUNNING)
+
+        def take_many(carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
+            def body(loop: Any) -> Any:
+                done, carry, rows, count = loop
+                carry, row = self._one(carry, source, place + done, True)
+                return done + _taken(carry), carry, _put(rows, done, row), count
+
+            start = (jnp.int32(0), carry, _empty(types, self.capacity), count)
+            done, carry, rows, _ = jax.lax.while_loop(more, body, start)
+            return carry, Landed(rows, done, carry.why)
+
+        return self.jit(take_many, donate_argnums=0)
+
+    def _one_by_one(self, types: Types) -> Callable[..., tuple[Carry, Landed]]:
+        """A chunk as a program for each step, sent off from here. Numbers gather on the device all the same."""
+
+        def take_into(
+            carry: Carry, rows: dict[str, Array], done: Array, source: PyTree, place: Array
+        ) -> tuple[Carry, Any]:
+            running = carry.why == RUNNING
+            carry, row = self._one(carry, source, place + done, False)
+            # A step after the last changes nothing, and says what was said before.
+            rows = _put(rows, done, row)
+            return carry, (rows, done + jnp.where(running, _taken(carry), 0), carry.why)
+
+        program = self.jit(take_into, donate_argnums=(0, 1, 2))
+
+        def chunk(carry: Carry, source: PyTree, place: Any, count: Any) -> tuple[Carry, Landed]:
+            rows, why = _empty(types, self.capacity, np), carry.why
+            done: Any = np.int32(0)
+            for _ in range(count):
+                carry, (rows, done, why) = program(carry, rows, done, source, place)
+            return carry, Landed(rows, done, why)
+
+        return chunk
+
+    def take_one(
+        self, carry: Carry, source: PyTree, place: Array, looped: bool
+    ) -> tuple[Carry, dict[str, Array]]:
+        """Take a step; or stay, where something is not finite or, outside of a loop, the run has stopped."""
+        state, running = carry.state, carry.why == RUNNING
         batch, order = self.feed.take(source, carry.order, state, place)
         found = self.step.gradient(state, *batch)
         row = row_of(found.loss, found.aux)
         fine, why = self.judge(state, found, row)
-        if self.check_finite:
+        if self.may_stop and not looped:
+            fine, why = fine & running, jnp.where(running, why, carry.why)
+        if self.check_finite or (self.may_stop and not looped):
             # A branch, so that the update is made in place, and costs what it costs without.
             update = lambda state, found: self.step.update(state, found, *batch)  # noqa: E731
             state = jax.lax.cond(fine, update, lambda state, found: state, state, found)
@@ -100,24 +166,9 @@ class Chunks:
             state = self.step.update(state, found, *batch)
         return Carry(state, order, why), row
 
-    def take_many(self, carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
-        """Take `count` steps, or as many as go well."""
-        one = jax.jit(self.take_one)  # traced once: for the types of the row, and for the loop
-        types = jax.eval_shape(one, carry, source, place)[1]
-        rows = {name: jnp.zeros(self.capacity, row.dtype) for name, row in types.items()}
-
-        def more(loop: Any) -> Array:
-            done, carry, _ = loop
-            return (done < count) & (carry.why == RUNNING)
-
-        def body(loop: Any) -> Any:
-            done, carry, rows = loop
-            carry, row = one(carry, source, place + done)
-            rows = {name: rows[name].at[done].set(row[name]) for name in rows}
-            return done + (carry.why != NONFINITE).astype(jnp.int32), carry, rows
-
-        done, carry, rows = jax.lax.while_loop(more, body, (jnp.int32(0), carry, rows))
-        return carry, Landed(rows, done, carry.why)
+    @property
+    def may_stop(self) -> bool:
+        return self.check_finite or self.until is not None
 
     def take_watched(self, carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
         """Take one step, watched. One that was sent off when the run had stopped does nothing."""
@@ -151,7 +202,24 @@ class Chunks:
         return fine, why.astype(jnp.int32)
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _empty(types: Types, capacity: int, numpy: Any = jnp) -> dict[str, Array]:
+    return {name: numpy.zeros(capacity, struct.dtype) for name, struct in types.items()}
+
+
+def _put(rows: dict[str, Array], at: Array, row: dict[str, Array]) -> dict[str, Array]:
+    return {name: rows[name].at[at].set(row[name]) for name in rows}
+
+
+def _taken(carry: Carry) -> Array:
+    """1 for a step that was taken, 0 for one that was not finite."""
+    return (carry.why != NONFINITE).astype(jnp.int32)
+
+
 def is_finite(found: Gradient) -> Array:
     """Whether the loss and the whole gradient are finite: `0 * x` sums to zero unless some x is not."""
-    parts = [jnp.sum(0 * x) for x in jax.tree.leaves((found.loss, found.grads))]
-    return jnp.all(jnp.stack([part == 0 for part in parts]))
+    parts = [jnp.sum(0 * x) == 0 for x in jax.tree.leaves((found.loss, found.grads))]
+    return functools.reduce(jnp.logical_and, parts)

@@ -84,8 +84,7 @@ class Run:
     def send(self, group: Group) -> None:
         """Start a chunk; returns at once."""
         chunk = self.chunks.watched if self.plan.watches(self.done) else self.chunks.many
-        place, count = np.int32(group.place), np.int32(group.steps)
-        self.carry, landed = chunk(self.carry, group.source, place, count)
+        self.carry, landed = chunk(self.carry, group.source, group.place, group.steps)
         self.flights.append(Flight(self.done, group, landed))
         self.done += group.steps
 

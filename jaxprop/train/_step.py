@@ -3,20 +3,21 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from .. import _jaxpr
 from .._api import backprop, value_and_grad
 from .._call import argument_names, name_of
 from .._rules import Rules
 from .._tape import Tape
 from .._types import Array, PyTree
 from ._checks import check_float_leaves, check_optimizer, check_pair, check_same_types
-from ._watch import Norms, Watch, Watched, norms_of, without_results
+from ._watch import UNWATCHED, Norms, Watch, Watched, norms_of, without_results
 
 #: Names of a row that are not the user's.
 _TAKEN = ("loss", "step", "epoch", "steps_per_second")
@@ -72,6 +73,22 @@ class Gradient(NamedTuple):
     model_state: PyTree
 
 
+class Counts:
+    """How many steps the last state has seen, known on the host without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+        self._count = 0
+
+    def of(self, state: State) -> int:
+        """The count in a state: the last one's is known, any other is waited for."""
+        return self._count if state.step is self._last else int(state.step)
+
+    def note(self, state: State, count: int) -> None:
+        """Take note of the last state."""
+        self._last, self._count = state.step, count
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """A training step. Made by `make_step`."""
@@ -82,6 +99,7 @@ class Step:
     rules: Rules
     watch: Watch | None
     donate: bool
+    _counts: "Counts" = field(default_factory=lambda: Counts())
 
     def init(self, params: PyTree, key: Any = None, model_state: PyTree = None) -> State:
         """Make the state before the first step.
@@ -112,23 +130,26 @@ class Step:
         Args:
             state: from `init` or from the step before.
             *batch: what the loss takes after the params.
-            watch: with a `Watch`, whether to watch this step. By default the count in the state decides,
-                on the device. To say it here saves a step that is not watched the choice.
+            watch: with a `Watch`, whether to watch this step. By default the count in the state decides.
         """
-        run = self._compiled if watch is None else self._compiled_watched if watch else self._compiled_plain
-        try:
-            return run(state, *batch)
-        except RuntimeError as error:
-            if "has been deleted" in str(error):
-                raise RuntimeError(
-                    "the state (or the batch) holds arrays that were donated: a step uses up the state it is "
-                    "given, so that the new one can stand in its place. Go on with the state the step "
-                    "returned, or keep the old one usable with make_step(..., donate=False)."
-                ) from error
-            raise
+        if self.watch is None and not watch:
+            return self._run(self._compiled_plain, state, batch)
+        if _jaxpr.is_tracer(state.step):
+            inner = self.pure if watch is None else self.watched if watch else self.plain
+            return inner(state, *batch)
+        count = self._counts.of(state)
+        due = count % self._watch().every == 0 if watch is None else watch
+        # Chosen on the host, so that the plain program is the one without a `Watch`.
+        new, metrics = self._run(self._compiled_watched if due else self._compiled_plain, state, batch)
+        self._counts.note(new, count + 1)
+        return new, metrics if due else replace(metrics, watched=UNWATCHED)
 
     def pure(self, state: State, *batch: Any) -> tuple[State, Metrics]:
-        """The step as a plain function, not compiled: for `jax.lax.scan`, `jax.jit`, `jax.vmap` by hand."""
+        """The step as a plain function, not compiled: for `jax.lax.scan`, `jax.jit`, `jax.vmap` by hand.
+
+        With a `Watch` there is a branch in it, plain or watched by the count in the state. XLA for CPUs runs
+        convolutions slowly inside a branch (jax-ml/jax#12868); calling the step has none.
+        """
         if self.watch is None:
             return self.plain(state, *batch)
         shapes = jax.eval_shape(self._watched_once, state, *batch)[1].watched
@@ -248,6 +269,18 @@ class Step:
             extras["model_state"] = state.model_state
         return extras
 
+    def _run(self, program: Callable[..., Any], state: State, batch: tuple[Any, ...]) -> tuple[State, Metrics]:
+        try:
+            return program(state, *batch)
+        except RuntimeError as error:
+            if "has been deleted" not in str(error):
+                raise
+            raise RuntimeError(
+                "the state (or the batch) holds arrays that were donated: a step uses up the state it is "
+                "given, so that the new one can stand in its place. Go on with the state the step returned, "
+                "or keep the old one usable with make_step(..., donate=False)."
+            ) from error
+
     # --- compiled ------------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -256,10 +289,6 @@ class Step:
 
     def _jit(self, function: Callable[..., Any]) -> Callable[..., tuple[State, Metrics]]:
         return jax.jit(function, donate_argnums=0 if self.donate else ())
-
-    @functools.cached_property
-    def _compiled(self) -> Callable[..., tuple[State, Metrics]]:
-        return self._jit(self.pure)
 
     @functools.cached_property
     def _compiled_plain(self) -> Callable[..., tuple[State, Metrics]]:

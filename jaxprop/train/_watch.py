@@ -131,6 +131,10 @@ class Watched(Mapping[str, Entry]):
         }
 
 
+#: What a step that was not watched says.
+UNWATCHED = Watched(False, -1, None, {}, ())
+
+
 def without_results(tape: Tape) -> Tape:
     """The records alone: what a step returns in another place is taken off the tape."""
     return replace(tape, value=None, aux=None, grads=None, seed=None)

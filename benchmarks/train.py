@@ -1,0 +1,422 @@
+"""Training: `make_step` and `fit` beside loops written by hand, and beside PyTorch.
+
+Everything of one model is timed in turns in one run. PyTorch has a process of its own; the two answer in turns.
+
+    python -m benchmarks --part train [--quick]
+"""
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from .machine import cores
+from .timing import in_turns, ratios
+
+COLUMNS = {
+    "model": "model",
+    "what": "what",
+    "step_us": "us a step|,.2f",
+    "run": "time|.3f",
+    "run_min": "(of minima)|.3f",
+    "memory": "peak memory|.3f",
+    "flops": "flops|.3f",
+    "first_s": "first step, s|.2f",
+}
+BESIDE = {
+    "model": "model",
+    "framework": "framework",
+    "what": "what",
+    "step_us": "us a step|,.2f",
+    "per_second": "steps a second|,.0f",
+    "run": "over its own step|.2f",
+}
+
+SIZES = {
+    "scalar": {"steps": 1000},
+    "mlp": {"steps": 100, "batch": 256, "widths": (64, 256, 256, 10)},
+    "transformer": {
+        **{"steps": 2, "layers": 6, "batch": 8, "length": 128},
+        **{"width": 256, "heads": 8, "vocab": 512},
+    },
+}
+QUICK = {
+    "scalar": SIZES["scalar"],
+    "mlp": {"steps": 20, "batch": 256, "widths": (64, 256, 256, 10)},
+    "transformer": {
+        **{"steps": 2, "layers": 2, "batch": 2, "length": 32},
+        **{"width": 32, "heads": 2, "vocab": 64},
+    },
+}
+
+
+# --- against loops by hand ---------------------------------------------------------------------------------
+
+
+def measure(name: str, quick: bool, budget: float) -> list[dict[str, Any]]:
+    """Rows of the table of one model: the first is the loop by hand, the others are ratios to it."""
+    import jax
+
+    sizes = (QUICK if quick else SIZES)[name]
+    jobs = _programs(name, sizes)
+    first, jobs = _first_calls(jobs)
+    samples = in_turns([job.run for job in jobs.values()], budget)
+    base = next(iter(jobs.values()))
+    rows = []
+    for (what, job), took, (run, run_min) in zip(jobs.items(), samples, ratios(samples), strict=True):
+        rows.append(
+            {
+                "model": name,
+                "what": what,
+                "step_us": 1e6 * statistics.median(took) / job.steps,
+                "run": run * base.steps / job.steps,
+                "run_min": run_min * base.steps / job.steps,
+                "memory": None if job.memory is None else job.memory / base.memory,
+                "flops": None if job.flops is None else job.flops / base.flops,
+                "first_s": first[what],
+            }
+        )
+    jax.clear_caches()
+    return rows
+
+
+class Job:
+    """A run of steps that can be repeated: the state goes round, donated."""
+
+    def __init__(self, steps: int, start: Any, advance: Any, program: Any = None) -> None:
+        self.steps, self._state, self._advance = steps, start, advance
+        self.memory = self.flops = None
+        if program is not None:
+            cost, memory = program.cost_analysis(), program.memory_analysis()
+            self.flops = cost["flops"]
+            held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            self.memory = memory.temp_size_in_bytes + held
+
+    def run(self) -> Any:
+        self._state, out = self._advance(self._state)
+        return out
+
+
+def _first_calls(makers: dict[str, Any]) -> tuple[dict[str, float], dict[str, Job]]:
+    """Make each job and run it once, from nothing: tracing, compiling and the first steps."""
+    import jax
+
+    took, jobs = {}, {}
+    for what, make in makers.items():
+        jax.clear_caches()
+        start = time.perf_counter()
+        jobs[what] = make()
+        jax.block_until_ready(jobs[what].run())
+        took[what] = time.perf_counter() - start
+    return took, jobs
+
+
+def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Makers of the jobs of a model, the loop by hand first."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    import jaxprop as jp
+
+    from .models import MODELS
+
+    steps = sizes["steps"]
+    model = MODELS[name](**{key: size for key, size in sizes.items() if key != "steps"})
+    optimizer = optax.sgd(0.01) if name == "scalar" else optax.adam(1e-3)
+    params, *batch = model.args
+    loss = model.loss
+    batch = [jnp.asarray(x) for x in batch]
+
+    def by_hand(carry, *batch):
+        params, opt_state = carry
+        value, grads = jax.value_and_grad(loss)(params, *batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    def fresh():
+        mine = jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), params)
+        return mine, optimizer.init(mine)
+
+    def hand_scan():
+        @functools.partial(jax.jit, donate_argnums=0)
+        def chunk(carry, *batch):
+            return jax.lax.scan(lambda carry, _: by_hand(carry, *batch), carry, None, length=steps)
+
+        return Job(steps, fresh(), lambda state: chunk(state, *batch), chunk.lower(fresh(), *batch).compile())
+
+    def hand_loop():
+        step = jax.jit(by_hand, donate_argnums=0)
+        return Job(steps, fresh(), _loop(step, batch, steps), step.lower(fresh(), *batch).compile())
+
+    def made_loop(watch=None, every=None):
+        def make():
+            step = jp.make_step(loss, optimizer, watch=watch)
+            state = step.init(params)
+            watched = watch is not None and watch.every == 1
+            program = jax.jit(step.watched if watched else step.plain, donate_argnums=0)
+            return Job(steps, state, _loop(step, batch, steps), program.lower(state, *batch).compile())
+
+        return make
+
+    def made_scan():
+        step = jp.make_step(loss, optimizer)
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def chunk(state, *batch):
+            return jax.lax.scan(lambda state, _: step.pure(state, *batch), state, None, length=steps)
+
+        state = step.init(params)
+        return Job(steps, state, lambda state: chunk(state, *batch), chunk.lower(state, *batch).compile())
+
+    def fitted(watch=None):
+        """The chunk of `fit`, as `fit` compiles it: with its check for what is not finite."""
+
+        def make():
+            step = jp.make_step(loss, optimizer, watch=watch)
+            chunk, carry = _chunks_of_fit(step, params, batch, steps)
+            return Job(steps, carry, chunk)
+
+        return make
+
+    if name == "scalar":
+        return {
+            "lax.scan by hand": hand_scan,
+            "make_step in lax.scan": made_scan,
+            "chunk of fit": fitted(),
+            "jitted loop by hand": hand_loop,
+            "make_step in a loop": made_loop(),
+        }
+    return {
+        "jitted loop by hand": hand_loop,
+        "make_step in a loop": made_loop(),
+        "chunk of fit": fitted(),
+        "make_step, every node each 50 steps": made_loop(jp.Watch(every=50)),
+        "chunk of fit, every node each 50 steps": fitted(jp.Watch(every=50)),
+        "make_step, every node each step": made_loop(jp.Watch(every=1)),
+    }
+
+
+def _loop(step: Any, batch: Any, steps: int) -> Any:
+    """Steps in a row, the last one waited for. Watching each 50 steps goes on from run to run."""
+
+    def advance(state):
+        out = None
+        for _ in range(steps):
+            state, out = step(state, *batch)
+        return state, getattr(out, "loss", out)
+
+    return advance
+
+
+def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int) -> tuple[Any, Any]:
+    """What `fit` sends off for so many steps on one batch, and the carry it begins with."""
+    import jax.numpy as jnp
+
+    from jaxprop.train._feed import Resident
+    from jaxprop.train._loop import RUNNING, Carry, Chunks
+    from jaxprop.train._plan import CAPACITY, Plan
+
+    source = tuple(batch)
+    feed = Resident(source, 1, None, None)
+    chunks = Chunks(step, feed, None, True, min(steps, CAPACITY))
+    plan = Plan(None, watch_every=step.watch.every if step.watch else 0)
+
+    def advance(held):
+        (carry, done), left, landed = held, steps, None
+        while left:
+            chunk = chunks.watched if plan.watches(done) else chunks.many
+            count = plan.steps(done, left)
+            carry, landed = chunk(carry, source, 0, count)
+            done, left = done + count, left - count
+        return (carry, done), landed.rows
+
+    return advance, (Carry(step.init(params), None, jnp.int32(RUNNING)), 0)
+
+
+# --- beside PyTorch ------------------------------------------------------------------------------------------
+
+
+def beside_torch(models: list[str], quick: bool, rounds: int) -> list[dict[str, Any]]:
+    """Rows of the second table: both frameworks, each in a process of its own, asked in turns."""
+    workers = {name: _Worker(name, quick) for name in ("torch", "jax")}
+    rows = []
+    try:
+        for model in models:
+            told = {name: worker.ask(load=model) for name, worker in workers.items()}
+            samples: dict[tuple[str, str], list[float]] = {}
+            for turn in range(rounds):
+                for name, worker in workers.items():
+                    for what, took in worker.ask(turn=turn)["us"].items():
+                        samples.setdefault((name, what), []).append(took)
+            plain = {name: next(row for (who, _), row in samples.items() if who == name) for name in workers}
+            for (name, what), took in samples.items():
+                middle = statistics.median(took)
+                rows.append(
+                    {
+                        "model": model,
+                        "framework": f"{name} {told[name]['version']}",
+                        "what": what,
+                        "step_us": middle,
+                        "per_second": 1e6 / middle,
+                        "run": statistics.median(t / p for t, p in zip(took, plain[name], strict=True)),
+                    }
+                )
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    return rows
+
+
+class _Worker:
+    """A process that answers one question at a time, so that only one framework is at work."""
+
+    def __init__(self, framework, quick):
+        command = [sys.executable, "-m", "benchmarks.train", "--worker", framework]
+        self._process = subprocess.Popen(
+            command + ["--quick"] * quick,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"OMP_WAIT_POLICY": "passive", **os.environ},  # threads that wait do not spin
+        )
+
+    def ask(self, **question):
+        time.sleep(0.25)  # the other's threads spin for a while before they sleep
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the worker ended (exit code {self._process.wait()}); see above")
+        return json.loads(answer)
+
+    def stop(self):
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def _serve(framework, quick):
+    """Answer questions on standard input until it closes."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # nothing but answers may go out
+    jobs = {}
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "load" in question:
+            sizes = (QUICK if quick else SIZES)[question["load"]]
+            version, jobs = {"torch": _torch_jobs, "jax": _jax_jobs}[framework](question["load"], sizes)
+            for job, _ in jobs.values():  # twice: the first call compiles
+                job(), job()
+            answer = {"version": version}
+        else:
+            answer = {"us": _turn(jobs, question["turn"])}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _turn(jobs, turn):
+    """Microseconds a step of each job, from a run of at least 20 ms; who begins changes."""
+    took = {}
+    order = list(jobs.items())
+    begin = turn % len(order)
+    for what, (job, steps) in order[begin:] + order[:begin]:
+        job()  # wakes the threads
+        start, runs = time.perf_counter(), 0
+        while runs == 0 or time.perf_counter() - start < 0.02:
+            job()
+            runs += 1
+        took[what] = 1e6 * (time.perf_counter() - start) / runs / steps
+    return {what: took[what] for what in jobs}
+
+
+def _jax_jobs(name, sizes):
+    import jax
+
+    kinds = _programs(name, sizes)
+    wanted = {
+        "make_step": "make_step in a loop",
+        "fit": "chunk of fit",
+        "make_step, every node each step": "make_step, every node each step",
+    }
+    jobs = {what: kinds[kind]() for what, kind in wanted.items() if kind in kinds}
+    return jax.__version__, {
+        what: (lambda job=job: jax.block_until_ready(job.run()), job.steps) for what, job in jobs.items()
+    }
+
+
+def _torch_jobs(name, sizes):
+    """The same steps in PyTorch: eager, compiled, and with a hook that takes the norm at every part."""
+    import warnings
+
+    import torch
+
+    from .torch_hooks import torch_model
+
+    warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+    torch.set_num_threads(cores())
+    torch.manual_seed(0)
+    steps = sizes["steps"]
+    if name == "scalar":
+        return torch.__version__.split("+")[0], {"eager": (_torch_lesson(steps), steps)}
+    model, args = torch_model(name, **{key: size for key, size in sizes.items() if key != "steps"})
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+
+    def run(forward):
+        def job():
+            for _ in range(steps):
+                optimizer.zero_grad()
+                forward(*args).backward()
+                optimizer.step()
+
+        return job
+
+    def hooked():
+        found = []
+
+        def hook(part, grad_in, grad_out):
+            found.extend(g.norm() for g in grad_out if g is not None)
+
+        parts = [part for part in model.modules() if not list(part.children())]
+        handles = [part.register_full_backward_hook(hook) for part in parts]
+        run(model)()
+        for handle in handles:
+            handle.remove()
+
+    jobs = {"eager": (run(model), steps), "eager, hooks for the norms at every part": (hooked, steps)}
+    try:
+        compiled = torch.compile(model)
+        compiled(*args).backward()
+        jobs["torch.compile"] = (run(compiled), steps)
+    except Exception as error:  # there may be no C++ compiler
+        print(f"torch.compile is NOT MEASURED: {type(error).__name__}", file=sys.stderr)
+    return torch.__version__.split("+")[0], jobs
+
+
+def _torch_lesson(steps):
+    """The loop of the lesson: forward, backward, update under no_grad, zero the gradient."""
+    import torch
+
+    x, y = torch.tensor(1.0), torch.tensor(2.0)
+    w = torch.tensor(1.0, requires_grad=True)
+
+    def job():
+        for _ in range(steps):
+            loss = (w * x - y) ** 2
+            loss.backward()
+            with torch.no_grad():
+                w.sub_(0.01 * w.grad)
+            w.grad.zero_()
+
+    return job
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", choices=["torch", "jax"], required=True)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    _serve(options.worker, options.quick)
