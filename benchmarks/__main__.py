@@ -11,6 +11,7 @@ from . import diagnose, engine, torch_hooks
 from . import check, engine, torch_hooks
 from . import diagnose, engine, flow, torch_hooks
 from . import engine, page, per_example, torch_hooks
+from . import devices, engine, per_example, torch_hooks
 from . import engine, torch_hooks, train
 from .machine import machine
 from .models import MODELS
@@ -23,6 +24,7 @@ PARTS = ("engine", "growth", "torch", "diagnose")
 PARTS = ("engine", "growth", "torch", "check")
 PARTS = ("engine", "growth", "torch", "flow", "diagnose")
 PARTS = ("engine", "growth", "torch", "per-example", "page")
+PARTS = ("engine", "growth", "torch", "per-example", "devices")
 PARTS = ("engine", "growth", "torch", "train")
 
 
@@ -94,6 +96,12 @@ def main(argv: list[str] | None = None) -> None:
         _say(table(found["per-example"], per_example.COLUMNS))
         if not per_example.available():
             _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
+    if "devices" in options.part:
+        _say("\nTwo host devices against one: they share the cores, so 1.00 is all there is to gain\n")
+        found["devices"] = devices.measure(options.quick)
+        _say(table(found["devices"]["scaling"], devices.SCALING))
+        _say("\nA run of `fit` that is watched, and saved\n")
+        _say(table(found["devices"]["cost"], devices.COST))
     if "train" in options.part:
         _train(options, found)
     if options.json:

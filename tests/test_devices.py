@@ -248,6 +248,11 @@ MISTAKES = {
         TypeError,
         "`checkpoint` is a directory or a jaxprop.train.Checkpoint, got int.",
     ),
+    "a best that is not evaluated": (
+        lambda: processes.train(checkpoint=Checkpoint("nowhere", best="eval_loss")),
+        ValueError,
+        "Checkpoint(best='eval_loss') is judged by an evaluation: pass eval_data.",
+    ),
     "resume from nowhere": (
         lambda: processes.train(resume=True),
         ValueError,
