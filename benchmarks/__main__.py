@@ -1,128 +1,148 @@
-"""`python -m benchmarks`: what looking costs, as tables. Ten minutes; `--quick` takes one."""
+"""`python -m benchmarks`: what jaxprop costs, as tables. Half an hour; `--quick` takes a few minutes."""
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
-from . import engine, per_example, torch_hooks
-from . import engine, page, torch_hooks
-from . import engine, flow, torch_hooks
-from . import diagnose, engine, torch_hooks
-from . import check, engine, torch_hooks
-from . import diagnose, engine, flow, torch_hooks
-from . import engine, page, per_example, torch_hooks
-from . import devices, engine, per_example, torch_hooks
-from . import engine, torch_hooks, train
+from . import check, devices, diagnose, engine, flow, page, per_example, torch_hooks, train
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch", "per-example")
-PARTS = ("engine", "growth", "torch", "page")
-PARTS = ("engine", "growth", "torch", "flow")
-PARTS = ("engine", "growth", "torch", "diagnose")
-PARTS = ("engine", "growth", "torch", "check")
-PARTS = ("engine", "growth", "torch", "flow", "diagnose")
-PARTS = ("engine", "growth", "torch", "per-example", "page")
-PARTS = ("engine", "growth", "torch", "per-example", "devices")
-PARTS = ("engine", "growth", "torch", "train")
+NO_TORCH = "NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]')."
 
 
 def main(argv: list[str] | None = None) -> None:
     options = _options(argv)
     found = {"machine": machine()}
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()), flush=True)
-    if "engine" in options.part:
-        _say("\nAgainst jitted jax.value_and_grad (its rows are the base; the others are ratios)\n")
-        found["engine"] = []
-        for name in options.model:
-            model = MODELS[name](quick=options.quick)
-            compiles = 1 if options.quick else options.compiles
-            for row in engine.measure(name, model, options.seconds, compiles):
-                found["engine"].append(row)
-            _progress(name)
-        _say(table(found["engine"], engine.COLUMNS))
-    if "growth" in options.part:
-        _say("\nChains of equations, eager: microseconds per equation\n")
-        sizes = (10, 100) if options.quick else (100, 1_000, 10_000)
-        found["growth"] = list(engine.growth(sizes))
-        _say(table(found["growth"], engine.GROWTH))
-    if "torch" in options.part:
-        _say("\nThe norm of every intermediate gradient, beside PyTorch on this CPU\n")
-        if torch_hooks.available():
-            models = [name for name in torch_hooks.SIZES if name in options.model]
-            rounds = 3 if options.quick else 15
-            found["torch"] = torch_hooks.measure(models, options.quick, rounds)
-            _say(table(found["torch"], torch_hooks.COLUMNS))
-        else:
-            _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
-    if "page" in options.part:
-        _say("\nThe page of a graph: one HTML file, opened in Chromium\n")
-        chromium = page.available()
-        if not chromium:
-            _say("NOT MEASURED in a browser: Chromium or playwright is not installed.\n")
-        found["page"] = list(page.measure(options.quick, chromium))
-        _say(table(found["page"], page.COLUMNS))
-    if "flow" in options.part:
-        _say("\nWhere a gradient is blocked, vanishes or explodes (the first row of a model is the base)\n")
-        found["flow"] = []
-        for name in options.model:
-            found["flow"] += flow.measure(name, MODELS[name](quick=options.quick), options.seconds)
-            _progress(name)
-        _say(table(found["flow"], flow.COLUMNS))
-    if "diagnose" in options.part:
-        _say("\nWho names the line where a NaN or Inf is made\n")
-        rows = list(diagnose.compare(options.quick))
-        _say(table([*rows, diagnose.summary(rows)], diagnose.COLUMNS))
-        _say("\nWhat asking costs, once compiled\n")
-        costs = []
-        for name in options.model:
-            costs += diagnose.cost(name, MODELS[name](quick=options.quick), options.seconds)
-            _progress(name)
-        costs += diagnose.torch_cost(options.quick) if torch_hooks.available() else []
-        _say(table(costs, diagnose.COST))
-        found["diagnose"] = {"cases": rows, "cost": costs}
-    if "check" in options.part:
-        _say("\nEvery local gradient against differences; the second call finds its nodes compiled\n")
-        found["check"] = [check.measure(name, MODELS[name](quick=options.quick)) for name in options.model]
-        _say(table(found["check"], check.COLUMNS))
-        _say("\nWhat the backward pass keeps, beside the temporary memory of the compiled gradient\n")
-        models = {name: MODELS[name](quick=options.quick) for name in options.model}
-        found["residuals"] = [row for name in models for row in check.residuals(name, models[name])]
-        _say(table(found["residuals"], check.RESIDUALS))
-    if "per-example" in options.part:
-        _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
-        found["per-example"] = per_example.measure(options.model, options.quick, 3 if options.quick else 15)
-        _say(table(found["per-example"], per_example.COLUMNS))
-        if not per_example.available():
-            _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
-    if "devices" in options.part:
-        _say("\nTwo host devices against one: they share the cores, so 1.00 is all there is to gain\n")
-        found["devices"] = devices.measure(options.quick)
-        _say(table(found["devices"]["scaling"], devices.SCALING))
-        _say("\nA run of `fit` that is watched, and saved\n")
-        _say(table(found["devices"]["cost"], devices.COST))
-    if "train" in options.part:
-        _train(options, found)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(found, file, indent=1)
+    for part in options.part:
+        found[part] = PARTS[part](options)
+        if options.json:  # after each: what is measured is not lost
+            with open(options.json, "w") as file:
+                json.dump(found, file, indent=1)
 
 
-def _train(options, found):
+def _engine(options):
+    _say("\nAgainst jitted jax.value_and_grad (its rows are the base; the others are ratios)\n")
+    compiles = 1 if options.quick else options.compiles
+    rows = _each(options, lambda name, model: engine.measure(name, model, options.seconds, compiles))
+    return _table(rows, engine.COLUMNS)
+
+
+def _growth(options):
+    _say("\nChains of equations, eager: microseconds per equation\n")
+    sizes = (10, 100) if options.quick else (100, 1_000, 10_000)
+    return _table(list(engine.growth(sizes)), engine.GROWTH)
+
+
+def _torch(options):
+    _say("\nThe norm of every intermediate gradient, beside PyTorch on this CPU\n")
+    if not torch_hooks.available():
+        return _say(NO_TORCH)
+    models = [name for name in torch_hooks.SIZES if name in options.model]
+    return _table(torch_hooks.measure(models, options.quick, options.rounds), torch_hooks.COLUMNS)
+
+
+def _per_example(options):
+    _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
+    if not per_example.available():
+        _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.\n")
+    return _table(per_example.measure(options.model, options.quick, options.rounds), per_example.COLUMNS)
+
+
+def _train(options):
     models = [name for name in train.SIZES if name in options.model]
     _say("\nTraining, against the same loop written by hand (its row is the base; the others are ratios)\n")
-    found["train"] = []
+    rows = []
     for name in models:
-        found["train"] += train.measure(name, options.quick, options.seconds)
+        rows += train.measure(name, options.quick, options.seconds)
         _progress(name)
-    _say(table(found["train"], train.COLUMNS))
+    _table(rows, train.COLUMNS)
     _say("\nTraining beside PyTorch on this CPU\n")
-    if torch_hooks.available():
-        found["train_torch"] = train.beside_torch(models, options.quick, 3 if options.quick else 15)
-        _say(table(found["train_torch"], train.BESIDE))
-    else:
-        _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
+    if not torch_hooks.available():
+        _say(NO_TORCH)
+        return {"train": rows}
+    beside = train.beside_torch(models, options.quick, options.rounds)
+    return {"train": rows, "torch": _table(beside, train.BESIDE)}
+
+
+def _devices(options):
+    _say("\nTwo host devices against one: they share the cores, so 1.00 is all there is to gain\n")
+    found = devices.measure(options.quick)
+    _table(found["scaling"], devices.SCALING)
+    _say("\nA run of `fit` that is watched, and saved\n")
+    _table(found["cost"], devices.COST)
+    return found
+
+
+def _diagnose(options):
+    _say("\nWho names the line where a NaN or Inf is made\n")
+    cases = list(diagnose.compare(options.quick))
+    _table([*cases, diagnose.summary(cases)], diagnose.COLUMNS)
+    _say("\nWhat asking costs, once compiled\n")
+    costs = _each(options, lambda name, model: diagnose.cost(name, model, options.seconds))
+    costs += diagnose.torch_cost(options.quick) if torch_hooks.available() else []
+    return {"cases": cases, "cost": _table(costs, diagnose.COST)}
+
+
+def _flow(options):
+    _say("\nWhere a gradient is blocked, vanishes or explodes (the first row of a model is the base)\n")
+    return _table(_each(options, lambda name, model: flow.measure(name, model, options.seconds)), flow.COLUMNS)
+
+
+def _check(options):
+    _say("\nEvery local gradient against differences; the second call finds its nodes compiled\n")
+    checks = _table(_each(options, lambda name, model: [check.measure(name, model)]), check.COLUMNS)
+    _say("\nWhat the backward pass keeps, beside the temporary memory of the compiled gradient\n")
+    return {"check": checks, "residuals": _table(_each(options, check.residuals), check.RESIDUALS)}
+
+
+def _page(options):
+    _say("\nThe page of a graph: one HTML file, opened in Chromium\n")
+    chromium = page.available()
+    if not chromium:
+        _say("NOT MEASURED in a browser: Chromium or playwright is not installed.\n")
+    return _table(list(page.measure(options.quick, chromium)), page.COLUMNS)
+
+
+#: What there is to measure, in the order it is measured in.
+PARTS: dict[str, Callable] = {
+    "engine": _engine,
+    "growth": _growth,
+    "torch": _torch,
+    "per-example": _per_example,
+    "train": _train,
+    "devices": _devices,
+    "diagnose": _diagnose,
+    "flow": _flow,
+    "check": _check,
+    "page": _page,
+}
+
+
+def _each(options, measure):
+    """The rows of all models, one after the other."""
+    rows = []
+    for name in options.model:
+        rows += measure(name, MODELS[name](quick=options.quick))
+        _progress(name)
+    return rows
+
+
+def _table(rows, columns):
+    _say(table(rows, columns))
+    return rows
+
+
+def _say(text):
+    print(text, flush=True)
+
+
+def _progress(name):
+    if sys.stderr.isatty():
+        print(f"{name} done", file=sys.stderr, flush=True)
 
 
 def _options(argv):
@@ -136,16 +156,8 @@ def _options(argv):
     options = parser.parse_args(argv)
     if options.seconds is None:
         options.seconds = 1.0 if options.quick else 12.0
+    options.rounds = 3 if options.quick else 15  # how often frameworks take turns
     return options
-
-
-def _say(text):
-    print(text, flush=True)
-
-
-def _progress(name):
-    if sys.stderr.isatty():
-        print(f"{name} done", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def executed(script: Path) -> nbformat.NotebookNode:
 
 def page(notebook: nbformat.NotebookNode, name: str) -> dict[str, bytes]:
     """The notebook as a page and its pictures, by file name."""
-    text, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": name, "unique_key": name})
+    text, resources = MarkdownExporter().from_notebook_node(
+        notebook, {"output_files_dir": name, "unique_key": name}
+    )
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return {f"{name}.md": text.strip().encode() + b"\n"} | dict(resources.get("outputs", {}))
 
@@ -58,7 +60,9 @@ def main() -> int:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(data)
         print(script.stem, flush=True)
-    print("\n".join(["would change:" if options.check else "written:", *stale]) if stale else "nothing to change")
+    print(
+        "\n".join(["would change:" if options.check else "written:", *stale]) if stale else "nothing to change"
+    )
     return 1 if options.check and stale else 0
 
 

@@ -45,10 +45,6 @@ from .train import PerExample as PerExample
 from .train import Watch as Watch
 from .train import fit as fit
 from .train import make_step as make_step
-from .show import draw as draw
-from .show import explain as explain
-from .show import formula as formula
-from .train import PerExample as PerExample
 from .train import per_example as per_example
 
 __version__ = "0.1.0"

@@ -49,5 +49,7 @@ jp.draw(jp.backprop(two_branches)(jnp.float32(0.5), jnp.float32(2.0)))
 # %%
 tape = jp.backprop(two_branches)(jnp.float32(0.5), jnp.float32(2.0))
 shares = tape.shares("left")
-print({reader: round(float(share), 4) for reader, share in shares.items()}, "sum", round(float(shares.total), 4))
+print(
+    {reader: round(float(share), 4) for reader, share in shares.items()}, "sum", round(float(shares.total), 4)
+)
 assert abs(float(shares.total) - float(tape["left"].cotangent)) < 1e-6

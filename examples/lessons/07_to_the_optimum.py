@@ -40,6 +40,12 @@ assert abs(weights[100] - (2 - 0.98**100)) < 1e-4  # the closed form
 
 # %%
 state, history = jp.fit(
-    loss, 1.0, (1.0, 2.0), optimizer=optax.sgd(0.01), steps=2000, until=jp.train.below("loss", 1e-10), progress=False
+    loss,
+    1.0,
+    (1.0, 2.0),
+    optimizer=optax.sgd(0.01),
+    steps=2000,
+    until=jp.train.below("loss", 1e-10),
+    progress=False,
 )
 print(f"w = {float(state.params):.5f} after {len(history['loss'])} steps")
