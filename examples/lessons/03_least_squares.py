@@ -31,8 +31,8 @@ print(tape)
 jp.draw(tape)
 
 # %% [markdown]
-# Each operation and its local gradient, as a formula. For the product of matrices the field writes it with cotangents:
-# `db = X.T @ dfitted`.
+# Each operation and its local gradient, as a formula. That of a product of matrices is written with cotangents: `db` is
+# the cotangent of `b`, `dfitted` that of `fitted`.
 
 # %%
 for of, wrt in [("squares", "residual"), ("residual", "fitted"), ("fitted", "b")]:
