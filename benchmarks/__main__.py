@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 
-from . import check, engine, torch_hooks
+from . import check, engine, per_example, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch", "check")
+PARTS = ("engine", "growth", "torch", "per-example", "check")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,6 +48,12 @@ def main(argv: list[str] | None = None) -> None:
         models = {name: MODELS[name](quick=options.quick) for name in options.model}
         found["residuals"] = [row for name in models for row in check.residuals(name, models[name])]
         _say(table(found["residuals"], check.RESIDUALS))
+    if "per-example" in options.part:
+        _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
+        found["per-example"] = per_example.measure(options.model, options.quick, 3 if options.quick else 15)
+        _say(table(found["per-example"], per_example.COLUMNS))
+        if not per_example.available():
+            _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

@@ -34,5 +34,7 @@ from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
 from .show import explain as explain
 from .show import formula as formula
+from .train import PerExample as PerExample
+from .train import per_example as per_example
 
 __version__ = "0.1.0"
