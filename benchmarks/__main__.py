@@ -4,14 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, per_example, torch_hooks
-from . import engine, page, torch_hooks
+from . import engine, page, per_example, show, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch", "per-example")
-PARTS = ("engine", "growth", "torch", "page")
+PARTS = ("engine", "growth", "torch", "per-example", "show", "page")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,6 +46,10 @@ def main(argv: list[str] | None = None) -> None:
         _say(table(found["per-example"], per_example.COLUMNS))
         if not per_example.available():
             _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
+    if "show" in options.part:
+        _say("\nExplained and drawn: chains of equations\n")
+        found["show"] = list(show.measure(options.quick))
+        _say(table(found["show"], show.COLUMNS))
     if "page" in options.part:
         _say("\nThe page of a graph: one HTML file, opened in Chromium\n")
         chromium = page.available()
