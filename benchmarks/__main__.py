@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 from . import check, devices, diagnose, engine, flow, page, per_example, torch_hooks, train
 from . import check, engine, per_example, torch_hooks
+from . import engine, page, per_example, show, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
 NO_TORCH = "NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]')."
 PARTS = ("engine", "growth", "torch", "per-example", "check")
+PARTS = ("engine", "growth", "torch", "per-example", "show", "page")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -183,6 +185,17 @@ def _progress(name):
         _say(table(found["per-example"], per_example.COLUMNS))
         if not per_example.available():
             _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
+    if "show" in options.part:
+        _say("\nExplained and drawn: chains of equations\n")
+        found["show"] = list(show.measure(options.quick))
+        _say(table(found["show"], show.COLUMNS))
+    if "page" in options.part:
+        _say("\nThe page of a graph: one HTML file, opened in Chromium\n")
+        chromium = page.available()
+        if not chromium:
+            _say("NOT MEASURED in a browser: Chromium or playwright is not installed.\n")
+        found["page"] = list(page.measure(options.quick, chromium))
+        _say(table(found["page"], page.COLUMNS))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

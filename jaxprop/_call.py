@@ -222,8 +222,18 @@ def _constant_names(
     consts: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
 ) -> list[str | None]:
     """Names of closed-over arrays that are leaves of arguments, known by identity."""
-    by_identity = {id(leaf): name for name, leaf in reversed(_all_leaves(args, kwargs, names))}
-    return [by_identity.get(id(const)) for const in consts]
+    by_identity = {_identity(leaf): name for name, leaf in reversed(_all_leaves(args, kwargs, names))}
+    return [by_identity.get(_identity(const)) for const in consts]
+
+
+def _identity(x: Any) -> Any:
+    """What makes an array this one: JAX wraps those of NumPy anew, around the same numbers in memory."""
+    if not isinstance(x, np.ndarray) and type(x).__name__ != "TypedNdArray":
+        return id(x)
+    array = np.asarray(x)
+    if array.size == 0:
+        return id(x)
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
 
 
 def _scalars(

@@ -108,6 +108,17 @@ def test_steps_without_a_terminal_do_not_wait(capsys):
     assert code == 0 and "3.4  dloss/dw" in out
 
 
+def test_draw(capsys, tmp_path):
+    code, out, _ = run(capsys, "draw", f"{WORKED}:loss", "1.", "1.", "2.")
+    assert code == 0 and out.startswith("flowchart TD")
+    file = tmp_path / "worked.dot"
+    code, out, err = run(capsys, "draw", f"{WORKED}:loss", "w=f32[]", "x=1.", "y=2.", "--graph", "-o", file)
+    assert (code, out, err) == (0, "", f"wrote {file}\n")
+    assert file.read_text().startswith("digraph")
+    code, _, err = run(capsys, "draw", f"{WORKED}:loss", "1.", "1.", "2.", "-o", tmp_path / "worked.png")
+    assert code == 2 and "the ending says the format; endings are .svg, .html," in err
+
+
 def test_trace_from_types_alone(capsys, model):
     code, out, _ = run(capsys, "trace", f"{model}:mean", "w=f32[3]", "x=f32[2,3]")
     assert code == 0 and "dot_general(x, w)" in out
@@ -129,7 +140,7 @@ def test_no_command_prints_help(capsys):
     assert code == 2 and "explain" in out and "exit codes" in out
 
 
-@pytest.mark.parametrize("command", ["explain", "trace", "quiz", "demo"])
+@pytest.mark.parametrize("command", ["explain", "draw", "trace", "quiz", "demo"])
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

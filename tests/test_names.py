@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax import lax
@@ -1235,3 +1236,12 @@ def test_modules_of_a_library_are_scopes(library):
     primitives = {name: graph[name].primitive for name in ("x", "h", "out", "loss")}
     assert primitives == {"x": "add", "h": "relu", "out": "add", "loss": "div"}
     assert {node.source.file for node in operations(graph) if node.active and node.source} == {__file__}
+
+
+def test_numpy_arguments_keep_their_names():
+    def loss(w, x, y):
+        return jnp.sum((x @ w - y) ** 2)
+
+    x, y = np.ones((2, 3), np.float32), np.zeros(2, np.float32)
+    names = [node.name for node in jp.backprop(loss)(np.ones(3, np.float32), x, y).graph.nodes]
+    assert names[:3] == ["w", "x", "y"]

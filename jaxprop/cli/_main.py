@@ -13,12 +13,17 @@ from .._source import is_library
 from ._command import USAGE, Command, CommandError, Console, console
 from ._demo import demo
 from ._diagnosis import check, diagnose, precision, residuals
+from ._draw import draw_
 from ._explain import explain_
 from ._quiz import quiz_
 from ._trace import trace
 
 #: All commands, in the order of the help.
-COMMANDS: tuple[Command, ...] = (explain_, trace, quiz_, diagnose, check, precision, residuals, demo)
+COMMANDS: tuple[Command, ...] = (
+    *(explain_, draw_, trace, quiz_),
+    *(diagnose, check, precision, residuals),
+    demo,
+)
 
 _EPILOG = """\
 A target is FILE.py:FUNCTION or MODULE:FUNCTION. Its arguments follow by name or in order: numbers, lists (read

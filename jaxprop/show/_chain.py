@@ -32,6 +32,8 @@ def chain_rows(known: Known, start: Value) -> Iterator[Row]:
         return
     total = describe(tape[start.name].cotangent)
     symbol = known.d(start)
+    if len(paths) == 1 and len(paths[0]) == 2:
+        return  # one step is no chain
     if len(paths) == 1:
         said = distinct_pieces(products[0][0], total.text)  # type: ignore[index]
         yield Row("chain", symbol, said, total.text, total.data, start.name)

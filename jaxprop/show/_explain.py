@@ -91,7 +91,7 @@ def explain(
     _checked_format(format)
     if not isinstance(tape, Tape):
         raise TypeError(f"explain takes a tape, `jaxprop.backprop(f)(*args)`; got {type(tape).__name__}.")
-    known = Known(tape, result_name(tape.graph))
+    known = Known(tape, result_name(tape))
     story = _tell(known, to, max_rows) if path is None else tell_path(known, path)
     return Explanation(story, format)
 
@@ -102,9 +102,10 @@ def _checked_format(format: str) -> str:
     return format
 
 
-def result_name(graph: Graph) -> str:
+def result_name(tape: Tape) -> str:
     """The name of what is differentiated; `L` where there are several results."""
-    names = [value.name for value in graph.outputs if value.active]
+    pairs = zip(tape.graph.outputs, tape.seed, strict=False)
+    names = [value.name for value, seed in pairs if value.active and seed is not None]
     return names[0] if len(names) == 1 else "L"
 
 

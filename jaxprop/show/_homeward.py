@@ -209,8 +209,8 @@ def _fan_out(
     base: Mapping[str, Any],
     folded: bool,
 ) -> Iterator[Row]:
-    said = words(f"the sum of {count} shares")
     shares = None if folded else _shares(known, value)
+    said = words(f"the sum of {count if shares is None else len(shares)} shares")
     if shares is None:
         note = "" if known.tape.is_full else "; only statistics were recorded, so its shares are not known"
         yield Row("cotangent", formulas=(said,), note=f"read by {_listed(known, readers)}{note}", **base)
@@ -218,9 +218,14 @@ def _fan_out(
     parts = [describe(part, known.steps(node), known.brief) for part in shares.values()]
     numbers = [part.number for part in parts]
     numeric = sum_of(numbers) if all(number is not None for number in numbers) else None
-    yield Row("cotangent", formulas=distinct_pieces([said, numeric], base["value"]), **base)
     depth = base["depth"] + 1
     by_name = {reader.through.name or reader.through.primitive: reader for reader in readers}
+    if len(shares) == 1:  # from the others nothing comes
+        reader = by_name.get(next(iter(shares)))
+        how = share(known, reader) if reader else (_through(known, next(iter(shares)), None),)
+        yield Row("cotangent", formulas=distinct_pieces(how, base["value"]), **base)
+        return
+    yield Row("cotangent", formulas=distinct_pieces([said, numeric], base["value"]), **base)
     for (name, _), part in zip(shares.items(), parts, strict=True):
         reader = by_name.get(name)
         how = distinct_pieces(share(known, reader) if reader else (), part.text)

@@ -156,7 +156,7 @@ def quiz(tape: Tape, count: int | None = 10, seed: int | None = None, kinds: Seq
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ValueError(f"there is no kind of question {unknown[0]!r}. Kinds: {', '.join(KINDS)}.")
-    known = Known(tape, result_name(tape.graph))
+    known = Known(tape, result_name(tape))
     found = [question for question in questions(known) if question.kind in kinds]
     if not found:
         raise ValueError(
