@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _train(options, found):
-    models = [name for name in train.SIZES if name in options.model]
+    models = [name for name in train.SIZES if train.kind_of(name) in options.model]
     _say("\nTraining, against the same loop written by hand (its row is the base; the others are ratios)\n")
     found["train"] = []
     for name in models:
@@ -57,7 +57,9 @@ def _train(options, found):
     _say(table(found["train"], train.COLUMNS))
     _say("\nTraining beside PyTorch on this CPU\n")
     if torch_hooks.available():
-        found["train_torch"] = train.beside_torch(models, options.quick, 3 if options.quick else 15)
+        found["train_torch"] = train.beside_torch(
+            [m for m in models if "," not in m], options.quick, 3 if options.quick else 15
+        )
         _say(table(found["train_torch"], train.BESIDE))
     else:
         _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
