@@ -4,11 +4,13 @@ import argparse
 import json
 import sys
 
+from . import devices, engine, per_example, torch_hooks
 from . import engine, torch_hooks, train
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
+PARTS = ("engine", "growth", "torch", "per-example", "devices")
 PARTS = ("engine", "growth", "torch", "train")
 
 
@@ -40,6 +42,18 @@ def main(argv: list[str] | None = None) -> None:
             _say(table(found["torch"], torch_hooks.COLUMNS))
         else:
             _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
+    if "per-example" in options.part:
+        _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
+        found["per-example"] = per_example.measure(options.model, options.quick, 3 if options.quick else 15)
+        _say(table(found["per-example"], per_example.COLUMNS))
+        if not per_example.available():
+            _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
+    if "devices" in options.part:
+        _say("\nTwo host devices against one: they share the cores, so 1.00 is all there is to gain\n")
+        found["devices"] = devices.measure(options.quick)
+        _say(table(found["devices"]["scaling"], devices.SCALING))
+        _say("\nA run of `fit` that is watched, and saved\n")
+        _say(table(found["devices"]["cost"], devices.COST))
     if "train" in options.part:
         _train(options, found)
     if options.json:

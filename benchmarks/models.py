@@ -79,10 +79,10 @@ def mlp(quick=False, batch=256, widths=(64, 256, 256, 10)):
     return Model(loss, (params, normal(batch, 64), _classes(2, batch, 10)))
 
 
-def cnn(quick=False):
+def cnn(quick=False, batch=32):
     """Three convolutions with pooling on 28 by 28 images."""
     normal = _draw(3)
-    batch, widths = (4, (1, 4, 8)) if quick else (32, (1, 16, 32, 32))
+    batch, widths = (4, (1, 4, 8)) if quick else (batch, (1, 16, 32, 32))
 
     def conv(x, w, b):
         dims = ("NHWC", "HWIO", "NHWC")

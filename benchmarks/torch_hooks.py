@@ -9,21 +9,16 @@ is compared is each framework's ratio over its own plain step.
 
 import argparse
 import importlib.util
-import json
-import os
-import statistics
-import subprocess
-import sys
-import time
 from typing import Any
 
+from . import worker
 from .machine import cores
 
 COLUMNS = {
     "model": "model",
     "framework": "framework",
     "what": "what",
-    "norms": "norms|d",
+    "told": "norms|d",
     "run_ms": "ms|.2f",
     "run": "over its own step|.2f",
     "run_min": "(of minima)|.2f",
@@ -47,99 +42,12 @@ QUICK = {
 
 def measure(models: list[str], quick: bool, rounds: int) -> list[dict[str, Any]]:
     """Rows of the table; both frameworks answer in turns."""
-    workers = {name: _Worker(name, quick) for name in ("torch", "jax")}
-    rows = []
-    try:
-        for model in models:
-            told = {name: worker.ask(load=model) for name, worker in workers.items()}
-            samples: dict[tuple[str, str], list[float]] = {}
-            for turn in range(rounds):
-                for name, worker in workers.items():
-                    for what, took in worker.ask(turn=turn)["ms"].items():
-                        samples.setdefault((name, what), []).append(took)
-            for (name, what), took in samples.items():
-                plain = samples[name, "plain step"]
-                rows.append(
-                    {
-                        "model": model,
-                        "framework": f"{name} {told[name]['version']}",
-                        "what": what,
-                        "norms": told[name]["norms"][what],
-                        "run_ms": statistics.median(took),
-                        "run": statistics.median(t / p for t, p in zip(took, plain, strict=True)),
-                        "run_min": min(took) / min(plain),
-                    }
-                )
-    finally:
-        for worker in workers.values():
-            worker.stop()
-    return rows
+    return worker.measure(__spec__.name, ("torch", "jax"), models, quick, rounds, base="plain step")
 
 
 def available() -> bool:
     """Whether PyTorch can be imported here."""
     return importlib.util.find_spec("torch") is not None
-
-
-class _Worker:
-    """A process that answers one question at a time, so that only one framework is at work."""
-
-    def __init__(self, framework, quick):
-        command = [sys.executable, "-m", "benchmarks.torch_hooks", "--worker", framework]
-        self._process = subprocess.Popen(
-            command + ["--quick"] * quick,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"OMP_WAIT_POLICY": "passive", **os.environ},  # threads that wait do not spin
-        )
-
-    def ask(self, **question):
-        time.sleep(0.25)  # the other's threads spin for a while before they sleep
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the worker ended (exit code {self._process.wait()}); see above")
-        return json.loads(answer)
-
-    def stop(self):
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-
-
-def _serve(framework, quick):
-    """Answer questions on standard input until it closes."""
-    load = {"torch": _torch_jobs, "jax": _jax_jobs}[framework]
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # nothing but answers may go out
-    jobs = {}
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "load" in question:
-            version, jobs = load(question["load"], (QUICK if quick else SIZES)[question["load"]])
-            for job in jobs.values():  # twice: the first call compiles
-                job(), job()
-            answer = {"version": version, "norms": {what: job() for what, job in jobs.items()}}
-        else:
-            answer = {"ms": _turn(jobs, question["turn"])}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-def _turn(jobs, turn):
-    """Milliseconds per call of each job, of a short run of at least 20 ms; who begins changes."""
-    times = {}
-    order = list(jobs.items())
-    begin = turn % len(order)
-    for what, job in order[begin:] + order[:begin]:
-        job()  # wakes the threads
-        start, calls = time.perf_counter(), 0
-        while calls == 0 or time.perf_counter() - start < 0.02:
-            job()
-            calls += 1
-        times[what] = 1e3 * (time.perf_counter() - start) / calls
-    return times
 
 
 def _jax_jobs(name, sizes):
@@ -311,7 +219,9 @@ def main() -> None:
     parser.add_argument("--worker", choices=["torch", "jax"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        _serve(options.worker, options.quick)
+        sizes = QUICK if options.quick else SIZES
+        load = {"torch": _torch_jobs, "jax": _jax_jobs}[options.worker]
+        worker.serve(lambda name: load(name, sizes[name]))
         return
     from .timing import table
 

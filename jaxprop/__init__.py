@@ -24,8 +24,10 @@ from ._summary import summary as summary
 from ._tape import Entry as Entry
 from ._tape import Shares as Shares
 from ._tape import Tape as Tape
+from .train import PerExample as PerExample
 from .train import Watch as Watch
 from .train import fit as fit
 from .train import make_step as make_step
+from .train import per_example as per_example
 
 __version__ = "0.1.0"

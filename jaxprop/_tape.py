@@ -233,6 +233,10 @@ class Tape:
     def _where(self) -> Mapping[Site, Row]:
         return dict(self._static.where)
 
+    def record_at(self, index: int) -> PyTree:
+        """What a recorder of whole nodes wrote on the way back at the node of this number."""
+        return self._record(BACK, index, None)
+
     def _record(self, half: str, index: int, position: int | None) -> PyTree:
         """What the recorder wrote there, None where it wrote nothing or no cotangent came."""
         row = self._where.get((half, index, position))

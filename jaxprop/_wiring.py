@@ -1,18 +1,34 @@
 """Questions about the wiring of a graph, each answered once."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from . import _jaxpr
 from ._graph import Graph, Node, Value
 
+_Answer = TypeVar("_Answer")
 
-@functools.lru_cache(maxsize=64)
+
+def _once(question: Callable[[Graph], _Answer]) -> Callable[[Graph], _Answer]:
+    """Keep the answer with the graph. A cache would compare graphs node by node, each time it is asked."""
+    name = f"_once_{question.__name__}"
+
+    @functools.wraps(question)
+    def answer(graph: Graph) -> _Answer:
+        if name not in graph.__dict__:
+            graph.__dict__[name] = question(graph)
+        return graph.__dict__[name]
+
+    return answer
+
+
+@_once
 def makers(graph: Graph) -> Mapping[int, Node]:
     return {value.id: node for node in graph.walk() for value in node.outputs}
 
 
-@functools.lru_cache(maxsize=64)
+@_once
 def outside(graph: Graph) -> Mapping[int, Value]:
     """For each input of a body that is one value outside of it (no carry, no slice): that value."""
     found: dict[int, Value] = {}
@@ -45,6 +61,7 @@ def between(graph: Graph, source: Value, target: Value) -> list[Node]:
     return found[::-1] if source.id in wanted and target.id != source.id else []
 
 
+@_once
 def loop_constants(graph: Graph) -> frozenset[int]:
     """Indices of the input nodes of scan bodies that are the same in every step."""
     made_by = makers(graph)

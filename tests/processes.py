@@ -32,7 +32,7 @@ def params():
 
 
 def loss(params, x, y):
-    h = jnp.tanh(x @ params["w1"] + params["b1"])
+    h = jnp.tanh(x @ params["w1"] + params["b1"][None])
     return jnp.mean((h @ params["w2"] - y) ** 2)
 
 
@@ -44,7 +44,7 @@ def batches(first, last):
         yield x[rows], y[rows]
 
 
-SETTINGS = {"optimizer": optax.adam(1e-2), "key": 3, "progress": False}
+SETTINGS = {"optimizer": optax.sgd(0.1, momentum=0.9), "key": 3, "progress": False}
 
 
 def train(data_=None, **more):
@@ -62,8 +62,8 @@ def both(place, count, index):
         batch_size=BATCH,
         sharding=data_parallel(),
         eval_data=data(),
-        watch=jp.Watch(every=6),
-        writers=[CSV(place / f"log {index}.csv")],
+        watch=jp.Watch(["h"], every=6),
+        writers=[CSV(place / f"log {count} {index}.csv")],
     )
     found["arrays"] = columns(history)
     found["watched"] = {

@@ -19,8 +19,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import processes
 from jaxprop.train._checkpoint import Checkpoint, CheckpointError, open_store
 from jaxprop.train._leaves import fingerprints
+from jaxprop.train._writers import CSV
 
 pytest.importorskip("orbax.checkpoint")
 
@@ -273,7 +275,7 @@ def test_an_incomplete_newest_one_is_skipped_aloud(saved, tmp_path):
     place = tmp_path / "run"
     shutil.copytree(saved[0], place)
     shutil.copytree(place / "2", place / "3.orbax-checkpoint-tmp")
-    (place / "3.orbax-checkpoint-tmp" / "commit_success.txt").unlink()
+    (place / "3.orbax-checkpoint-tmp" / "commit_success.txt").unlink(missing_ok=True)
     message = (
         f"Checkpoint 3 in {place} is incomplete: the run ended while it was being written. It is skipped, going on "
         "from checkpoint 2."
@@ -559,6 +561,45 @@ def test_without_orbax_it_says_what_to_install(tmp_path, monkeypatch):
     message = "Checkpoints are written by Orbax, which is not installed: pip install 'jaxprop-toolkit[train]'"
     with pytest.raises(ImportError, match=re.escape(message)):
         open_store(Checkpoint(tmp_path))
+
+
+# --- within fit --------------------------------------------------------------------------------------
+
+
+def test_a_run_is_gone_on_with_bit_for_bit(tmp_path):
+    settings = {"batch_size": processes.BATCH, "eval_data": processes.data(), "eval_every": 4}
+    whole, expected = processes.train(**settings)
+    saved = Checkpoint(tmp_path / "saved", every=6)
+    log = CSV(tmp_path / "log.csv")
+    for steps in (8, 8, 16, 24):  # 8 is asked for twice: there is nothing left to do
+        state, history = processes.train(
+            **{**settings, "steps": steps}, checkpoint=saved, resume=True, writers=[log], log_every=1
+        )
+        assert history.stop.step == len(history["loss"]) == steps
+    assert same(state, whole)
+    assert all(history[name].tobytes() == column.tobytes() for name, column in expected.items())
+    steps = [int(line.split(",")[0]) for line in lines(tmp_path / "log.csv")[1:]]
+    assert sorted(set(steps)) == list(range(1, 25)) and steps == sorted(steps)
+
+
+def test_the_best_is_saved_when_it_is_found(tmp_path):
+    """An evaluation between two saves that is the best so far is saved."""
+    rising = lambda params, x, y: {"score": jnp.abs(jnp.sum(params["b1"]) - 0.001)}  # noqa: E731
+    settings = {
+        "batch_size": processes.BATCH,
+        "eval_data": processes.data(),
+        "eval_fn": rising,
+        "eval_every": 2,
+    }
+    saved = Checkpoint(tmp_path, every=100, keep=1, best="eval_score")
+    _, history = processes.train(**settings, checkpoint=saved)
+    with open_store(saved, resume=True) as store:
+        assert store.best() == history["step"][np.nanargmin(history["eval_score"])]
+        assert store.latest() == processes.STEPS
+    wrong = Checkpoint(tmp_path / "other", best="eval_skore")
+    message = "Checkpoint(best='eval_skore') names no number of this run; there are loss, epoch, eval_score."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        processes.train(**{**settings, "eval_every": 1}, checkpoint=wrong)
 
 
 # --- a run that is killed ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, in order, and prints what the README says it prints."""
+"""Every Python block of the README and of the docs runs, in order, and prints what the page says it prints."""
 
 import contextlib
 import doctest
@@ -9,7 +9,12 @@ from typing import NamedTuple
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The lessons are run as scripts, see `test_examples`.
+WITH_CODE = [
+    page for page in PAGES if page.parent.name != "lessons" and "```py" in page.read_text(encoding="utf-8")
+]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -37,12 +42,12 @@ def blocks(markdown: str) -> list[Block]:
 def run(markdown: str, folder: Path) -> int:
     """Run the blocks in one namespace; returns how many had their output compared.
 
-    Each is written to a file of its own, at the README's line numbers: variable names are read from the source,
-    and an error shows the README's line.
+    Each is written to a file of its own, at the page's line numbers: variable names are read from the source,
+    and an error shows the page's line.
     """
-    namespace, compared = {"__name__": "readme"}, 0
+    namespace, compared = {"__name__": "page"}, 0
     for block in blocks(markdown):
-        file, text = folder / f"readme_{block.line}.py", "\n" * (block.line - 1) + block.code
+        file, text = folder / f"page_{block.line}.py", "\n" * (block.line - 1) + block.code
         file.write_text(text)
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(text, str(file), "exec"), namespace)
@@ -58,22 +63,30 @@ def compare(got: str, expected: str, line: int) -> None:
         "\n".join(part.rstrip() for part in text.strip("\n").splitlines()) + "\n" for text in (got, expected)
     )
     if not doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS):
-        raise AssertionError(f"the block at line {line} printed\n\n{got}\nand the README says\n\n{expected}")
+        raise AssertionError(f"the block at line {line} printed\n\n{got}\nand the page says\n\n{expected}")
 
 
 @pytest.mark.library
-def test_readme(tmp_path):
-    assert run(README.read_text(encoding="utf-8"), tmp_path) > 0
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(page.read_text(encoding="utf-8"), tmp_path)
 
 
-def test_a_wrong_number_in_a_readme_is_found(tmp_path):
+@pytest.mark.parametrize("page", ["README", "tutorial", "from-nothing"])
+def test_output_is_stated(page):
+    (path,) = (path for path in WITH_CODE if path.stem == page)
+    assert any(block.expected for block in blocks(path.read_text(encoding="utf-8")))
+
+
+def test_a_wrong_number_in_a_page_is_found(tmp_path):
     page = "# Title\n\n```python\nx = 2\n```\n\n```python\nprint(x * 3)\n```\n\n```text\n{}\n```\n"
     assert run(page.format("6"), tmp_path) == 1
     with pytest.raises(AssertionError, match="at line 8 printed"):
         run(page.format("7"), tmp_path)
 
 
-def test_errors_show_the_readmes_own_line(tmp_path):
+def test_errors_show_the_pages_own_line(tmp_path):
     with pytest.raises(ZeroDivisionError) as caught:
         run("# Title\n\n```python\nx = 1\nx / 0\n```\n", tmp_path)
-    assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (tmp_path / "readme_4.py", 5)
+    assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (tmp_path / "page_4.py", 5)

@@ -202,15 +202,20 @@ def test_lines_come_at_a_bearable_rate_and_the_last_is_shown(monkeypatch):
     assert steps == [1, 21, 41, 61, 81, 100]
 
 
-def test_speed_is_counted_from_where_the_run_was_resumed(monkeypatch):
+def test_speed_is_counted_from_the_first_row_and_rows_of_a_step_are_one(monkeypatch):
     now = [5.0]
     monkeypatch.setattr(_writers.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
-    console = Console(total=2000, stream=stream, show=["accuracy"])
-    console.resume(1000)
+    console = Console(total=2000, stream=stream, show=["accuracy"], pause=0.0)
+    console.write(1000, {"loss": 2.0})  # the first one: what went before was compiling
     now[0] = 7.0
     console.write(1010, {"loss": 1.0, "accuracy": 0.5})
-    assert stream.getvalue() == "step 1010/2000  loss 1  accuracy 0.5  5.0 steps/s  3:18 left\n"
+    console.write(1010, {"eval_loss": 3.0})
+    assert stream.getvalue().splitlines() == [
+        "step 1000/2000  loss 2",
+        "step 1010/2000  loss 1  accuracy 0.5  5.0 steps/s  3:18 left",
+        "step 1010/2000  loss 1  accuracy 0.5  eval_loss 3  5.0 steps/s  3:18 left",
+    ]
 
 
 def test_a_bar_on_a_terminal():
@@ -266,7 +271,9 @@ def test_wandb_offline(tmp_path, monkeypatch):
     writer = _trackers.WandB(project="test", mode="offline", dir=str(tmp_path))
     for step, row in ROWS:
         writer.write(step, row)
-    assert writer.run.summary["loss"] == 1 / 3 and writer.run.step == 4  # a row is taken when the next one comes
+    assert (
+        writer.run.summary["loss"] == 1 / 3 and writer.run.step == 4
+    )  # a row is taken when the next one comes
     writer.close()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert file.stat().st_size > 0

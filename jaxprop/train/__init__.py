@@ -7,6 +7,8 @@ from ._checkpoint import open_store as open_store
 from ._fit import fit as fit
 from ._history import History as History
 from ._history import Stop as Stop
+from ._per_example import PerExample as PerExample
+from ._per_example import per_example as per_example
 from ._sharding import Placement as Placement
 from ._sharding import by_hand as by_hand
 from ._sharding import data_parallel as data_parallel

@@ -40,7 +40,8 @@ class Checkpoint:
             (`gs://...`). Under several processes it must be the same place for all.
         every: steps from one to the next.
         keep: how many of the newest are kept.
-        best: name of a metric; the checkpoint where it was best is kept as well.
+        best: name of a metric, such as "eval_loss"; the checkpoint where it was best is kept as well. `fit`
+            saves after an evaluation too where it is the best so far.
         mode: whether the best is the smallest or the greatest.
 
     Raises:
@@ -151,6 +152,15 @@ class Store:
     def best(self) -> int | None:
         """Step of the checkpoint whose metric `best` is best, None where none has it."""
         return self._policy.best(self.steps())
+
+    def is_better(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether the metric `best` is better than in every checkpoint there is."""
+        name = self.settings.best
+        if name is None or name not in metrics or not np.isfinite(metrics[name]):
+            return False
+        best = self.best()
+        sign = 1 if self.settings.mode == "min" else -1
+        return best is None or sign * float(metrics[name]) < sign * self._policy.scores[best]
 
     def save(
         self,

@@ -17,7 +17,7 @@ from ._history import History
 from ._loop import RUNNING, Carry, Chunks
 from ._places import places_of
 from ._plan import CAPACITY, Plan, check_budget, eval_period, total_of
-from ._resume import save_to, settings_of, take_up
+from ._resume import check_best, save_to, settings_of, take_up
 from ._run import Effects, Run
 from ._step import State, make_step
 from ._until import split_until
@@ -131,6 +131,7 @@ def fit(
     state = places.state(step.init(params, key, model_state))
     evaluate = make_evaluate(step, eval_fn, eval_data, batch_size, places)
     reading = Reading(batch_size, shuffle, drop_last, check_data, memory_limit, epochs, steps)
+    check_best(settings, evaluate is not None)
     during, after = split_until(until, evaluate is not None)
     with contextlib.ExitStack() as opened:
         store = None if settings is None else opened.enter_context(open_store(settings, resume=resume))
@@ -162,7 +163,7 @@ def fit(
         )
         stop = run.go()
         if save is not None:
-            save(run.done, run.carry.state, {})
+            save(run.done, run.carry.state, {}, True)
     if stop.reason in ("nonfinite", "data"):
         warnings.warn(stop.message, RuntimeWarning, stacklevel=2)
     return run.carry.state, recording.finish(stop)

@@ -43,13 +43,33 @@ def take_up(store: Store | None, state: State) -> tuple[State, Recording]:
     return state, _recording_of(progress)
 
 
-def save_to(store: Store, recording: Recording) -> Callable[[int, State, Mapping[str, Any]], None]:
-    """What saves a state, with the history up to it."""
+def save_to(store: Store, recording: Recording) -> Callable[[int, State, Mapping[str, Any], bool], None]:
+    """What saves a state, with the history up to it, when it is due or the best so far."""
 
-    def save(step: int, state: State, row: Mapping[str, Any]) -> None:
-        store.save(step, state, _progress_of(recording), row)
+    def save(step: int, state: State, row: Mapping[str, Any], due: bool) -> None:
+        _check_name(store.settings.best, row)
+        if due or store.is_better(row):
+            store.save(step, state, _progress_of(recording), row)
 
     return save
+
+
+def check_best(settings: Checkpoint | None, evaluates: bool) -> None:
+    """Check that what the best checkpoint is judged by will be there.
+
+    Raises:
+        ValueError: it is of an evaluation, and nothing is evaluated.
+    """
+    best = None if settings is None else settings.best
+    if best is not None and best.startswith("eval_") and not evaluates:
+        raise ValueError(f"Checkpoint(best={best!r}) is judged by an evaluation: pass eval_data.")
+
+
+def _check_name(best: str | None, row: Mapping[str, Any]) -> None:
+    evaluated = any(name.startswith("eval_") for name in row)
+    if best is None or best in row or not row or (best.startswith("eval_") and not evaluated):
+        return
+    raise ValueError(f"Checkpoint(best={best!r}) names no number of this run; there are {', '.join(row)}.")
 
 
 def _progress_of(recording: Recording) -> dict[str, Any]:

@@ -35,14 +35,14 @@ class Effects:
     Attributes:
         tell: `(step, row)` to writers.
         evaluate: the means over the evaluation data, from a state.
-        save: `(step, state, row)` to a checkpoint.
+        save: `(step, state, row, due)` to a checkpoint; asked after an evaluation too, when none is due.
         until: a condition on what was evaluated.
         log_every: tell of each multiple of so many steps; None: of the last step of each chunk.
     """
 
     tell: Callable[[int, Mapping[str, Any]], None]
     evaluate: Callable[[State], dict[str, Any]] | None = None
-    save: Callable[[int, State, Mapping[str, Any]], None] | None = None
+    save: Callable[[int, State, Mapping[str, Any], bool], None] | None = None
     until: Until | None = None
     log_every: int | None = None
 
@@ -167,7 +167,7 @@ class Run:
             row = {name: float(x) for name, x in jax.device_get(effects.evaluate(self.carry.state)).items()}
             self.recording.evaluations.append((self.done, row))
             effects.tell(self.done, row)
-        if saves and effects.save is not None:
-            effects.save(self.done, self.carry.state, row)
+        if effects.save is not None and (saves or row):
+            effects.save(self.done, self.carry.state, {**self.last, **row}, saves)
         if row and effects.until is not None and ask(effects.until, {"step": self.done, **self.last, **row}):
             self.stop = Stop("until", self.done, f"`until` came true at the evaluation after step {self.done}.")

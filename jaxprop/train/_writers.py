@@ -136,19 +136,20 @@ class Console:
         self._pause = pause
         self._stream = stream
         self._view: Any = None
-        self._start = (0, time.monotonic())
-
-    def resume(self, step: int) -> None:
-        """Count speed from `step`."""
-        self._start = (step, time.monotonic())
+        self._start: tuple[int, float] | None = None
+        self._step = -1
+        self._row: dict[str, Any] = {}
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        """Show the row, or keep it back if one was shown just now."""
+        """Show the row, or keep it back if one was shown just now. Rows of one step are shown as one."""
         if self._view is None:
             self._view = _open_view(self._stream or sys.stderr, self.total, self._pause)
-        speed = float(row["steps_per_second"]) if "steps_per_second" in row else self._speed(step)
         shown = [name for name in row if name in self._names or name.startswith("eval_")]
-        self._view.show(step, _numbers({name: number_of(name, row[name]) for name in shown}), speed)
+        numbers = {name: number_of(name, row[name]) for name in shown}
+        self._row = {**self._row, **numbers} if step == self._step else numbers
+        self._step = step
+        speed = float(row["steps_per_second"]) if "steps_per_second" in row else self._speed(step)
+        self._view.show(step, _numbers(self._row), speed)
 
     def close(self) -> None:
         """Show the last row, and end the bar."""
@@ -157,6 +158,9 @@ class Console:
             self._view = None
 
     def _speed(self, step: int) -> float:
+        """Steps per second since the first row: before it the run was being compiled. 0 for that row."""
+        if self._start is None:
+            self._start = (step, time.monotonic())
         start, then = self._start
         return (step - start) / max(time.monotonic() - then, 1e-9)
 
@@ -183,7 +187,8 @@ class _Lines:
     def show(self, step: int, numbers: str, speed: float) -> None:
         of = f"/{self._total}" if self._total else ""
         left = f"  {_left(self._total, step, speed)} left" if self._total else ""
-        self._waiting = f"step {step}{of}  {numbers}  {speed:,.1f} steps/s{left}"
+        pace = f"  {speed:,.1f} steps/s{left}" if speed > 0 else ""
+        self._waiting = f"step {step}{of}  {numbers}{pace}"
         if time.monotonic() >= self._due:
             self._flush()
 
@@ -205,19 +210,20 @@ class _Bar:
             rich.progress.TextColumn("step {task.completed:,.0f}{task.fields[of]}"),
             rich.progress.BarColumn(),
             rich.progress.TextColumn("{task.fields[numbers]}"),
-            rich.progress.TextColumn("{task.fields[speed]:,.1f} steps/s"),
+            rich.progress.TextColumn("{task.fields[speed]}"),
             rich.progress.TextColumn("{task.fields[left]}"),
         )
         console = rich.console.Console(file=stream)
         self._total = total
         self._bar = rich.progress.Progress(*columns, console=console, refresh_per_second=4)
         of = f"/{total:,}" if total else ""
-        self._task = self._bar.add_task("", total=total, of=of, numbers="", speed=0.0, left="")
+        self._task = self._bar.add_task("", total=total, of=of, numbers="", speed="", left="")
         self._bar.start()
 
     def show(self, step: int, numbers: str, speed: float) -> None:
         left = f"{_left(self._total, step, speed)} left" if self._total else ""
-        self._bar.update(self._task, completed=step, numbers=numbers, speed=speed, left=left)
+        pace = f"{speed:,.1f} steps/s" if speed > 0 else ""
+        self._bar.update(self._task, completed=step, numbers=numbers, speed=pace, left=left if pace else "")
 
     def close(self) -> None:
         self._bar.stop()

@@ -1,0 +1,55 @@
+# %% [markdown]
+# # 2. Forward pass, local gradients, backward pass
+#
+# A model with one weight predicts `y_hat = w * x`. The loss is the squared error. At `x = 1`, `y = 2` and the first
+# weight `w = 1`, how must the weight change? Backpropagation answers in three acts.
+
+# %%
+import jax
+
+import jaxprop as jp
+
+
+def loss(w, x, y):
+    y_hat = w * x
+    s = y_hat - y
+    return s**2
+
+
+w, x, y = 1.0, 1.0, 2.0
+
+# %% [markdown]
+# ## By hand
+#
+# 1. **Forward.** `y_hat = 1`, `s = -1`, `loss = 1`.
+# 2. **Local gradients.** `dloss/ds = 2s = -2`, `ds/dy_hat = 1`, `dy_hat/dw = x = 1`. The input `x` and the target `y` are
+#    data: nobody asks for their gradient.
+# 3. **Backward.** From the end to the beginning, multiply: `dloss/dy_hat = -2 * 1 = -2`, `dloss/dw = -2 * 1 = -2`.
+#
+# ## By jaxprop
+
+# %%
+tape = jp.backprop(loss)(w, x, y)
+print(jp.explain(tape, to="w"))
+
+# %% [markdown]
+# The same as a picture: values forward, local gradients on the edges, cotangents backward.
+
+# %%
+jp.draw(tape)
+
+# %% [markdown]
+# The gradient is negative: a larger weight makes the loss smaller. One step of gradient descent:
+
+# %%
+w = w - 0.01 * float(tape.grads)
+print(w)
+assert abs(w - 1.02) < 1e-6
+assert float(tape.grads) == float(jax.grad(loss)(1.0, x, y)) == -2.0
+
+# %% [markdown]
+# Nothing piles up. In PyTorch a second backward pass adds to `w.grad`, and the loop must zero it. A function has no
+# memory: call it again and it gives the gradient at the new weight.
+
+# %%
+print(jp.backprop(loss)(w, x, y).grads)
