@@ -201,6 +201,24 @@ def _progress(name):
             json.dump(found, file, indent=1)
 
 
+def _train(options, found):
+    models = [name for name in train.SIZES if train.kind_of(name) in options.model]
+    _say("\nTraining, against the same loop written by hand (its row is the base; the others are ratios)\n")
+    found["train"] = []
+    for name in models:
+        found["train"] += train.measure(name, options.quick, options.seconds)
+        _progress(name)
+    _say(table(found["train"], train.COLUMNS))
+    _say("\nTraining beside PyTorch on this CPU\n")
+    if torch_hooks.available():
+        found["train_torch"] = train.beside_torch(
+            [m for m in models if "," not in m], options.quick, 3 if options.quick else 15
+        )
+        _say(table(found["train_torch"], train.BESIDE))
+    else:
+        _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
+
+
 def _options(argv):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))

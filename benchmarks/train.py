@@ -39,6 +39,7 @@ BESIDE = {
 
 SIZES = {
     "scalar": {"steps": 1000},
+    "scalar, long": {"steps": 100_000},
     "mlp": {"steps": 100, "batch": 256, "widths": (64, 256, 256, 10)},
     "transformer": {
         **{"steps": 2, "layers": 6, "batch": 8, "length": 128},
@@ -47,12 +48,18 @@ SIZES = {
 }
 QUICK = {
     "scalar": SIZES["scalar"],
+    "scalar, long": SIZES["scalar, long"],
     "mlp": {"steps": 20, "batch": 256, "widths": (64, 256, 256, 10)},
     "transformer": {
         **{"steps": 2, "layers": 2, "batch": 2, "length": 32},
         **{"width": 32, "heads": 2, "vocab": 64},
     },
 }
+
+
+def kind_of(name: str) -> str:
+    """The model of `benchmarks.models` that a row is about."""
+    return name.split(",")[0]
 
 
 # --- against loops by hand ---------------------------------------------------------------------------------
@@ -127,8 +134,8 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
     from .models import MODELS
 
     steps = sizes["steps"]
-    model = MODELS[name](**{key: size for key, size in sizes.items() if key != "steps"})
-    optimizer = optax.sgd(0.01) if name == "scalar" else optax.adam(1e-3)
+    model = MODELS[kind_of(name)](**{key: size for key, size in sizes.items() if key != "steps"})
+    optimizer = optax.sgd(0.01) if kind_of(name) == "scalar" else optax.adam(1e-3)
     params, *batch = model.args
     loss = model.loss
     batch = [jnp.asarray(x) for x in batch]
@@ -174,16 +181,23 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
         state = step.init(params)
         return Job(steps, state, lambda state: chunk(state, *batch), chunk.lower(state, *batch).compile())
 
-    def fitted(watch=None):
-        """The chunk of `fit`, as `fit` compiles it: with its check for what is not finite."""
+    def fitted(watch=None, check_finite=True):
+        """The chunk of `fit`, as `fit` compiles it."""
 
         def make():
             step = jp.make_step(loss, optimizer, watch=watch)
-            chunk, carry = _chunks_of_fit(step, params, batch, steps)
+            chunk, carry = _chunks_of_fit(step, params, batch, steps, check_finite)
             return Job(steps, carry, chunk)
 
         return make
 
+    if name == "scalar, long":
+        return {
+            "lax.scan by hand": hand_scan,
+            "make_step in lax.scan": made_scan,
+            "chunk of fit": fitted(),
+            "chunk of fit, check_finite=False": fitted(check_finite=False),
+        }
     if name == "scalar":
         return {
             "lax.scan by hand": hand_scan,
@@ -214,7 +228,7 @@ def _loop(step: Any, batch: Any, steps: int) -> Any:
     return advance
 
 
-def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int) -> tuple[Any, Any]:
+def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, check_finite: bool) -> tuple[Any, Any]:
     """What `fit` sends off for so many steps on one batch, and the carry it begins with."""
     import jax.numpy as jnp
 
@@ -224,14 +238,14 @@ def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int) -> tuple[Any,
 
     source = tuple(batch)
     feed = Resident(source, 1, None, None)
-    chunks = Chunks(step, feed, None, True, min(steps, CAPACITY))
+    chunks = Chunks(step, feed, None, check_finite, CAPACITY)
     plan = Plan(None, watch_every=step.watch.every if step.watch else 0)
 
     def advance(held):
         (carry, done), left, landed = held, steps, None
         while left:
             chunk = chunks.watched if plan.watches(done) else chunks.many
-            count = plan.steps(done, left)
+            count = plan.steps(done, min(left, CAPACITY))
             carry, landed = chunk(carry, source, 0, count)
             done, left = done + count, left - count
         return (carry, done), landed.rows
