@@ -5,16 +5,12 @@ import json
 import sys
 from collections.abc import Callable
 
-from . import check, devices, diagnose, engine, flow, page, per_example, torch_hooks, train
-from . import check, engine, per_example, torch_hooks
-from . import engine, page, per_example, show, torch_hooks
+from . import check, devices, diagnose, engine, flow, page, per_example, show, torch_hooks, train
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
 NO_TORCH = "NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]')."
-PARTS = ("engine", "growth", "torch", "per-example", "check")
-PARTS = ("engine", "growth", "torch", "per-example", "show", "page")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -103,6 +99,11 @@ def _check(options):
     return {"check": checks, "residuals": _table(_each(options, check.residuals), check.RESIDUALS)}
 
 
+def _show(options):
+    _say("\nExplained and drawn: chains of equations\n")
+    return _table(list(show.measure(options.quick)), show.COLUMNS)
+
+
 def _page(options):
     _say("\nThe page of a graph: one HTML file, opened in Chromium\n")
     chromium = page.available()
@@ -122,6 +123,7 @@ PARTS: dict[str, Callable] = {
     "diagnose": _diagnose,
     "flow": _flow,
     "check": _check,
+    "show": _show,
     "page": _page,
 }
 
@@ -147,76 +149,6 @@ def _say(text):
 def _progress(name):
     if sys.stderr.isatty():
         print(f"{name} done", file=sys.stderr, flush=True)
-    if "engine" in options.part:
-        _say("\nAgainst jitted jax.value_and_grad (its rows are the base; the others are ratios)\n")
-        found["engine"] = []
-        for name in options.model:
-            model = MODELS[name](quick=options.quick)
-            compiles = 1 if options.quick else options.compiles
-            for row in engine.measure(name, model, options.seconds, compiles):
-                found["engine"].append(row)
-            _progress(name)
-        _say(table(found["engine"], engine.COLUMNS))
-    if "growth" in options.part:
-        _say("\nChains of equations, eager: microseconds per equation\n")
-        sizes = (10, 100) if options.quick else (100, 1_000, 10_000)
-        found["growth"] = list(engine.growth(sizes))
-        _say(table(found["growth"], engine.GROWTH))
-    if "torch" in options.part:
-        _say("\nThe norm of every intermediate gradient, beside PyTorch on this CPU\n")
-        if torch_hooks.available():
-            models = [name for name in torch_hooks.SIZES if name in options.model]
-            rounds = 3 if options.quick else 15
-            found["torch"] = torch_hooks.measure(models, options.quick, rounds)
-            _say(table(found["torch"], torch_hooks.COLUMNS))
-        else:
-            _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
-    if "check" in options.part:
-        _say("\nEvery local gradient against differences; the second call finds its nodes compiled\n")
-        found["check"] = [check.measure(name, MODELS[name](quick=options.quick)) for name in options.model]
-        _say(table(found["check"], check.COLUMNS))
-        _say("\nWhat the backward pass keeps, beside the temporary memory of the compiled gradient\n")
-        models = {name: MODELS[name](quick=options.quick) for name in options.model}
-        found["residuals"] = [row for name in models for row in check.residuals(name, models[name])]
-        _say(table(found["residuals"], check.RESIDUALS))
-    if "per-example" in options.part:
-        _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
-        found["per-example"] = per_example.measure(options.model, options.quick, 3 if options.quick else 15)
-        _say(table(found["per-example"], per_example.COLUMNS))
-        if not per_example.available():
-            _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.")
-    if "show" in options.part:
-        _say("\nExplained and drawn: chains of equations\n")
-        found["show"] = list(show.measure(options.quick))
-        _say(table(found["show"], show.COLUMNS))
-    if "page" in options.part:
-        _say("\nThe page of a graph: one HTML file, opened in Chromium\n")
-        chromium = page.available()
-        if not chromium:
-            _say("NOT MEASURED in a browser: Chromium or playwright is not installed.\n")
-        found["page"] = list(page.measure(options.quick, chromium))
-        _say(table(found["page"], page.COLUMNS))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(found, file, indent=1)
-
-
-def _train(options, found):
-    models = [name for name in train.SIZES if train.kind_of(name) in options.model]
-    _say("\nTraining, against the same loop written by hand (its row is the base; the others are ratios)\n")
-    found["train"] = []
-    for name in models:
-        found["train"] += train.measure(name, options.quick, options.seconds)
-        _progress(name)
-    _say(table(found["train"], train.COLUMNS))
-    _say("\nTraining beside PyTorch on this CPU\n")
-    if torch_hooks.available():
-        found["train_torch"] = train.beside_torch(
-            [m for m in models if "," not in m], options.quick, 3 if options.quick else 15
-        )
-        _say(table(found["train_torch"], train.BESIDE))
-    else:
-        _say("NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]').")
 
 
 def _options(argv):

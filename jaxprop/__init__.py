@@ -45,7 +45,6 @@ from .train import PerExample as PerExample
 from .train import Watch as Watch
 from .train import fit as fit
 from .train import make_step as make_step
-from .train import PerExample as PerExample
 from .train import per_example as per_example
 
 __version__ = "0.1.0"
