@@ -137,7 +137,8 @@ def precision(
         check_points(args, argnums, fun, False, False, "precision")
         chosen = _chosen(args, argnums) if cast == "params" else range(len(args))
         take = functools.partial(_cast, args, kwargs, chosen, cast == "all")
-        with jax.enable_x64(high.itemsize > 4 or bool(jax.config.jax_enable_x64)):
+        doubles = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+        with jax.enable_x64(high.itemsize > 4 or doubles):
             wide = jax.jit(_api.backprop(fun, argnums, has_aux))(*take(high)[0], **take(high)[1])
             wide = jax.tree.map(np.asarray, wide)
         low_args, low_kwargs = take(low)
