@@ -4,14 +4,12 @@ import argparse
 import json
 import sys
 
-from . import devices, engine, per_example, torch_hooks
-from . import engine, torch_hooks, train
+from . import devices, engine, per_example, torch_hooks, train
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch", "per-example", "devices")
-PARTS = ("engine", "growth", "torch", "train")
+PARTS = ("engine", "growth", "torch", "train", "per-example", "devices")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Real digits, twice: a perceptron, then a small convolutional network, watched from inside the compiled step."""
+"""Real digits, twice: a perceptron, then a small convolutional network, watched while they learn."""
 
 import jax
 import jax.numpy as jnp
