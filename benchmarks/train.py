@@ -7,14 +7,12 @@ Everything of one model is timed in turns in one run. PyTorch has a process of i
 
 import argparse
 import functools
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
 
+from . import worker
 from .machine import cores
 from .timing import in_turns, ratios
 
@@ -36,6 +34,9 @@ BESIDE = {
     "per_second": "steps a second|,.0f",
     "run": "over its own step|.2f",
 }
+
+#: What the others of a framework are compared to.
+PLAIN = "a step in a loop"
 
 SIZES = {
     "scalar": {"steps": 1000},
@@ -98,11 +99,16 @@ class Job:
     def __init__(self, steps: int, start: Any, advance: Any, program: Any = None) -> None:
         self.steps, self._state, self._advance = steps, start, advance
         self.memory = self.flops = None
-        if program is not None:
-            cost, memory = program.cost_analysis(), program.memory_analysis()
-            self.flops = cost["flops"]
+        self._program = program
+
+    def analyse(self) -> None:
+        """Ask XLA what one program needs; it is compiled for that, so after what is timed."""
+        if self._program is not None:
+            program = self._program()
+            memory = program.memory_analysis()
             held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             self.memory = memory.temp_size_in_bytes + held
+            self.flops = program.cost_analysis()["flops"]
 
     def run(self) -> Any:
         self._state, out = self._advance(self._state)
@@ -120,6 +126,8 @@ def _first_calls(makers: dict[str, Any]) -> tuple[dict[str, float], dict[str, Jo
         jobs[what] = make()
         jax.block_until_ready(jobs[what].run())
         took[what] = time.perf_counter() - start
+    for job in jobs.values():
+        job.analyse()
     return took, jobs
 
 
@@ -155,11 +163,13 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
         def chunk(carry, *batch):
             return jax.lax.scan(lambda carry, _: by_hand(carry, *batch), carry, None, length=steps)
 
-        return Job(steps, fresh(), lambda state: chunk(state, *batch), chunk.lower(fresh(), *batch).compile())
+        return Job(
+            steps, fresh(), lambda state: chunk(state, *batch), lambda: chunk.lower(fresh(), *batch).compile()
+        )
 
     def hand_loop():
         step = jax.jit(by_hand, donate_argnums=0)
-        return Job(steps, fresh(), _loop(step, batch, steps), step.lower(fresh(), *batch).compile())
+        return Job(steps, fresh(), _loop(step, batch, steps), lambda: step.lower(fresh(), *batch).compile())
 
     def made_loop(watch=None, every=None):
         def make():
@@ -167,7 +177,8 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
             state = step.init(params)
             watched = watch is not None and watch.every == 1
             program = jax.jit(step.watched if watched else step.plain, donate_argnums=0)
-            return Job(steps, state, _loop(step, batch, steps), program.lower(state, *batch).compile())
+            compiled = lambda: program.lower(step.init(params), *batch).compile()  # noqa: E731
+            return Job(steps, state, _loop(step, batch, steps), compiled)
 
         return make
 
@@ -179,7 +190,12 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
             return jax.lax.scan(lambda state, _: step.pure(state, *batch), state, None, length=steps)
 
         state = step.init(params)
-        return Job(steps, state, lambda state: chunk(state, *batch), chunk.lower(state, *batch).compile())
+        return Job(
+            steps,
+            state,
+            lambda state: chunk(state, *batch),
+            lambda: chunk.lower(step.init(params), *batch).compile(),
+        )
 
     def fitted(watch=None, check_finite=True):
         """The chunk of `fit`, as `fit` compiles it."""
@@ -258,93 +274,11 @@ def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, check_finite:
 
 def beside_torch(models: list[str], quick: bool, rounds: int) -> list[dict[str, Any]]:
     """Rows of the second table: both frameworks, each in a process of its own, asked in turns."""
-    workers = {name: _Worker(name, quick) for name in ("torch", "jax")}
-    rows = []
-    try:
-        for model in models:
-            told = {name: worker.ask(load=model) for name, worker in workers.items()}
-            samples: dict[tuple[str, str], list[float]] = {}
-            for turn in range(rounds):
-                for name, worker in workers.items():
-                    for what, took in worker.ask(turn=turn)["us"].items():
-                        samples.setdefault((name, what), []).append(took)
-            plain = {name: next(row for (who, _), row in samples.items() if who == name) for name in workers}
-            for (name, what), took in samples.items():
-                middle = statistics.median(took)
-                rows.append(
-                    {
-                        "model": model,
-                        "framework": f"{name} {told[name]['version']}",
-                        "what": what,
-                        "step_us": middle,
-                        "per_second": 1e6 / middle,
-                        "run": statistics.median(t / p for t, p in zip(took, plain[name], strict=True)),
-                    }
-                )
-    finally:
-        for worker in workers.values():
-            worker.stop()
+    rows = worker.measure(__spec__.name, ("torch", "jax"), models, quick, rounds, base=PLAIN)
+    for row in rows:
+        row["step_us"] = 1e3 * row["run_ms"] / row["told"]
+        row["per_second"] = 1e6 / row["step_us"]
     return rows
-
-
-class _Worker:
-    """A process that answers one question at a time, so that only one framework is at work."""
-
-    def __init__(self, framework, quick):
-        command = [sys.executable, "-m", "benchmarks.train", "--worker", framework]
-        self._process = subprocess.Popen(
-            command + ["--quick"] * quick,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"OMP_WAIT_POLICY": "passive", **os.environ},  # threads that wait do not spin
-        )
-
-    def ask(self, **question):
-        time.sleep(0.25)  # the other's threads spin for a while before they sleep
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the worker ended (exit code {self._process.wait()}); see above")
-        return json.loads(answer)
-
-    def stop(self):
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-
-def _serve(framework, quick):
-    """Answer questions on standard input until it closes."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing but answers may go out
-    jobs = {}
-    for line in sys.stdin:
-        question = json.loads(line)
-        if "load" in question:
-            sizes = (QUICK if quick else SIZES)[question["load"]]
-            version, jobs = {"torch": _torch_jobs, "jax": _jax_jobs}[framework](question["load"], sizes)
-            for job, _ in jobs.values():  # twice: the first call compiles
-                job(), job()
-            answer = {"version": version}
-        else:
-            answer = {"us": _turn(jobs, question["turn"])}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-def _turn(jobs, turn):
-    """Microseconds a step of each job, from a run of at least 20 ms; who begins changes."""
-    took = {}
-    order = list(jobs.items())
-    begin = turn % len(order)
-    for what, (job, steps) in order[begin:] + order[:begin]:
-        job()  # wakes the threads
-        start, runs = time.perf_counter(), 0
-        while runs == 0 or time.perf_counter() - start < 0.02:
-            job()
-            runs += 1
-        took[what] = 1e6 * (time.perf_counter() - start) / runs / steps
-    return {what: took[what] for what in jobs}
 
 
 def _jax_jobs(name, sizes):
@@ -352,14 +286,17 @@ def _jax_jobs(name, sizes):
 
     kinds = _programs(name, sizes)
     wanted = {
-        "make_step": "make_step in a loop",
-        "fit": "chunk of fit",
-        "make_step, every node each step": "make_step, every node each step",
+        PLAIN: "make_step in a loop",
+        "the same by fit": "chunk of fit",
+        "norms of every node": "make_step, every node each step",
     }
     jobs = {what: kinds[kind]() for what, kind in wanted.items() if kind in kinds}
-    return jax.__version__, {
-        what: (lambda job=job: jax.block_until_ready(job.run()), job.steps) for what, job in jobs.items()
-    }
+
+    def run(job):
+        jax.block_until_ready(job.run())
+        return job.steps
+
+    return jax.__version__, {what: functools.partial(run, job) for what, job in jobs.items()}
 
 
 def _torch_jobs(name, sizes):
@@ -375,7 +312,7 @@ def _torch_jobs(name, sizes):
     torch.manual_seed(0)
     steps = sizes["steps"]
     if name == "scalar":
-        return torch.__version__.split("+")[0], {"eager": (_torch_lesson(steps), steps)}
+        return torch.__version__.split("+")[0], {PLAIN: _torch_lesson(steps)}
     model, args = torch_model(name, **{key: size for key, size in sizes.items() if key != "steps"})
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
@@ -385,6 +322,7 @@ def _torch_jobs(name, sizes):
                 optimizer.zero_grad()
                 forward(*args).backward()
                 optimizer.step()
+            return steps
 
         return job
 
@@ -399,12 +337,13 @@ def _torch_jobs(name, sizes):
         run(model)()
         for handle in handles:
             handle.remove()
+        return steps
 
-    jobs = {"eager": (run(model), steps), "eager, hooks for the norms at every part": (hooked, steps)}
+    jobs = {PLAIN: run(model), "hooks, norms at every part": hooked}
     try:
         compiled = torch.compile(model)
         compiled(*args).backward()
-        jobs["torch.compile"] = (run(compiled), steps)
+        jobs["torch.compile"] = run(compiled)
     except Exception as error:  # there may be no C++ compiler
         print(f"torch.compile is NOT MEASURED: {type(error).__name__}", file=sys.stderr)
     return torch.__version__.split("+")[0], jobs
@@ -424,6 +363,7 @@ def _torch_lesson(steps):
             with torch.no_grad():
                 w.sub_(0.01 * w.grad)
             w.grad.zero_()
+        return steps
 
     return job
 
@@ -433,4 +373,6 @@ if __name__ == "__main__":
     parser.add_argument("--worker", choices=["torch", "jax"], required=True)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    _serve(options.worker, options.quick)
+    sizes = QUICK if options.quick else SIZES
+    load = {"torch": _torch_jobs, "jax": _jax_jobs}[options.worker]
+    worker.serve(lambda name: load(name, sizes[name]))

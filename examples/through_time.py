@@ -29,7 +29,7 @@ rotation = jnp.linalg.qr(jax.random.normal(keys[1], (WIDTH, WIDTH)))[0]
 
 
 def train(scale):
-    """Train with a recurrence that shrinks by `scale` a step: the losses, and |d loss / d h| over time."""
+    """Train with a recurrence that shrinks by `scale` a step; returns losses and |d loss / d h| over time."""
     params = {
         "w": scale * rotation,
         "u": 0.3 * jax.random.normal(keys[2], (1, WIDTH)),
@@ -49,7 +49,8 @@ def train(scale):
     for row, step in enumerate(history.watched.steps):
         print(
             f"  step {step:3}  loss {history['loss'][step]:.4f}"
-            f"  |d loss / d h| at the last step {through[row, -1]:.1e}, at the first {through[row, 0]:.1e}"
+            f"  |d loss / d h| at the last step of the scan {through[row, -1]:.1e},"
+            f" at the first {through[row, 0]:.1e}"
         )
     return history["loss"], through
 
