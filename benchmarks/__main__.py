@@ -5,20 +5,12 @@ import json
 import sys
 from collections.abc import Callable
 
-<<<<<<< HEAD
 from . import check, devices, diagnose, engine, flow, page, per_example, show, torch_hooks, train
-=======
-from . import devices, engine, per_example, torch_hooks, train
->>>>>>> refs/heads/train
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-<<<<<<< HEAD
 NO_TORCH = "NOT MEASURED: PyTorch is not installed (pip install -e '.[bench]')."
-=======
-PARTS = ("engine", "growth", "torch", "train", "per-example", "devices")
->>>>>>> refs/heads/train
 
 
 def main(argv: list[str] | None = None) -> None:

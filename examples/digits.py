@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Real digits, twice: a perceptron, then a convolutional network, watched from inside the compiled step."""
-=======
 """Real digits, twice: a perceptron, then a small convolutional network, watched while they learn."""
->>>>>>> refs/heads/train
 
 import jax
 import jax.numpy as jnp

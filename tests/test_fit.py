@@ -631,3 +631,12 @@ def test_each_program_is_traced_once():
 
     fit(loss, batch_size=10, epochs=8, eval_every=7, watch=jp.Watch(nodes="h", every=9))
     assert len(traces) == 2
+
+
+def test_plain_numbers_are_one_case():
+    def loss(w, x, y):
+        return (w * x - y) ** 2
+
+    state, history = jp.fit(loss, 1.0, (1.0, 2.0), optimizer=optax.sgd(0.01), steps=100, progress=False)
+    np.testing.assert_allclose(state.params, 2 - 0.98**100, rtol=1e-5)
+    np.testing.assert_allclose(history["loss"][0], 1.0)

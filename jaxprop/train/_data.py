@@ -45,6 +45,10 @@ def open_feed(data: Any, state: State, reading: Reading, skip: int, places: Plac
         if reading.check:
             check_numbers(data, where)
 
+    if reading.batch_size is None and is_one_case(data):
+        data = jax.tree.map(jnp.asarray, data)
+        check(data)
+        return Resident(places.whole(data), 1, None, None)
     if is_arrays(data):
         size = check_arrays(data)
         batch = check_batch_size(reading.batch_size, size, reading.drop_last)
@@ -73,6 +77,14 @@ def is_arrays(data: Any) -> bool:
         return False
     leaves = jax.tree.leaves(data)
     return bool(leaves) and all(hasattr(x, "shape") and hasattr(x, "dtype") for x in leaves)
+
+
+def is_one_case(data: Any) -> bool:
+    """Whether data is a pytree of plain numbers: one case, as it stands."""
+    if isinstance(data, list | Iterator) or callable(data):
+        return False
+    leaves = jax.tree.leaves(data)
+    return bool(leaves) and all(isinstance(x, float | int | complex) or np.shape(x) == () for x in leaves)
 
 
 def _whole(x: Any) -> Any:

@@ -68,8 +68,9 @@ def fit(
             such parameters.
         params: a pytree of floating point arrays. They are copied.
         data: a pytree of arrays with the examples on the first axis, of which a tuple is several arguments of
-            the loss, such as (x, y); or batches: a list or another iterable, an iterator, or a function that
-            gives a fresh iterator for each epoch (it is told the epoch if it takes an argument).
+            the loss, such as (x, y); plain numbers are one case; or batches: a list or another iterable, an
+            iterator, or a function that gives a fresh iterator for each epoch (it is told the epoch if it takes
+            an argument).
         optimizer: any optax optimizer; `optax.sgd(0.01)` by default.
         steps, epochs, seconds: when to stop; the first that is reached counts.
         until: stop when this is true of a row, `lambda row: row["loss"] < 1e-6`. It is asked in every step,

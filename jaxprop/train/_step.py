@@ -17,6 +17,7 @@ from .._rules import Rules
 from .._tape import Tape
 from .._types import Array, PyTree
 from ._checks import check_float_leaves, check_optimizer, check_pair, check_same_types
+from ._per_example import per_example
 from ._watch import UNWATCHED, Norms, Watch, Watched, norms_of, without_results
 
 #: Names of a row that are not the user's.
@@ -209,8 +210,13 @@ class Step:
 
     def update_observed(self, state: State, found: Gradient, *batch: Any) -> tuple[State, Norms]:
         """The state after a gradient, and the norms of what changed it."""
+        watch = self._watch()
         new, updates = self._advance(state, found, batch)
-        return new, norms_of(self._watch(), state.params, found.grads, updates)
+        examples = None
+        if watch.examples:
+            singly = per_example(self.loss, has_aux=self._pair)
+            examples = singly(state.params, *batch, **self._extras(state))
+        return new, norms_of(watch, state.params, found.grads, updates, examples)
 
     def observed(self, tape: Tape | None, norms: Norms, state: State) -> Watched:
         """What was watched of a step that began with `state`."""

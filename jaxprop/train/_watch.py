@@ -14,8 +14,11 @@ from .._rules import Recorder
 from .._summary import summary
 from .._tape import Entry, Tape
 from .._types import Array, PyTree
+from ._per_example import PerExample
 
-#: Of each kind ("param", "grad", "update") the norms of the leaves, in the order of the params.
+#: What norms there are: of a leaf, of the gradients of single examples, and variances of these.
+_KINDS = ("param", "grad", "update", "example_rms", "example_max", "noise", "signal")
+#: Of each kind there is, one number for each leaf, in the order of the params.
 Norms: TypeAlias = dict[str, Array]
 
 
@@ -29,6 +32,9 @@ class Watch:
         record: what to write down of values and cotangents; bounded statistics by default.
         grads: the norm of each leaf of the gradient, and of the params.
         updates: the norm of each leaf of the update, and its ratio to that of the params.
+        examples: norms of the gradients of single examples, and the gradient noise scale, by
+            `jaxprop.per_example`: one more backward pass on the steps watched. The loss is then called on
+            batches of one, and every array of the batch has the examples on its first axis.
     """
 
     nodes: Selector = "*"
@@ -36,6 +42,7 @@ class Watch:
     record: Recorder = summary
     grads: bool = True
     updates: bool = True
+    examples: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
@@ -65,12 +72,18 @@ class Leaf(NamedTuple):
         grad: 2-norm of its gradient.
         update: 2-norm of the change the optimizer makes.
         ratio: update / param: by which fraction the step changes it.
+        example_rms: root of the mean squared 2-norm of single examples' gradients.
+        example_max: the greatest of these norms.
+        noise_scale: batch size at which noise equals signal, see `jaxprop.PerExample.noise_scale`.
     """
 
     param: Any
     grad: Any
     update: Any
     ratio: Any
+    example_rms: Any = np.nan
+    example_max: Any = np.nan
+    noise_scale: Any = np.nan
 
 
 @jax.tree_util.register_dataclass
@@ -120,15 +133,20 @@ class Watched(Mapping[str, Entry]):
     def leaves(self) -> Mapping[str, Leaf]:
         """Norms by leaf of the params: `watched.leaves["params['w1']"].ratio`."""
         self._check_on()
-        nothing = np.full(len(self.paths), np.nan)
-        norms = jax.device_get(self.norms)
-        param, grad, update = (norms.get(kind, nothing) for kind in ("param", "grad", "update"))
+        param, grad, update, rms, most, noise, signal = map(self._norm, _KINDS)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = update / param
-        return {
-            path: Leaf(*row)
-            for path, row in zip(self.paths, np.transpose([param, grad, update, ratio]), strict=True)
-        }
+            rows = np.transpose([param, grad, update, update / param, rms, most, noise / signal])
+        return {path: Leaf(*row) for path, row in zip(self.paths, rows, strict=True)}
+
+    @property
+    def noise_scale(self) -> float:
+        """The gradient noise scale of all params together, in examples; NaN without `examples=True`."""
+        self._check_on()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(self._norm("noise").sum() / self._norm("signal").sum())
+
+    def _norm(self, kind: str) -> np.ndarray[Any, Any]:
+        return np.asarray(self.norms[kind]) if kind in self.norms else np.full(len(self.paths), np.nan)
 
 
 #: What a step that was not watched says.
@@ -140,9 +158,11 @@ def without_results(tape: Tape) -> Tape:
     return replace(tape, value=None, aux=None, grads=None, seed=None)
 
 
-def norms_of(watch: Watch, params: PyTree, grads: PyTree, updates: PyTree) -> Norms:
+def norms_of(
+    watch: Watch, params: PyTree, grads: PyTree, updates: PyTree, examples: PerExample | None
+) -> Norms:
     """The norms a `Watch` asks for, leaf by leaf."""
-    norms = {}
+    norms = {} if examples is None else _norms_of_examples(examples)
     if watch.grads or watch.updates:
         norms["param"] = _norms(params)
     if watch.grads:
@@ -150,6 +170,20 @@ def norms_of(watch: Watch, params: PyTree, grads: PyTree, updates: PyTree) -> No
     if watch.updates:
         norms["update"] = _norms(updates)
     return norms
+
+
+def _norms_of_examples(examples: PerExample) -> Norms:
+    """Statistics of single examples' gradients, and noise and signal of each leaf, without bias."""
+    squares = jnp.stack(jax.tree.leaves(examples.norms)) ** 2
+    count, each = squares.shape[1], squares.mean(1)
+    mean = _norms(examples.grads).astype(squares.dtype) ** 2
+    noise = (each - mean) * (count / (count - 1) if count > 1 else np.nan)
+    return {
+        "example_rms": jnp.sqrt(each),
+        "example_max": jnp.sqrt(squares.max(1)),
+        "noise": noise,
+        "signal": mean - noise / count,
+    }
 
 
 def _norms(tree: PyTree) -> Array:
