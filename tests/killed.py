@@ -19,7 +19,7 @@ import orbax.checkpoint  # noqa: F401  # imported once, for all children
 
 import jaxprop as jp
 
-STEPS, EVERY = 300, 5
+STEPS, EVERY = 200, 5
 
 
 def loss(params, x, y, key):

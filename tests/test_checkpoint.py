@@ -652,6 +652,19 @@ def log_of(place):
     return [(int(row["step"]), row["loss"], row.get("eval_loss", "")) for row in rows]
 
 
+def wait_for_moment(kind, place, trained):
+    """0: do not wait. 1, 2: until this life has taken a step. 3: until it is writing a checkpoint."""
+    deadline = time.monotonic() + 20
+    while kind and lines(place / "training") == trained and time.monotonic() < deadline:
+        time.sleep(0.01)
+    while kind == 3 and not half_written(place) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def half_written(place):
+    return any("tmp" in p.name for p in (place / "saved").glob("*"))
+
+
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_the_same(tmp_path):
     """SIGKILL, twenty times: each life goes on from the newest checkpoint, and the end is bit for bit the same."""
@@ -671,10 +684,8 @@ def test_killed_at_twenty_random_moments_it_ends_the_same(tmp_path):
             trained = lines(place / "training")
             child = lives.begin(place)
             if kills < 20:
-                deadline = time.monotonic() + 20
-                while kills % 4 and lines(place / "training") == trained and time.monotonic() < deadline:
-                    time.sleep(0.01)  # three of four in the middle of training, the fourth at any moment
-                time.sleep(rng.uniform(0.0, 0.25))
+                wait_for_moment(kills % 4, place, trained)
+                time.sleep(0.0 if kills % 4 == 3 else rng.uniform(0.0, 0.25))
                 os.kill(child, signal.SIGKILL)
             status = lives.end()
             finished = status == 0
@@ -683,7 +694,7 @@ def test_killed_at_twenty_random_moments_it_ends_the_same(tmp_path):
             now = lines(place / "lives")
             if len(now) > len(before):  # this life came far enough to say where it goes on
                 assert int(now[-1]) == max(saved, default=0)
-            halves += any("tmp" in p.name for p in (place / "saved").glob("*"))
+            halves += half_written(place)
             reached = [step for step, *_ in log_of(place)] or [0]
             if not finished:
                 lost.append(reached[-1] - max(on_disk(place / "saved"), default=0))
