@@ -278,8 +278,8 @@ class Step:
     def _run(self, program: Callable[..., Any], state: State, batch: tuple[Any, ...]) -> tuple[State, Metrics]:
         try:
             return program(state, *batch)
-        except RuntimeError as error:
-            if "has been deleted" not in str(error):
+        except (RuntimeError, ValueError) as error:  # which of them depends on how JAX came to see it
+            if not any(map(_is_deleted, jax.tree.leaves((state, batch)))):
                 raise
             raise RuntimeError(
                 "the state (or the batch) holds arrays that were donated: a step uses up the state it is "
@@ -375,6 +375,10 @@ def own(x: Any) -> Array:
     """A copy of an array of JAX's own, whose type is not weak: it can be donated, and stays what it is."""
     dtype = jnp.result_type(x)
     return jnp.array(x, dtype=dtype, copy=True)
+
+
+def _is_deleted(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not _jaxpr.is_tracer(x) and x.is_deleted()
 
 
 def _model_state_mismatch(name: str, given: bool) -> str:
