@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 
-from . import engine, page, torch_hooks
+from . import engine, page, show, torch_hooks
 from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch", "page")
+PARTS = ("engine", "growth", "torch", "page", "show")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,6 +47,10 @@ def main(argv: list[str] | None = None) -> None:
             _say("NOT MEASURED in a browser: Chromium or playwright is not installed.\n")
         found["page"] = list(page.measure(options.quick, chromium))
         _say(table(found["page"], page.COLUMNS))
+    if "show" in options.part:
+        _say("\nPictures of chains of scalar operations, beside torchviz\n")
+        found["show"] = list(show.measure(options.quick))
+        _say(table(found["show"], show.COLUMNS))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)
