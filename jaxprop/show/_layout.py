@@ -112,9 +112,9 @@ def _check_size(cards: Sequence[str], wires: Sequence[Wire]) -> None:
     places = len(cards) + sum(max(0, level[wire.target] - level[wire.source]) for wire in wires)
     if places > MOST_PLACES:
         raise RuntimeError(
-            f"a picture of {len(cards):,} cards with lines this long would take minutes to lay out. Draw "
-            "fewer: `collapse=` closes frames, `to=` keeps what leads from one value; the HTML page opens frames one "
-            "by one."
+            f"a picture of {len(cards):,} cards with lines this long would take minutes to lay out. "
+            "Draw fewer: `collapse=` closes frames, `to=` keeps what leads from one value; the HTML page opens "
+            "frames one by one."
         )
 
 
