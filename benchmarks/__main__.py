@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from . import check, devices, diagnose, engine, flow, page, per_example, show, torch_hooks, train
+from . import check, devices, diagnose, engine, explain, flow, page, per_example, show, torch_hooks, train
 from .machine import machine
 from .models import MODELS
 from .timing import table
@@ -100,8 +100,10 @@ def _check(options):
 
 
 def _show(options):
-    _say("\nExplained and drawn: chains of equations\n")
-    return _table(list(show.measure(options.quick)), show.COLUMNS)
+    _say("\nExplained: chains of equations\n")
+    explained = _table(list(explain.measure(options.quick)), explain.COLUMNS)
+    _say("\nDrawn: chains of equations, beside torchviz with `dot`\n")
+    return {"explained": explained, "drawn": _table(list(show.measure(options.quick)), show.COLUMNS)}
 
 
 def _page(options):

@@ -1,8 +1,13 @@
-"""What it takes to explain a tape and to draw it, by its number of nodes; formulas of all its nodes beside.
+"""Pictures: time and file size for chains of 10 to 10,000 nodes, beside torchviz with `dot` on an equal graph.
 
-Chains of equations stand for a program without scopes; what is printed is folded as it would be for a reader.
+python -m benchmarks --part show [--quick]
 """
 
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,57 +15,103 @@ from typing import Any
 import jax.numpy as jnp
 
 import jaxprop as jp
-from jaxprop.show import formulas_of
+from jaxprop.show._build import scene_of
 
 COLUMNS = {
     "nodes": "nodes|d",
-    "explain_first": "explain, first ms|.1f",
-    "explain": "explain ms|.1f",
-    "lines": "lines|d",
-    "formulas": "formulas of all nodes ms|.1f",
-    "svg": "draw SVG ms|.1f",
-    "svg_kb": "SVG kB|.1f",
-    "html": "page ms|.1f",
-    "html_kb": "page kB|.1f",
+    "what": "what",
+    "seconds": "seconds|.3f",
+    "kb": "file kB|.0f",
+    "shown": "cards|d",
+    "note": "note",
 }
+SIZES, QUICK = (10, 100, 1_000, 10_000), (10, 100)
+#: With all boxes open a picture of more nodes than this is nothing anyone looks at.
+OPEN = 100
+#: Seconds one run of torchviz may take.
+PATIENCE = 120
+
+
+def chain(w: Any, x: Any, nodes: int) -> Any:
+    """`nodes` scalar operations in a row; every second one reads the parameter."""
+    for i in range(nodes):
+        x = x * w if i % 2 else jnp.sin(x)
+    return x
 
 
 def measure(quick: bool) -> Iterator[dict[str, Any]]:
-    """One row for each size: the median of three, but for the first explanation."""
-    for nodes in (10, 100) if quick else (10, 100, 1_000, 10_000):
-        tape = jp.backprop(_chain(nodes))(0.5)
-        first, _ = _timed(lambda tape=tape: str(jp.explain(tape)), 1)
-        again, text = _timed(lambda tape=tape: str(jp.explain(tape)))
-        formulas, _ = _timed(lambda tape=tape: [formulas_of(node) for node in tape.graph.nodes])
-        svg, picture = _timed(lambda tape=tape: jp.draw(tape).svg(), 1)
-        html, page = _timed(lambda tape=tape: jp.draw(tape).html(), 1)
-        yield {
-            "nodes": len(tape.graph),
-            "explain_first": first,
-            "explain": again,
-            "lines": text.count("\n") + 1,
-            "formulas": formulas,
-            "svg": svg,
-            "svg_kb": len(picture.encode()) / 1e3,
-            "html": html,
-            "html_kb": len(page.encode()) / 1e3,
-        }
+    """Rows of the table: ours in every format, then torchviz's."""
+    jp.draw(jp.backprop(chain)(0.9, 0.5, 2)).svg()  # the engine starts once in a process
+    for nodes in QUICK if quick else SIZES:
+        tape = jp.backprop(lambda w, x, n=nodes: chain(w, x, n))(0.9, 0.5)
+        scene, took = _timed(lambda tape=tape: scene_of(tape))
+        yield {"nodes": nodes, "what": "scene (data of all pictures)", "seconds": took, "kb": _kb(scene.json())}
+        drawing = jp.draw(tape)
+        for what, make in (("SVG", drawing.svg), ("HTML page", drawing.html), ("DOT", drawing.dot)):
+            text, took = _timed(make)
+            yield {"nodes": nodes, "what": what, "seconds": took, "kb": _kb(text), "shown": _cards(drawing)}
+        if nodes <= OPEN:
+            wide = jp.draw(tape, collapse=False)
+            text, took = _timed(wide.svg)
+            yield {
+                "nodes": nodes,
+                "what": "SVG, all open",
+                "seconds": took,
+                "kb": _kb(text),
+                "shown": _cards(wide),
+            }
+        yield {"nodes": nodes, "what": "torchviz + dot, SVG", **_torchviz(nodes)}
 
 
-def _chain(nodes: int) -> Callable[[Any], Any]:
-    def loss(x: Any) -> Any:
-        for _ in range(nodes // 2):
-            x = jnp.sin(x) * 1.01
-        return x
-
-    return loss
+def _timed(make: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return make(), time.perf_counter() - start
 
 
-def _timed(call: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
-    """Milliseconds, and what was made."""
-    times, made = [], None
-    for _ in range(rounds):
-        start = time.perf_counter()
-        made = call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return sorted(times)[len(times) // 2], made
+def _kb(text: str) -> float:
+    return len(text.encode()) / 1024
+
+
+def _cards(drawing: Any) -> int:
+    return len(drawing.view.nodes) + len(drawing.view.closed)
+
+
+# --- torchviz, in a process of its own ---------------------------------------------------------------
+
+
+def _torchviz(nodes: int) -> dict[str, Any]:
+    missing = [name for name in ("torch", "torchviz") if importlib.util.find_spec(name) is None]
+    if shutil.which("dot") is None:
+        missing.append("dot")
+    if missing:
+        return {"note": f"NOT MEASURED: no {', '.join(missing)}"}
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-m", "benchmarks.show", str(nodes)],
+            capture_output=True, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"note": f"not done after {PATIENCE} s"}
+    if ran.returncode:
+        return {"note": ran.stderr.strip().splitlines()[-1][:60]}
+    return json.loads(ran.stdout)
+
+
+def _draw_with_torchviz(nodes: int) -> dict[str, Any]:
+    import torch
+    import torchviz
+
+    w, x = torch.tensor(0.9, requires_grad=True), torch.tensor(0.5)
+    for i in range(nodes):
+        x = x * w if i % 2 else torch.sin(x)
+    x = x + 0 * w
+
+    def draw() -> bytes:
+        return torchviz.make_dot(x, params={"w": w}).pipe(format="svg")
+
+    svg, took = _timed(draw)
+    return {"seconds": took, "kb": len(svg) / 1024, "shown": svg.count(b'class="node"')}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_draw_with_torchviz(int(sys.argv[1]))))

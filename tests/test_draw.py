@@ -151,6 +151,18 @@ def test_large_graphs_are_drawn_collapsed():
     assert "nodes are inside" in drawing.view.notes[0] and "nodes are inside" in drawing.svg()
 
 
+def test_a_picture_too_large_is_refused():
+    def chain(x, w):
+        for _ in range(300):
+            x = jnp.sin(x) * w
+        return x
+
+    with pytest.raises(
+        RuntimeError, match="a picture of 602 cards .* would take minutes to lay out. Draw fewer"
+    ):
+        jp.draw(jp.trace(chain, argnums=(0, 1))(1.0, 1.0), collapse=False).svg()
+
+
 def test_open_loops_are_wired_through(tapes):
     view = jp.draw(tapes["recurrent"]).view
     names = {str(node.id): node.name for node in view.nodes}

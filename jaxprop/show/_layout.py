@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
+#: Places of cards and of lines on the levels they cross, in one picture: more take minutes.
+MOST_PLACES = 20_000
 INSTALL = "pip install 'jaxprop-toolkit[show]'"
 
 
@@ -87,6 +89,7 @@ def lay_out(
         "frames": [{"id": f"n{i}", "p": _parent(parents, i)} for i in frames],
         "edges": [{"s": f"n{s}", "t": f"n{t}", "w": w, "h": h} for s, t, (w, h) in wires],
     }  # fmt: skip
+    _check_size(list(cards), wires)
     answer = json.loads(_engine().call("layOut", json.dumps(problem)))
     places = {name[1:]: Rect(*rect) for name, rect in answer["nodes"].items()}
     return Layout(
@@ -95,6 +98,24 @@ def lay_out(
         frames={i: places[i] for i in frames},
         routes=tuple(Route(tuple(map(tuple, e["points"])), tuple(e["label"])) for e in answer["edges"]),
     )
+
+
+def _check_size(cards: Sequence[str], wires: Sequence[Wire]) -> None:
+    """Refuse what would take minutes: dagre gives a connection a place on each level it crosses."""
+    after: dict[str, list[str]] = {}
+    for wire in wires:
+        after.setdefault(wire.source, []).append(wire.target)
+    level = dict.fromkeys(cards, 0)
+    for card in cards:  # in program order, so makers come first
+        for reader in after.get(card, []):
+            level[reader] = max(level[reader], level[card] + 1)
+    places = len(cards) + sum(max(0, level[wire.target] - level[wire.source]) for wire in wires)
+    if places > MOST_PLACES:
+        raise RuntimeError(
+            f"a picture of {len(cards):,} cards with lines this long would take minutes to lay out. "
+            "Draw fewer: `collapse=` closes frames, `to=` keeps what leads from one value; the HTML page opens "
+            "frames one by one."
+        )
 
 
 def _parent(parents: dict[str, str], item: str) -> str | None:

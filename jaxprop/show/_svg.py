@@ -36,7 +36,7 @@ class Label(NamedTuple):
 def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
     """Draw a view."""
     cards = cards_of(view)
-    labels = [_label(line, view) for line in view.lines]
+    labels = [_label(line, view, direction) for line in view.lines]
     layout = lay_out(
         cards={i: card.size for i, card in cards.items()},
         frames=[box.id for box in view.open],
@@ -142,13 +142,14 @@ def _heading(box: Box, at: Rect) -> str:
 # --- connections -----------------------------------------------------------------------------------
 
 
-def _label(line: Line, view: View) -> Label:
+def _label(line: Line, view: View, direction: str) -> Label:
     if len(view.lines) > LABELLED or len(line.edges) != 1:
         return Label("", "")
     edge = line.edges[0]
     if edge.local is None or not line.active:
         return Label("", "")
-    return Label(_local_text(edge.local), f"↑ {minus(edge.share.text)}" if edge.share else "")
+    back = "↑" if direction == "down" else "←"
+    return Label(_local_text(edge.local), f"{back} {minus(edge.share.text)}" if edge.share else "")
 
 
 def _local_text(local: LocalText) -> str:
