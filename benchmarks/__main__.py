@@ -4,8 +4,7 @@ import argparse
 import json
 import sys
 
-from . import devices, engine, per_example, torch_hooks
-from . import engine, torch_hooks, train
+from . import devices, engine, per_example, torch_hooks, train
 from .machine import machine
 from .models import MODELS
 from .timing import table
