@@ -9,8 +9,7 @@ from .machine import machine
 from .models import MODELS
 from .timing import table
 
-PARTS = ("engine", "growth", "torch", "per-example", "devices")
-PARTS = ("engine", "growth", "torch", "train")
+PARTS = ("engine", "growth", "torch", "per-example", "train", "devices")
 
 
 def main(argv: list[str] | None = None) -> None:
