@@ -335,7 +335,11 @@ def _manager_of(settings: Checkpoint, policy: "_Keep", resume: bool) -> Any:
             stacklevel=4,
         )
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, cleanup_tmp_directories=bool(halves), save_root_metadata=False
+        preservation_policy=policy,
+        cleanup_tmp_directories=bool(halves),
+        save_root_metadata=False,
+        # Made in the background, a directory that cannot be made keeps the process from ending for minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     with _naming(f"The checkpoints in {place} cannot be read", "They were left as they are."):
         return ocp.CheckpointManager(place, options=options)
