@@ -29,7 +29,7 @@ def trace(fun: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callab
     Raises:
         TypeError: the function branches in Python on a traced value.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxprop as jp
         >>> def loss(w, x, y):
         ...     y_hat = w * x
@@ -88,7 +88,7 @@ def backprop(
             number of cotangents.
         ValueError: a selector matches nothing; a cotangent reaches a `while`; a rule returns a wrong shape.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> def loss(w, x, y):
         ...     y_hat = w * x
@@ -125,7 +125,7 @@ def value_and_grad(
     Without rules the function is handed to JAX as it is.
 
     Args:
-        fun, argnums, has_aux, holomorphic, allow_int: as in `jax.value_and_grad`.
+        fun: as in `jax.value_and_grad`, and so `argnums`, `has_aux`, `holomorphic`, `allow_int`.
         rules: as in `backprop`.
 
     Returns:
@@ -134,7 +134,7 @@ def value_and_grad(
     Raises:
         TypeError, ValueError: as `backprop`.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> value, grad = jp.value_and_grad(lambda w: w**2)(3.0)
         >>> float(value), float(grad)
@@ -165,7 +165,7 @@ def grad(
 ) -> Callable[..., Any]:
     """Return a function for the gradient: `jax.grad`, with `rules`.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> float(jp.grad(lambda w: w**2)(3.0))
         6.0
@@ -201,7 +201,7 @@ def derivative(fun: Callable[..., Any], of: str, wrt: str, *, rules: Rules = ())
         KeyError: there is no such name.
         ValueError: `of` does not depend on `wrt`, stands inside a body, or carries no derivative.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> def loss(w, x, y):
         ...     y_hat = w * x

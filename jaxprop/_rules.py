@@ -54,7 +54,7 @@ class Recorder:
     ) -> "Recorder":
         """Record a function of every value and of every cotangent.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp, jaxprop as jp
             >>> largest = jp.Recorder.each(cotangent=lambda ct: jnp.max(jnp.abs(ct)))
             >>> tape = jp.backprop(lambda w: jnp.sum(3.0 * w), record=largest)(jnp.ones(2))

@@ -155,6 +155,7 @@ class _Tree:
             if isinstance(node, ast.expr | ast.AugAssign):
                 where = (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset)
                 self.expressions.setdefault(where, node)
+        self._root, self._file = root, file
         self._codes = set(_signatures(compile(text, file, "exec", dont_inherit=True)))
         self._held: dict[Frame, bool] = {}
         self._flows: dict[ast.AST, _Flow] = {}
@@ -163,8 +164,19 @@ class _Tree:
         """Whether the file, as it stands now, is what the code of a frame was compiled from."""
         whole = _whole(frame)
         if whole not in self._held:
-            self._held[whole] = _signature(frame.code) in self._codes
+            signature = _signature(frame.code)
+            self._held[whole] = signature in self._codes or signature in self._codes_alone
         return self._held[whole]
+
+    @functools.cached_property
+    def _codes_alone(self) -> set[tuple[object, ...]]:
+        """The code each statement compiles to by itself, as notebooks do it.
+
+        It is not the same: how `jnp.sin(x)` is compiled depends on whether `jnp` is imported beside it.
+        """
+        units = (ast.Module([statement], []) for statement in self._root.body)
+        codes = (compile(unit, self._file, "exec", dont_inherit=True) for unit in units)
+        return {signature for code in codes for signature in _signatures(code)}
 
     def segment(self, position: _Position) -> str:
         """The text at a position, on one line."""

@@ -40,7 +40,7 @@ class Summary(NamedTuple):
 def summarize(x: Any) -> Summary:
     """Compute the `Summary` of an array.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
         >>> s = jp.summarize(jnp.array([3.0, 0.0, -4.0]))
         >>> float(s.norm), float(s.max), round(float(s.zeros), 3), int(s.nonfinite)

@@ -355,7 +355,7 @@ class Tape:
             ValueError: `of` is not made from `wrt`; they stand in different bodies; or values between them were
                 not recorded.
 
-        Example:
+        Examples:
             >>> import jaxprop as jp
             >>> def loss(w, x, y):
             ...     y_hat = w * x

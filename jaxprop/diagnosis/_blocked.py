@@ -45,7 +45,7 @@ def blocked(
     Raises:
         TypeError: as `backprop`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxprop as jp
         >>> def loss(w, x):
         ...     return jnp.sum(jnp.round(w * x))

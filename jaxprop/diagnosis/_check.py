@@ -51,7 +51,7 @@ def check(
     are the same, kept for later calls. Memory: every value a node reads, as in a full tape.
 
     Args:
-        fun, argnums, has_aux: as in `backprop`.
+        fun: as in `backprop`, and so `argnums` and `has_aux`.
         nodes: which nodes; by default all a cotangent can reach.
         rules: as in `backprop`: what is checked is the rule in force.
         expected: nodes whose rule is no derivative by design (straight-through, reversal): no finding.
@@ -70,7 +70,7 @@ def check(
     Raises:
         TypeError, ValueError: as `backprop`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxprop as jp
         >>> @jax.custom_vjp
         ... def square(x):
@@ -100,7 +100,7 @@ def assert_gradients(
     """Assert that every rule of a function is a derivative: `check`, for a test suite.
 
     Args:
-        fun, argnums, has_aux: as in `backprop`.
+        fun: as in `backprop`, and so `argnums` and `has_aux`.
         settings: as in `check`.
 
     Returns:
@@ -109,7 +109,7 @@ def assert_gradients(
     Raises:
         AssertionError: with the report.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxprop as jp
         >>> jp.assert_gradients(lambda w: jnp.sum(jax.nn.gelu(w)))(jnp.linspace(-2.0, 2.0, 5))
     """

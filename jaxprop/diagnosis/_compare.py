@@ -153,7 +153,8 @@ def compare(a: Tape, b: Tape, *, tolerance: float | None = None) -> Comparison:
     `jit`, `jax.checkpoint`, or a loop written out. The second tape is the reference.
 
     Args:
-        a, b: tapes with values and cotangents (`record=None`).
+        a: a tape with values and cotangents (`record=None`).
+        b: another, the reference.
         tolerance: the relative difference that counts as parting; by default what rounding of the less precise
             dtype of the two explains.
 
@@ -164,7 +165,7 @@ def compare(a: Tape, b: Tape, *, tolerance: float | None = None) -> Comparison:
         TypeError: a tape was recorded with another recorder.
         ValueError: the tapes have no value in common.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
         >>> def loss(w, slope):
         ...     h = w * 2.0

@@ -56,7 +56,7 @@ def diagnose(
         TypeError: called inside a traced function, or a differentiated leaf is no float.
         ValueError: an argument was donated and is gone.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
         >>> def loss(x):
         ...     root = jnp.where(x > 0, jnp.sqrt(x), 0.0)

@@ -100,7 +100,7 @@ def flow(
     Raises:
         TypeError: as `backprop`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxprop as jp
         >>> def loss(w, xs):
         ...     h, _ = jax.lax.scan(lambda h, x: (w @ h + x, None), jnp.zeros(2), xs)

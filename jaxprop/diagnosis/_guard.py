@@ -38,7 +38,7 @@ def explain_bad_step(
     Returns:
         The report of `diagnose`, with a note that says where the arguments are.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
         >>> from jaxprop.diagnosis import explain_bad_step
         >>> def loss(params, batch):
@@ -91,7 +91,7 @@ def load_reproduction(path: str | Path, like: PyTree = None) -> tuple[tuple[Any,
     Raises:
         ValueError: the file is none of `save_reproduction`, or `like` has another structure.
 
-    Example:
+    Examples:
         >>> import tempfile, pathlib, jax.numpy as jnp
         >>> from jaxprop.diagnosis import load_reproduction, save_reproduction
         >>> file = pathlib.Path(tempfile.mkdtemp()) / "bad_step"

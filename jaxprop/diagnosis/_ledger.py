@@ -62,7 +62,7 @@ class Ledger(Report):
     Attributes:
         residuals: all of them, what costs first.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxprop as jp
         >>> def loss(w, x):
         ...     h = jnp.sin(x @ w)

@@ -99,7 +99,7 @@ def precision(
     which cotangents underflow to zero, what overflows; and for which scales of the loss neither happens.
 
     Args:
-        fun, argnums, has_aux: as in `backprop`.
+        fun: as in `backprop`, and so `argnums` and `has_aux`.
         dtype: the lower precision, such as `jnp.bfloat16` or `jnp.float16`.
         reference: the higher one, `jnp.float32` or `jnp.float64`.
         cast: which leaves are converted: `all`, or `params`, those of the differentiated arguments.
@@ -113,7 +113,7 @@ def precision(
         TypeError, ValueError: as `backprop`; a dtype is no floating point one, or the reference is not the
             higher.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
         >>> def loss(w):
         ...     h = 1e-3 * w

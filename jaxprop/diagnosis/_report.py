@@ -120,7 +120,7 @@ class Report:
         figures: what was measured on the way, by name.
         notes: sentences on what was done, and on what was left out.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> from jaxprop.diagnosis import Finding, Report
         >>> report = Report.of("diagnose loss", [Finding("origin", "error", "NaN is born at `y`.", node="y")])

@@ -29,7 +29,7 @@ def residuals(
     argument or a constant is shown apart: it costs nothing more. Nothing is run.
 
     Args:
-        fun, argnums, has_aux: as in `backprop`.
+        fun: as in `backprop`, and so `argnums` and `has_aux`.
         compiled: whether to compile the gradient too, and say how much temporary memory XLA gives it. That is
             of the same size, not the same number: XLA fuses, recomputes cheap operations, and needs memory for
             the operations themselves.
@@ -41,7 +41,7 @@ def residuals(
     Raises:
         TypeError, ValueError: as `backprop`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, jaxprop as jp
         >>> def loss(w, x):
         ...     return jnp.sum(jnp.tanh(x @ w))
@@ -78,7 +78,7 @@ def assert_residuals(
     """Assert that the backward pass keeps no more than so many bytes: `residuals`, for a test suite.
 
     Args:
-        fun, argnums, has_aux: as in `backprop`.
+        fun: as in `backprop`, and so `argnums` and `has_aux`.
         max_bytes: the most that may be made on the way out and kept; arguments and constants do not count.
 
     Returns:
@@ -87,7 +87,7 @@ def assert_residuals(
     Raises:
         AssertionError: it keeps more; the message names the largest.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
         >>> jp.assert_residuals(lambda w: jnp.sum(jnp.sin(w)), max_bytes=40)(jnp.ones(10))
     """

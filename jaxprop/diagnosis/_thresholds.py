@@ -16,7 +16,7 @@ class Thresholds:
         cancellation: least `|sum of shares| / sum of |shares|` at a value read more than once; a pure number.
             Below 1e-4, four of the seven digits of float32 are gone.
 
-    Example:
+    Examples:
         >>> from jaxprop.diagnosis import Thresholds
         >>> Thresholds(vanishing=1e-8).vanishing
         1e-08

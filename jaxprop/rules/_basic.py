@@ -28,7 +28,7 @@ def scale(factor: float) -> Rule:
     Args:
         factor: a plain number, without unit.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> float(jp.grad(lambda w: w**2, rules=[("integer_pow", jp.rules.scale(10.0))])(3.0))
         60.0
@@ -41,7 +41,7 @@ def reverse(factor: float = 1.0) -> Rule:
 
     What comes before the node climbs where what comes after it descends.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> float(jp.grad(lambda w: w**2, rules=[("integer_pow", jp.rules.reverse())])(3.0))
         -6.0
@@ -54,7 +54,7 @@ def reverse(factor: float = 1.0) -> Rule:
 def stop() -> Rule:
     """Let no cotangent through: `in_ct = 0`.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> float(jp.grad(lambda w: w**2 + w, rules=[("integer_pow", jp.rules.stop())])(3.0))
         1.0
@@ -79,7 +79,7 @@ def clip(max_norm: float | None = None, max_value: float | None = None) -> Rule:
     Raises:
         ValueError: neither bound is given, or one is negative.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> float(jp.grad(lambda w: 100.0 * w**2, rules=[("integer_pow", jp.rules.clip(max_norm=1.0))])(3.0))
         6.0
@@ -113,7 +113,7 @@ def straight_through() -> Rule:
     Raises:
         ValueError: no operand has the shape of the output.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
         >>> float(jp.grad(lambda w: 3.0 * jnp.round(w), rules=[("round", jp.rules.straight_through())])(0.4))
         3.0

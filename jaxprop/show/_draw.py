@@ -142,7 +142,7 @@ def draw(
         ValueError: there is no such theme or direction, or the tape went through `vmap`.
         KeyError: there is no value named `to`, no frame that `collapse` names.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> def loss(w, x, y):
         ...     y_hat = w * x

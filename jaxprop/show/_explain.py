@@ -78,7 +78,7 @@ def explain(
         KeyError: there is no value named `to`, or one that `path` names.
         ValueError: no cotangent reaches `to`; `path` is no path; there is no such format.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> def loss(w, x, y):
         ...     y_hat = w * x

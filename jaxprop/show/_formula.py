@@ -72,7 +72,7 @@ def formula(local: LocalGradient | Local) -> Formula | tuple[Formula | None, ...
     Raises:
         TypeError: it is something else.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> def loss(w, x, y):
         ...     y_hat = w * x

@@ -45,7 +45,7 @@ def page_html(scene: Scene, open: Iterable[str] | None = None) -> str:
         open: ids of the boxes that are open at first (a box is seen where those around it are open too); by
             default all of a small graph, of a large one only what lies alone on the sheet.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> from jaxprop.show._build import scene_of
         >>> def loss(w, x, y):

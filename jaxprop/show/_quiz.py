@@ -137,7 +137,7 @@ def quiz(tape: Tape, count: int | None = 10, seed: int | None = None, kinds: Seq
     Raises:
         ValueError: there is nothing to ask: no operation on numbers outside of loops; an unknown kind.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> def loss(w, x, y):
         ...     y_hat = w * x

@@ -47,7 +47,7 @@ class Checkpoint:
     Raises:
         ValueError: `every` or `keep` is below one, or `mode` is neither "min" nor "max".
 
-    Example:
+    Examples:
         >>> Checkpoint("runs/digits", every=500, keep=2, best="eval_loss")
         Checkpoint(directory='runs/digits', every=500, keep=2, best='eval_loss', mode='min')
     """
@@ -86,7 +86,7 @@ def open_store(settings: Checkpoint, *, resume: bool = False) -> "Store":
         CheckpointError: `resume` is false and there are checkpoints; the place is a file; what lies there was
             not written by this library.
 
-    Example:
+    Examples:
         >>> import tempfile, jax.numpy as jnp
         >>> state = {"w": jnp.ones(3)}
         >>> with open_store(Checkpoint(tempfile.mkdtemp())) as store:

@@ -72,7 +72,7 @@ def fit(
             iterator, or a function that gives a fresh iterator for each epoch (it is told the epoch if it takes
             an argument).
         optimizer: any optax optimizer; `optax.sgd(0.01)` by default.
-        steps, epochs, seconds: when to stop; the first that is reached counts.
+        steps: when to stop, and so `epochs` and `seconds`; the first that is reached counts.
         until: stop when this is true of a row, `lambda row: row["loss"] < 1e-6`. It is asked in every step,
             inside the compiled program; if it reads `eval_...`, after every evaluation. The step it is true of
             is the last.
@@ -80,7 +80,7 @@ def fit(
         key: a random key or a seed, for shuffling and for a loss that takes `key`.
         shuffle: read arrays in another order each epoch. A pure function of key and epoch.
         drop_last: leave out what does not fill a batch; without it that is an error.
-        model_state, has_aux, rules, watch: as in `make_step`. Scalars of aux are columns of the history.
+        model_state: as in `make_step`, and so `has_aux`, `rules` and `watch`. Scalars of aux are columns of the history.
         eval_data: data to evaluate on, as `data`. A last short batch counts by its examples.
         eval_fn: `(params, *batch)` -> a number or a dict of numbers, means over the examples of the batch; by
             default the loss. A parameter `model_state` gets the model's state.
@@ -116,7 +116,7 @@ def fit(
         RuntimeWarning: something was not finite, or the data ended before its time.
         UserWarning: a checkpoint was half-written when the run was killed, and is passed over.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxprop as jp, optax
         >>> def loss(w, x, y):
         ...     return jnp.mean((w * x - y) ** 2)

@@ -56,7 +56,7 @@ class PerExample(NamedTuple):
 
         Source: McCandlish, Kaplan, Amodei 2018, arXiv:1812.06162, section 2.2 and appendix A.1.
 
-        Example:
+        Examples:
             >>> import jax.numpy as jnp, jaxprop as jp
             >>> found = jp.per_example(lambda w, x: jnp.sum(w * x))(1.0, jnp.array([1.0, 3.0]))
             >>> round(float(found.noise_scale()), 4)  # g = 1, 3: tr(S) = 2, |G|**2 = 4 - 1
@@ -100,7 +100,7 @@ def per_example(
         TypeError: as `backprop`.
         ValueError: the arrays of the batch do not have one number of examples, or there is none.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
         >>> def loss(w, x, y):
         ...     return jnp.mean((x @ w - y) ** 2)

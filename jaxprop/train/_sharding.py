@@ -121,7 +121,7 @@ def data_parallel(mesh: Mesh | None = None, *, axis: str | Sequence[str] | None 
     Raises:
         ValueError: the mesh has no such axis, or has several and it is not said which.
 
-    Example:
+    Examples:
         >>> placement = data_parallel()
         >>> placement.batch(np.arange(16.0)).is_fully_replicated
         False
@@ -151,7 +151,7 @@ def fully_sharded(
     Warns:
         UserWarning: an array of at least `least` elements has no axis that divides; it is kept whole.
 
-    Example:
+    Examples:
         >>> placement = fully_sharded()
         >>> state = placement.state({"w": np.ones((64, 784)), "b": np.ones(64)})
         >>> tuple(state["w"].sharding.spec), tuple(state["b"].sharding.spec)

@@ -339,7 +339,7 @@ def make_step(
     Raises:
         TypeError: the optimizer is not one of optax's; the loss is not callable.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> def loss(w, x, y):
         ...     y_hat = w * x

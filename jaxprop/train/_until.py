@@ -22,7 +22,7 @@ class below:  # noqa: N801  # read as a function: until=below("loss", 1e-6)
             is evaluated.
         limit: the limit, in units of the number.
 
-    Example:
+    Examples:
         >>> import jaxprop as jp
         >>> bool(jp.train.below("loss", 0.5)({"loss": 0.4}))
         True

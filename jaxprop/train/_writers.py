@@ -115,7 +115,7 @@ class Console:
         pause: least seconds from one line to the next. Not used for the bar.
         stream: where to; `sys.stderr` where None.
 
-    Example:
+    Examples:
         >>> import sys
         >>> console = Console(total=100, pause=0.0, stream=sys.stdout)
         >>> console.write(50, {"loss": 0.25, "steps_per_second": 10.0})
