@@ -80,7 +80,8 @@ def fit(
         key: a random key or a seed, for shuffling and for a loss that takes `key`.
         shuffle: read arrays in another order each epoch. A pure function of key and epoch.
         drop_last: leave out what does not fill a batch; without it that is an error.
-        model_state: as in `make_step`, and so `has_aux`, `rules` and `watch`. Scalars of aux are columns of the history.
+        model_state: as in `make_step`, and so `has_aux`, `rules` and `watch`. Scalars of aux are columns of the
+            history.
         eval_data: data to evaluate on, as `data`. A last short batch counts by its examples.
         eval_fn: `(params, *batch)` -> a number or a dict of numbers, means over the examples of the batch; by
             default the loss. A parameter `model_state` gets the model's state.
