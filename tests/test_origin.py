@@ -517,3 +517,12 @@ def test_a_healthy_model_gives_no_finding(case, key):
     loss, args, argnums = case.make(key)
     report = jp.diagnose(loss, argnums)(*args)
     assert len(report) == 0, str(report)
+
+
+def test_a_spoiled_gradient_is_not_called_zero():
+    def loss(x):
+        norm = jnp.sqrt(jnp.sum(x**2))
+        return jnp.where(norm > 0, norm, 0.0)
+
+    report = jp.diagnose(loss)(jnp.zeros(3))
+    assert [finding.cause for finding in report] == ["norm at 0"]

@@ -84,7 +84,11 @@ def _report(run: Run, most: int, thresholds: Thresholds | None) -> Report:
     shown = origins[:most]
     findings = origin_findings(shown, on_host(run(nodes=accused(shown))), _batch_length(run)) if shown else []
     field = Field.of_summary(health)
-    findings += [*blocked_findings(field, run, thresholds), *flow_findings(field, run, thresholds)]
+    # What a NaN reaches is not zero, whatever the way there looks like.
+    spoiled = {leaf for origin in origins for leaf in origin.leaves}
+    blocked = blocked_findings(field, run, thresholds)
+    findings += [found for found in blocked if not found.leaves or not spoiled.issuperset(found.leaves)]
+    findings += flow_findings(field, run, thresholds)
     left = len(origins) - len(shown)
     notes = [f"{left} more {'origins are' if left > 1 else 'origin is'} left out."] if left else []
     return Report.of(f"diagnose {name_of(run.passes.loss)}", findings, {"nodes": len(health.names)}, notes)
