@@ -1,6 +1,7 @@
 """What a lower precision does to a gradient: digits lost, underflow, overflow, and whether a scale cures it."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -355,6 +356,9 @@ def _digits(tape: Tape, compared: Comparison, tolerance: float, dtype: str, most
 
 
 def _scale_table(scales: Sequence[Scaled]) -> str:
+    """One row for each run of scales that fare alike."""
     rows = [("scale", "underflow", "not finite")]
-    rows += [(f"2**{round(math.log2(s.scale))}", f"{s.underflow}", f"{s.nonfinite}") for s in scales]
+    for (underflow, nonfinite), alike in itertools.groupby(scales, lambda s: (s.underflow, s.nonfinite)):
+        powers = [f"2**{round(math.log2(s.scale))}" for s in alike]
+        rows.append((" to ".join(dict.fromkeys((powers[0], powers[-1]))), f"{underflow}", f"{nonfinite}"))
     return in_columns(rows)

@@ -1,4 +1,6 @@
 """Writers for other people's trackers, each imported where it is used."""
+# The packages are extras: types are checked without them.
+# pyright: reportMissingImports=false
 
 import os
 import re
