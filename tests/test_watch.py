@@ -273,9 +273,9 @@ def test_single_examples_are_watched_inside_the_step():
     state = step.init(jnp.ones(3))
     singly = jp.per_example(loss)(jnp.ones(3), x, y)
     state, metrics = step(state, x, y)
-    leaf = metrics.watched.leaves["w"]
-    np.testing.assert_allclose(leaf.example_rms, np.sqrt(np.mean(singly.norms**2)), rtol=1e-5)
-    np.testing.assert_allclose(leaf.example_max, singly.norms.max(), rtol=1e-5)
+    leaf = metrics.watched.examples["w"]
+    np.testing.assert_allclose(leaf.rms, np.sqrt(np.mean(singly.norms**2)), rtol=1e-5)
+    np.testing.assert_allclose(leaf.max, singly.norms.max(), rtol=1e-5)
     np.testing.assert_allclose(leaf.noise_scale, singly.noise_scale(), rtol=1e-4)
     np.testing.assert_allclose(metrics.watched.noise_scale, leaf.noise_scale, rtol=1e-5)
     _, metrics = step(state, x, y)
@@ -289,5 +289,5 @@ def test_single_examples_are_in_the_history():
     x = jax.random.normal(jax.random.key(0), (8, 3))
     watch = jp.Watch(nodes=(), every=2, grads=False, updates=False, examples=True)
     _, history = jp.fit(loss, jnp.ones(3), (x,), steps=5, batch_size=4, watch=watch, progress=False)
-    assert history.watched.leaves["w"].noise_scale.shape == (3,)
-    assert np.isfinite(history.watched.leaves["w"].example_rms).all()
+    assert history.watched.examples["w"].noise_scale.shape == (3,)
+    assert np.isfinite(history.watched.examples["w"].rms).all()

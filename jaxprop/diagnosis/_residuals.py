@@ -44,7 +44,7 @@ def residuals(
     Examples:
         >>> import jax, jax.numpy as jnp, jaxprop as jp
         >>> def loss(w, x):
-        ...     return jnp.sum(jnp.tanh(x @ w))
+        ...     return jnp.sum(jnp.sin(x @ w))
         >>> ledger = jp.residuals(loss, compiled=False)(jnp.ones((3, 2)), jnp.ones((4, 3)))
         >>> ledger.total
         32

@@ -22,6 +22,7 @@ from ._trackers import TensorBoard as TensorBoard
 from ._trackers import WandB as WandB
 from ._until import below as below
 from ._watch import Leaf as Leaf
+from ._watch import Singly as Singly
 from ._watch import Watch as Watch
 from ._watch import Watched as Watched
 from ._writers import CSV as CSV

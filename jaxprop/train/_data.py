@@ -81,7 +81,7 @@ def is_arrays(data: Any) -> bool:
 
 def is_one_case(data: Any) -> bool:
     """Whether data is a pytree of plain numbers: one case, as it stands."""
-    if isinstance(data, list | Iterator) or callable(data):
+    if isinstance(data, list | Iterator | float | int | complex) or callable(data):
         return False
     leaves = jax.tree.leaves(data)
     return bool(leaves) and all(isinstance(x, float | int | complex) or np.shape(x) == () for x in leaves)

@@ -1,6 +1,6 @@
 """What a run leaves behind: a column for each number, one row for each step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from .._summary import Summary
 from .._types import PyTree
-from ._watch import Leaf, Watched
+from ._watch import Leaf, Singly, Watched
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,16 @@ class WatchedHistory(Mapping[str, Track]):
     @property
     def leaves(self) -> Mapping[str, Leaf]:
         """Norms by leaf of the params, as arrays over the watched steps."""
-        rows = [record.leaves for record in self._records]
-        return {path: Leaf(*np.transpose([row[path] for row in rows])) for path in (rows[0] if rows else ())}
+        return _columns(Leaf, [record.leaves for record in self._records])
+
+    @property
+    def examples(self) -> Mapping[str, Singly]:
+        """Single examples by leaf of the params, over the watched steps; with `Watch(examples=True)`."""
+        return _columns(Singly, [record.examples for record in self._records])
+
+
+def _columns(kind: Callable[..., Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {path: kind(*np.transpose([row[path] for row in rows])) for path in (rows[0] if rows else ())}
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:
@@ -159,6 +167,8 @@ def numbers_of(watched: Watched) -> dict[str, float]:
                     row["/".join(filter(None, (name, side, last)))] = float(np.asarray(leaf))
     for path, leaf in watched.leaves.items():
         row |= {f"{path}/{kind}": float(x) for kind, x in leaf._asdict().items() if not np.isnan(x)}
+    for path, leaf in watched.examples.items():
+        row |= {f"{path}/examples/{kind}": float(x) for kind, x in leaf._asdict().items() if not np.isnan(x)}
     return row
 
 

@@ -16,8 +16,6 @@ from .._tape import Entry, Tape
 from .._types import Array, PyTree
 from ._per_example import PerExample
 
-#: What norms there are: of a leaf, of the gradients of single examples, and variances of these.
-_KINDS = ("param", "grad", "update", "example_rms", "example_max", "noise", "signal")
 #: Of each kind there is, one number for each leaf, in the order of the params.
 Norms: TypeAlias = dict[str, Array]
 
@@ -72,18 +70,26 @@ class Leaf(NamedTuple):
         grad: 2-norm of its gradient.
         update: 2-norm of the change the optimizer makes.
         ratio: update / param: by which fraction the step changes it.
-        example_rms: root of the mean squared 2-norm of single examples' gradients.
-        example_max: the greatest of these norms.
-        noise_scale: batch size at which noise equals signal, see `jaxprop.PerExample.noise_scale`.
     """
 
     param: Any
     grad: Any
     update: Any
     ratio: Any
-    example_rms: Any = np.nan
-    example_max: Any = np.nan
-    noise_scale: Any = np.nan
+
+
+class Singly(NamedTuple):
+    """What single examples say of one leaf of the params.
+
+    Attributes:
+        rms: root of the mean squared 2-norm of their gradients.
+        max: the greatest of these norms.
+        noise_scale: batch size at which noise equals signal, see `jaxprop.PerExample.noise_scale`.
+    """
+
+    rms: Any
+    max: Any
+    noise_scale: Any
 
 
 @jax.tree_util.register_dataclass
@@ -133,10 +139,19 @@ class Watched(Mapping[str, Entry]):
     def leaves(self) -> Mapping[str, Leaf]:
         """Norms by leaf of the params: `watched.leaves["params['w1']"].ratio`."""
         self._check_on()
-        param, grad, update, rms, most, noise, signal = map(self._norm, _KINDS)
+        param, grad, update = map(self._norm, ("param", "grad", "update"))
         with np.errstate(divide="ignore", invalid="ignore"):
-            rows = np.transpose([param, grad, update, update / param, rms, most, noise / signal])
+            rows = np.transpose([param, grad, update, update / param])
         return {path: Leaf(*row) for path, row in zip(self.paths, rows, strict=True)}
+
+    @functools.cached_property
+    def examples(self) -> Mapping[str, Singly]:
+        """Single examples by leaf of the params: `watched.examples["w"].max`; with `examples=True`."""
+        self._check_on()
+        rms, most, noise, signal = map(self._norm, ("example_rms", "example_max", "noise", "signal"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows = np.transpose([rms, most, noise / signal])
+        return {path: Singly(*row) for path, row in zip(self.paths, rows, strict=True)}
 
     @property
     def noise_scale(self) -> float:
