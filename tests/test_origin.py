@@ -164,7 +164,7 @@ def test_there_are_forty_reports():
 
 
 @pytest.mark.library
-@pytest.mark.parametrize("context", ["plain", "everything"])
+@pytest.mark.parametrize("context", ["plain", pytest.param("everything", marks=pytest.mark.slow)])
 def test_some_real_reports(context):
     check_cases(SOME, context)
 
