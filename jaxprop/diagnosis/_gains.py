@@ -5,7 +5,7 @@ stretches most, and the stretch towards the greatest singular value. No Jacobian
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,37 +74,42 @@ def gains_of_steps(graph: Graph, carry: Carry, operands: Sequence[Any]) -> np.nd
 
     Source: Benettin et al., Lyapunov characteristic exponents for smooth dynamical systems (1980).
     """
-    return np.asarray(_pull_through(graph, carry, list(operands)))
+    consts, count = carry.form.num_consts, carry.form.num_carry
+    compiled = vars(graph).setdefault("_gains", {})  # with the graph, so that it is compiled once
+    if carry.node.index not in compiled:
+        compiled[carry.node.index] = jax.jit(_pull_through(graph, carry))
+    run = compiled[carry.node.index]
+    operands = list(operands)
+    return np.asarray(run(operands[:consts], operands[consts : consts + count], operands[consts + count :]))
 
 
-def _pull_through(graph: Graph, carry: Carry, operands: list[Any]) -> Any:
+def _pull_through(graph: Graph, carry: Carry) -> Callable[[list[Any], list[Any], list[Any]], Any]:
+    """The gains as a function of the loop's constants, its first carry and what it goes through."""
     form, body = carry.form, carry.body
     consts, count = form.num_consts, form.num_carry
-    held, start, xs = operands[:consts], operands[consts : consts + count], operands[consts + count :]
     active = [i for i, value in enumerate(body.inputs[consts : consts + count]) if value in carry.into]
     sweep = Sweep(Plan(graph))
 
-    def step(state: list[Any], x: Sequence[Any]) -> list[Any]:
-        return sweep.run(body, [*held, *state, *x], {})[0]
+    def run(held: list[Any], start: list[Any], xs: list[Any]) -> Any:
+        def step(state: list[Any], x: Sequence[Any]) -> list[Any]:
+            return sweep.run(body, [*held, *state, *x], {})[0]
 
-    def forward(state: list[Any], x: Any) -> Any:
-        return step(state, x)[:count], state
+        def forward(state: list[Any], x: Any) -> Any:
+            return step(state, x)[:count], state
 
-    def backward(cts: list[Any], seen: Any) -> Any:
-        state, x = seen
+        def backward(cts: list[Any], seen: Any) -> Any:
+            state, x = seen
 
-        def of(points: list[Any]) -> list[Any]:
-            full = list(state)
-            for i, point in zip(active, points, strict=True):
-                full[i] = point
-            new = step(full, x)
-            return [new[i] for i in active]
+            def of(points: list[Any]) -> list[Any]:
+                full = list(state)
+                for i, point in zip(active, points, strict=True):
+                    full[i] = point
+                new = step(full, x)
+                return [new[i] for i in active]
 
-        (pulled,) = jax.vjp(of, [state[i] for i in active])[1](cts)
-        return _unit(pulled)
+            (pulled,) = jax.vjp(of, [state[i] for i in active])[1](cts)
+            return _unit(pulled)
 
-    @jax.jit
-    def run(start: list[Any], xs: list[Any]) -> Any:
         options = {"length": form.length, "reverse": form.reverse}
         last, states = jax.lax.scan(forward, start, xs, **options)
         keys = jax.random.split(jax.random.key(0), len(active))
@@ -114,7 +119,7 @@ def _pull_through(graph: Graph, carry: Carry, operands: list[Any]) -> Any:
         _, gains = jax.lax.scan(backward, begin, (states, xs), **options)
         return gains[::-1] if form.reverse else gains
 
-    return run(start, xs)
+    return run
 
 
 def _unit(cts: list[Any]) -> tuple[list[Any], Any]:
