@@ -16,7 +16,7 @@ import traceback
 import warnings
 from typing import Any
 
-from .torch_hooks import QUICK, SIZES, _torch_model
+from .torch_hooks import QUICK, SIZES, torch_model
 
 PROGRAMS: dict[str, Any] = {}
 
@@ -154,7 +154,7 @@ def cost(torch: Any, quick: bool, rounds: int) -> dict[str, Any]:
     found = {}
     for name in SIZES:
         torch.manual_seed(0)
-        model, args = _torch_model(name, **(QUICK if quick else SIZES)[name])
+        model, args = torch_model(name, **(QUICK if quick else SIZES)[name])
 
         def step(model: Any = model, args: Any = args) -> None:
             model.zero_grad(set_to_none=True)
