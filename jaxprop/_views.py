@@ -7,13 +7,15 @@ from typing import TypeAlias
 
 from . import _jaxpr
 from ._graph import Graph, Node, Value
+from ._wiring import sources
 
 #: The two halves of a record.
 OUT, BACK = "out", "back"
 #: Where something is recorded: half, index of the node, number of its output (None for the node as a whole).
 Site: TypeAlias = tuple[str, int, int | None]
 
-_REORDERING = frozenset(
+#: Primitives that lay the elements of an array out in another order or shape.
+REORDERING = frozenset(
     {"reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "rev", "copy", "copy_p"}
 )
 #: The cotangent of an operand is that of the output, element by element.
@@ -40,8 +42,8 @@ def _levels(graph: Graph) -> Iterator[Graph]:
 
 
 def _of_values(graph: Graph, watched: frozenset[int]) -> Iterator[tuple[Site, Site]]:
+    made = sources(graph)
     for level in _levels(graph):
-        made = _makers(level)
         for node in level.equations():
             if node.index not in watched or not (_is_view(node) or node.primitive == "stop_gradient"):
                 continue
@@ -51,8 +53,8 @@ def _of_values(graph: Graph, watched: frozenset[int]) -> Iterator[tuple[Site, Si
 
 
 def _of_cotangents(graph: Graph, watched: frozenset[int], ruled: frozenset[int]) -> Iterator[tuple[Site, Site]]:
+    made = sources(graph)
     for level in _levels(graph):
-        made = _makers(level)
         readers = Counter(value.id for node in level.equations() for value in node.operands)
         readers.update(value.id for value in level.outputs)
         for node in level.equations():
@@ -67,12 +69,8 @@ def _of_cotangents(graph: Graph, watched: frozenset[int], ruled: frozenset[int])
                     yield (BACK, source[0].index, source[1]), (BACK, node.index, 0)
 
 
-def _makers(level: Graph) -> dict[int, tuple[Node, int]]:
-    return {value.id: (node, i) for node in level.nodes for i, value in enumerate(node.outputs)}
-
-
 def _is_view(node: Node) -> bool:
-    return node.primitive in _REORDERING and _same_elements(node.operands[0], node.outputs[0])
+    return node.primitive in REORDERING and _same_elements(node.operands[0], node.outputs[0])
 
 
 def _same_elements(a: Value, b: Value) -> bool:

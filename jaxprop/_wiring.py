@@ -28,8 +28,15 @@ def once(question: Callable[[Graph], T]) -> Callable[[Graph], T]:
 
 
 @once
+def sources(graph: Graph) -> Mapping[int, tuple[Node, int]]:
+    """By id of a value: the node that makes it, and the number of its output."""
+    return {value.id: (node, i) for node in graph.walk() for i, value in enumerate(node.outputs)}
+
+
+@once
 def makers(graph: Graph) -> Mapping[int, Node]:
-    return {value.id: node for node in graph.walk() for value in node.outputs}
+    """By id of a value: the node that makes it."""
+    return {id_: node for id_, (node, _) in sources(graph).items()}
 
 
 @once

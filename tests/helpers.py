@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 # Allowed difference by dtype, as a fraction of the scale of what is compared.
 TOLERANCE = {
@@ -68,3 +69,20 @@ def _numpy(leaf):
 def _wide(array):
     """bfloat16 and float16 as float32: NumPy compares those."""
     return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float16") else array
+
+
+def trained_by_hand(loss, optimizer, params, data):
+    """The loop of everybody's tutorial: params, state of the optimizer, and the losses."""
+
+    @jax.jit
+    def step(params, opt_state, *batch):
+        value, grads = jax.value_and_grad(loss)(params, *batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    params = jax.tree.map(jnp.asarray, params)
+    opt_state, losses = optimizer.init(params), []
+    for batch in data:
+        params, opt_state, value = step(params, opt_state, *batch)
+        losses.append(value)
+    return params, opt_state, losses

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxprop as jp
-from helpers import check_close, check_equal
+from helpers import check_close, check_equal, trained_by_hand
 from jaxprop.train import _loop, _plan, _stream
 from jaxprop.train._feed import order_of
 from jaxprop.train._plan import Pace, Plan, eval_period, total_of
@@ -43,17 +43,7 @@ def fit(loss=mlp, params=PARAMS, data=(X, Y), **options):
 
 
 def by_hand(loss, params, batches, optimizer=OPTIMIZER):
-    @jax.jit
-    def step(params, opt_state, *batch):
-        value, grads = jax.value_and_grad(loss)(params, *batch)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    params = jax.tree.map(jnp.asarray, params)
-    opt_state, losses = optimizer.init(params), []
-    for batch in batches:
-        params, opt_state, value = step(params, opt_state, *batch)
-        losses.append(float(value))
+    params, _, losses = trained_by_hand(loss, optimizer, params, batches)
     return params, np.array(losses, np.float32)
 
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import jaxprop as jp
-from helpers import check_close, check_equal
+from helpers import check_close, check_equal, trained_by_hand
 
 
 def lesson(w, x, y):
@@ -42,23 +42,6 @@ def batches(count, size=6, seed=1):
         yield rng.normal(size=(size, 4)).astype(np.float32), rng.normal(size=(size, 2)).astype(np.float32)
 
 
-def by_hand(loss, optimizer, params, data):
-    """The loop of everybody's tutorial."""
-
-    @jax.jit
-    def step(params, opt_state, *batch):
-        value, grads = jax.value_and_grad(loss)(params, *batch)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    params = jax.tree.map(jnp.asarray, params)
-    opt_state, losses = optimizer.init(params), []
-    for batch in data:
-        params, opt_state, value = step(params, opt_state, *batch)
-        losses.append(value)
-    return params, opt_state, losses
-
-
 def run(step, state, data):
     losses = []
     for batch in data:
@@ -84,7 +67,7 @@ def test_the_same_bits_as_by_hand(name):
     optimizer = OPTIMIZERS[name]
     step = jp.make_step(mlp, optimizer)
     state, losses = run(step, step.init(mlp_params()), batches(5))
-    params, opt_state, expected = by_hand(mlp, optimizer, mlp_params(), batches(5))
+    params, opt_state, expected = trained_by_hand(mlp, optimizer, mlp_params(), batches(5))
     check_equal((state.params, state.opt_state, losses), (params, opt_state, expected))
     assert int(state.step) == 5
 
@@ -110,7 +93,7 @@ def test_gradients_accumulate_by_optax():
     ):
         step = jp.make_step(mlp, optimizer)
         state, _ = run(step, step.init(mlp_params()), pieces)
-        params, _, _ = by_hand(mlp, optax.sgd(0.1), mlp_params(), [whole])
+        params, _, _ = trained_by_hand(mlp, optax.sgd(0.1), mlp_params(), [whole])
         check_close(state.params, params)
 
 
@@ -198,13 +181,13 @@ def test_the_pure_step_goes_into_scan_and_vmap():
     state, losses = jax.jit(lambda s, xs: jax.lax.scan(lambda s, b: step.pure(s, *b), s, xs))(
         step.init(mlp_params()), stacked
     )
-    params, _, expected = by_hand(mlp, optax.adam(1e-2), mlp_params(), data)
+    params, _, expected = trained_by_hand(mlp, optax.adam(1e-2), mlp_params(), data)
     check_close((state.params, list(losses.loss)), (params, expected))
 
     many = jax.tree.map(lambda *xs: jnp.stack(xs), *(step.init(mlp_params(seed)) for seed in range(2)))
     ensemble, _ = jax.jit(jax.vmap(step.pure, in_axes=(0, None, None)))(many, *data[0])
     for seed in range(2):
-        params, _, _ = by_hand(mlp, optax.adam(1e-2), mlp_params(seed), data[:1])
+        params, _, _ = trained_by_hand(mlp, optax.adam(1e-2), mlp_params(seed), data[:1])
         check_close(jax.tree.map(lambda x, seed=seed: x[seed], ensemble.params), params)
 
 
@@ -213,7 +196,7 @@ def test_rules_change_the_step():
     batch = next(batches(1))
     state, _ = step(step.init(mlp_params()), *batch)
     check_equal(state.params["w1"], jnp.asarray(mlp_params()["w1"]))
-    expected, _, _ = by_hand(mlp, optax.sgd(1.0), mlp_params(), [batch])
+    expected, _, _ = trained_by_hand(mlp, optax.sgd(1.0), mlp_params(), [batch])
     check_close(state.params["w2"], expected["w2"])
 
 

@@ -16,6 +16,7 @@ from ._report import Finding, at
 from ._static import subject, text_of
 from ._suspects import Suspect, dead_units, saturated, zero_leaves
 from ._thresholds import Thresholds
+from ._words import sentence
 
 #: So many nodes are looked at more closely, at most: each keeps its operands.
 MOST = 24
@@ -97,8 +98,8 @@ def _zero_finding(
         f"({cause.words.cause}).",
         **at(field.graph, first.node),
         cause=cause.words.cause,
-        why=_sentence(why) + also,
-        cure=_sentence(cause.words.cure),
+        why=sentence(why) + also,
+        cure=sentence(cause.words.cure),
         numbers=cause.numbers,
         leaves=leaves,
     )
@@ -162,8 +163,8 @@ def _dead_finding(field: Field, suspect: Suspect) -> Finding:
         message=f"{dead} of {units} units get no gradient through {text_of(suspect.node)} ({words.cause}).",
         **at(field.graph, suspect.node),
         cause=words.cause,
-        why=_sentence(words.why),
-        cure=_sentence(words.cure),
+        why=sentence(words.why),
+        cure=sentence(words.cure),
         numbers={"dead": suspect.amount, "units": units},
         leaves=_behind(field, suspect),
     )
@@ -178,8 +179,8 @@ def _saturated_finding(field: Field, suspect: Suspect) -> Finding:
         f"({words.cause}).",
         **at(field.graph, suspect.node),
         cause=words.cause,
-        why=_sentence(words.why),
-        cure=_sentence(words.cure),
+        why=sentence(words.why),
+        cure=sentence(words.cure),
         numbers={"local gain": suspect.amount, "|out_ct|": field.norm(suspect.node.outputs[suspect.output])},
         leaves=_behind(field, suspect),
     )
@@ -203,7 +204,3 @@ def _passes_by(field: Field, leaf: Value, node: Node) -> bool:
                 seen.add(new.id)
                 queue.append(new)
     return False
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] if text and text[0] != "`" else text

@@ -11,7 +11,7 @@ from .._local import Local
 from .._rules import Recorder
 from .._tape import Tape
 from .._types import OutCts, PyTree
-from ._measure import Field, measure
+from ._measure import Field, active_readers, measure
 
 
 class Fan(NamedTuple):
@@ -47,18 +47,11 @@ recorder = Recorder(backward=_norms_of_shares)
 
 def fans_of(graph: Graph) -> dict[int, list[tuple[Node, int]]]:
     """The values several nodes read, with their readers; those that a loop or a branch reads are left out."""
-    readers: dict[int, list[tuple[Node, int]]] = {}
-    for node in graph.walk():
-        if not node.active:
-            continue
-        for position, value in enumerate(node.operands):
-            if value.active:
-                readers.setdefault(value.id, []).append((node, position))
     leaving = Counter(value.id for node in graph.walk() for nested in node.graphs for value in nested.outputs)
     leaving.update(value.id for value in graph.outputs)
     return {
         id_: some
-        for id_, some in readers.items()
+        for id_, some in active_readers(graph).items()
         if len(some) > 1 and id_ not in leaving and not any(node.opened for node, _ in some)
     }
 

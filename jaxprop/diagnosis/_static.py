@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .._graph import Graph, Node, Value
 from ._cut import Cut, Lost, last_cuts, lost_leaves, partial_cuts
 from ._report import Finding, at
-from ._words import Words, words_of_cut, words_of_unused
+from ._words import Words, sentence, words_of_cut, words_of_unused
 
 
 @functools.lru_cache(maxsize=16)
@@ -54,8 +54,8 @@ def _finding(graph: Graph, group: Sequence[Lost], everything: bool) -> Finding:
         message=f"{_gets(names)} no gradient: {_said(cut, words)}.",
         **(at(graph, node) if node is not None else {}),
         cause=words.cause,
-        why=_sentence(words.why) + also,
-        cure=_sentence(words.cure),
+        why=sentence(words.why) + also,
+        cure=sentence(words.cure),
         leaves=names,
     )
 
@@ -69,8 +69,8 @@ def _note(graph: Graph, cut: Cut, leaves: Sequence[Value]) -> Finding:
         message=f"{_gets(names)} a gradient, but none by way of {text_of(cut.node)}.",
         **at(graph, cut.node),
         cause=words.cause,
-        why=_sentence(words.why),
-        cure=_sentence(words.cure),
+        why=sentence(words.why),
+        cure=sentence(words.cure),
         leaves=names,
     )
 
@@ -122,7 +122,3 @@ def _place(node: Node) -> str:
 
 def _places(cuts: Sequence[Cut]) -> list[str]:
     return list(dict.fromkeys(_place(cut.node) for cut in cuts))
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] if text and text[0] != "`" else text

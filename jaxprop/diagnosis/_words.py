@@ -49,6 +49,11 @@ RECTIFYING: Mapping[str, str] = {
 }
 
 
+def sentence(text: str) -> str:
+    """A phrase as the beginning of a sentence; code stays as it is."""
+    return text[:1].upper() + text[1:] if text and text[0] != "`" else text
+
+
 def saturating(node: Node) -> str:
     """The name of the function that flattens out, of which a node is the part that does; "" for others."""
     if node.primitive == "exp" and "softmax" in node.scope.rpartition("/")[2]:

@@ -1,7 +1,6 @@
 """Build the scene of a `Graph` or a `Tape`: nodes, edges, boxes, numbers, sources."""
 
 import dataclasses
-import functools
 import linecache
 import math
 import os
@@ -17,6 +16,7 @@ from .._graph import Graph, Node, Value, spell_type
 from .._source import Source
 from .._summary import Summary
 from .._tape import Entry, Tape
+from .._wiring import sources
 from ._boxes import Boxes
 from ._flow import Site, local_numbers, local_texts, residuals, shares
 from ._numbers import largest, show_array, show_summary
@@ -205,9 +205,12 @@ def _scale(nodes: Iterable[SceneNode]) -> tuple[float, float] | None:
 
 
 def _edges(graph: Graph, locals_: Mapping[Site, LocalText], parts: Mapping[Site, Shown]) -> Iterator[Edge]:
-    made = _makers(graph)
+    made = sources(graph)
     swept = graph.by_index
-    found = ((made[value.id], target, value, kind) for value, target, kind in _wires(graph) if value.id in made)
+    wires = _wires(graph)
+    found = (
+        (_position(graph, value), target, value, kind) for value, target, kind in wires if value.id in made
+    )
     for number, (source, target, value, kind) in enumerate(found):
         reader = swept[target[0]]
         active = value.active and (kind != "data" or reader.active) and (kind != "enter" or reader.active)
@@ -216,13 +219,9 @@ def _edges(graph: Graph, locals_: Mapping[Site, LocalText], parts: Mapping[Site,
         yield Edge(number, source, target, value.name, kind, active, local, share)
 
 
-@functools.lru_cache(maxsize=16)
-def _makers(graph: Graph) -> Mapping[int, tuple[int, int]]:
-    return {value.id: (node.index, i) for node in graph.walk() for i, value in enumerate(node.outputs)}
-
-
 def _position(graph: Graph, value: Value) -> tuple[int, int]:
-    return _makers(graph)[value.id]
+    node, output = sources(graph)[value.id]
+    return node.index, output
 
 
 def _wires(graph: Graph) -> Iterator[tuple[Value, tuple[int, int], str]]:

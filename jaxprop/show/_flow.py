@@ -155,7 +155,7 @@ def _asked(tape: Tape, value: Value, sites: Sequence[Site]) -> dict[Site, Shown]
     except ValueError:  # the tape did not record what this takes: then nothing is said
         return {}
     graph = tape.graph
-    steps = len(graph.places[_maker(graph, value).index].steps)
+    steps = len(graph.places[graph[value.name].index].steps)
     found = {}
     for index, position in sites:
         node = graph.by_index[index]
@@ -164,10 +164,6 @@ def _asked(tape: Tape, value: Value, sites: Sequence[Site]) -> dict[Site, Shown]
             array = np.asarray(part)
             found[index, position] = _plain(show_array(array, min(steps, array.ndim), 2))
     return found
-
-
-def _maker(graph: Graph, value: Value) -> Node:
-    return graph[value.name]
 
 
 def _plain(shown: Shown) -> Shown:

@@ -8,6 +8,7 @@ import numpy as np
 from .. import _jaxpr
 from .._graph import Node, Value
 from .._tape import Shares
+from .._wiring import joints
 from ._derive import distinct
 from ._describe import describe
 from ._formula import Formula, formulas_of, spelled_factor
@@ -16,7 +17,6 @@ from ._names import latex_cotangent, text_name
 from ._outline import Item
 from ._outward import branch, opening
 from ._pieces import closed, name_of, product_of, quotient, sum_of, times, words
-from ._reach import leaving
 from ._rows import Row, Spelled, distinct_pieces
 
 # --- local gradients -------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def _leaves(known: Known, node: Node, value: Value) -> list[Spelled]:
         return []
     parent, number = parents[-1]
     found, form = [], _jaxpr.opened_form(parent.eqn)
-    for position, (inner, outer) in enumerate(leaving(parent, parent.graphs[number])):
+    for position, (inner, outer) in enumerate(joints(parent, parent.graphs[number]).out_of):
         if known.root(inner).id != value.id and inner.id != value.id:
             continue
         if isinstance(form, _jaxpr.Scan) and position < form.num_carry:

@@ -6,12 +6,12 @@ import numpy as np
 
 from .. import _jaxpr
 from .._graph import Node, Value
+from .._wiring import joints
 from ._formula import spelled_operation
 from ._known import Known
 from ._names import latex_name, text_name
 from ._outline import Item
 from ._pieces import code, name_of, words
-from ._reach import entering
 from ._rows import Row, Spelled, distinct_pieces
 
 
@@ -110,7 +110,7 @@ def _entering(known: Known, node: Node, value: Value) -> str:
         return "an argument"
     parent, number = parents[-1]
     graph = parent.graphs[number]
-    pairs = list(entering(parent, graph))
+    pairs = joints(parent, graph).into
     at = next((i for i, (_, inner) in enumerate(pairs) if inner.id == value.id), None)
     if at is None:
         return "closed over"

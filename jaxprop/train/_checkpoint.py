@@ -18,6 +18,7 @@ import numpy as np
 
 from .._types import PyTree
 from ._about import sealed, unsealed
+from ._checks import listed
 from ._leaves import Leaf, changed, data_of, differences, fingerprints, leaf_of, like, with_paths
 
 _HALF = ".orbax-checkpoint-tmp"  # what Orbax calls a checkpoint until it is whole
@@ -226,7 +227,7 @@ class Store:
         wrong = changed([*saved, *of_progress], fingerprints(in_order))
         if wrong:
             raise CheckpointError(
-                f"{name} is damaged: the numbers of {_listed(wrong)} are not those that were saved. "
+                f"{name} is damaged: the numbers of {listed(wrong)} are not those that were saved. "
                 f"{self._advice(step)}"
             )
         leaves = [like(leaf, data[path]) for path, leaf in table.items()]
@@ -268,7 +269,7 @@ class Store:
             raise CheckpointError(f"There is no checkpoint in {self.settings.place}: nothing to restore.")
         if step not in self._manager.all_steps():
             raise CheckpointError(
-                f"There is no checkpoint {step} in {self.settings.place}; there are {_listed(self.steps())}."
+                f"There is no checkpoint {step} in {self.settings.place}; there are {listed(self.steps())}."
             )
         return step
 
@@ -429,9 +430,4 @@ def _placed(template: Any, data: Any) -> Any:
 
 
 def _checkpoints(steps: Sequence[int]) -> str:
-    return f"checkpoint {steps[0]}" if len(steps) == 1 else f"checkpoints {_listed(steps)}"
-
-
-def _listed(names: Sequence[Any]) -> str:
-    shown = [str(name) for name in names[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return f"checkpoint {steps[0]}" if len(steps) == 1 else f"checkpoints {listed(steps)}"

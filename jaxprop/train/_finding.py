@@ -8,6 +8,7 @@ import numpy as np
 
 from .._tape import Tape
 from .._types import PyTree
+from ._checks import listed
 from ._history import Stop
 from ._step import State, Step
 
@@ -24,17 +25,13 @@ def find_nonfinite(step: Step, state: State, batch: tuple[Any, ...], loss: float
         + (" but its gradient is not finite" if np.isfinite(loss) else "")
     ]
     if grads:
-        parts.append(f"not finite is the gradient of {_some(grads)}")
+        parts.append(f"not finite is the gradient of {listed(grads, 3)}")
     if params:
-        parts.append(f"the update before left {_some(params)} not finite")
+        parts.append(f"the update before left {listed(params, 3)} not finite")
     if node:
         parts.append(f"the first that is not finite is {node}")
     text = "; ".join(parts) + ". The step was not taken: the state is the one before it."
     return Stop("nonfinite", number, text, loss, grads, node)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _nonfinite(root: str, tree: PyTree) -> tuple[str, ...]:

@@ -62,11 +62,21 @@ class PerExample(NamedTuple):
             >>> round(float(found.noise_scale()), 4)  # g = 1, 3: tr(S) = 2, |G|**2 = 4 - 1
             0.6667
         """
-        count = self.losses.shape[0]
         mean = _total(jnp.sum(jnp.abs(g) ** 2) for g in jax.tree.leaves(self.grads))
-        each = jnp.mean(self.norm**2)
-        noise = (each - mean) * (count / (count - 1) if count > 1 else math.nan)
-        return noise / (mean - noise / count)
+        noise, signal = noise_and_signal(self.norm**2, mean)
+        return noise / signal
+
+
+def noise_and_signal(squares: Array, mean: Array) -> tuple[Array, Array]:
+    """Estimate `tr(S)` and `|G|**2` without bias, see `PerExample.noise_scale`; NaN for a single example.
+
+    Args:
+        squares: squared norms of the gradients of single examples, on the last axis.
+        mean: squared norm of the mean of these gradients.
+    """
+    count = squares.shape[-1]
+    noise = (squares.mean(-1) - mean) * (count / (count - 1) if count > 1 else math.nan)
+    return noise, mean - noise / count
 
 
 def _total(parts: Iterator[Array]) -> Array:

@@ -12,6 +12,7 @@ from .. import _jaxpr
 from .._graph import Graph, Node, Value
 from .._local import evaluate
 from .._types import Array
+from .._views import REORDERING
 from ._parts import Part, part_of
 
 # --- which axis counts the examples ---------------------------------------------------------------
@@ -157,18 +158,8 @@ def _entered(node: Node, position: int, view: View) -> list[tuple[Value, View]]:
             return [(node.graphs[0].inputs[position], view)]
 
 
-_LAYOUTS = frozenset(
-    {
-        "reshape",
-        "transpose",
-        "squeeze",
-        "expand_dims",
-        "broadcast_in_dim",
-        "copy",
-        "copy_p",
-        "convert_element_type",
-    }
-)
+#: A conversion hands each number on as well.
+_LAYOUTS = REORDERING | {"convert_element_type"}
 
 
 def _is_view(node: Node) -> bool:

@@ -17,9 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .._types import PyTree
+from ._checks import listed
 from ._leaves import is_key
-
-_SHOWN = 8  # names in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +182,7 @@ def fully_sharded(
         if new and jax.process_index() == 0:
             warn(
                 f"Kept whole on every device, since no axis divides by {parts}: "
-                f"{_listed([f'{path} {kind}' for path, kind in new.items()])}.",
+                f"{listed([f'{path} {kind}' for path, kind in new.items()])}.",
                 stacklevel=4,
             )
         return specs
@@ -292,8 +291,3 @@ def _follow(params: PyTree, state: PyTree) -> PyTree:
 
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -14,7 +14,7 @@ from .._rules import Recorder
 from .._summary import summary
 from .._tape import Entry, Tape
 from .._types import Array, PyTree
-from ._per_example import PerExample
+from ._per_example import PerExample, noise_and_signal
 
 #: Of each kind there is, one number for each leaf, in the order of the params.
 Norms: TypeAlias = dict[str, Array]
@@ -190,14 +190,12 @@ def norms_of(
 def _norms_of_examples(examples: PerExample) -> Norms:
     """Statistics of single examples' gradients, and noise and signal of each leaf, without bias."""
     squares = jnp.stack(jax.tree.leaves(examples.norms)) ** 2
-    count, each = squares.shape[1], squares.mean(1)
-    mean = _norms(examples.grads).astype(squares.dtype) ** 2
-    noise = (each - mean) * (count / (count - 1) if count > 1 else np.nan)
+    noise, signal = noise_and_signal(squares, _norms(examples.grads).astype(squares.dtype) ** 2)
     return {
-        "example_rms": jnp.sqrt(each),
+        "example_rms": jnp.sqrt(squares.mean(1)),
         "example_max": jnp.sqrt(squares.max(1)),
         "noise": noise,
-        "signal": mean - noise / count,
+        "signal": signal,
     }
 
 
