@@ -7,10 +7,21 @@ from typing import Any, TextIO
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ._api import backprop
-from ._summary import summary
-from ._tape import Tape
+from .train import Console, Watch, fit
+
+WIDTHS, TRAIN, BATCH, EPOCHS = (64, 128, 128, 10), 1400, 50, 25
+#: The layers, by the variables of `digits_loss`.
+LAYERS = ("h1", "h2", "logits")
+
+NEXT = """
+What to try next, on a function of your own:
+  jaxprop explain FILE.py:loss w=1. x=1. y=2.    its chain rule in words and numbers
+  jaxprop draw FILE.py:loss ... -o loss.html     its picture, played step by step
+  jaxprop diagnose FILE.py:loss ...              where its gradient goes wrong, and the cure
+  tape = jaxprop.backprop(loss)(*args)           all of it, as arrays"""
 
 
 def run(out: TextIO) -> None:
@@ -53,27 +64,45 @@ def digits_loss(params: list[dict[str, Any]], images: Any, labels: Any) -> Any:
     return -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], axis=1))
 
 
+def accuracy(params: list[dict[str, Any]], images: Any, labels: Any) -> dict[str, Any]:
+    """The fraction of digits named rightly."""
+    h = images
+    for layer in params[:-1]:
+        h = jax.nn.relu(_dense(layer, h))
+    right = jnp.argmax(_dense(params[-1], h), axis=1) == labels
+    return {"accuracy": jnp.mean(right.astype(jnp.float32))}
+
+
 def _digits(out: TextIO) -> None:
     digits: Any = importlib.import_module("sklearn.datasets").load_digits()
-    images = jnp.asarray(digits.data / 16.0, jnp.float32)
-    labels = jnp.asarray(digits.target, jnp.int32)
-    params = _init(jax.random.key(0), (64, 128, 128, 10))
-    opened = jax.jit(backprop(digits_loss, record=summary))
-
-    @jax.jit
-    def step(params: Any) -> Any:
-        grads = jax.grad(digits_loss)(params, images, labels)
-        return jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
-
-    first = opened(params, images, labels)
-    for _ in range(300):
-        params = step(params)
-    last = opened(params, images, labels)
-    print(f"\nA network on {len(labels)} real digits, 300 steps of SGD, watched from inside.", file=out)
-    print(f"loss {float(first.value):.3f} -> {float(last.value):.3f}\n", file=out)
-    print(f"{'':10}{'rms of value':>24}{'dead':>18}{'norm of cotangent':>28}", file=out)
-    for name in ("h1", "h2", "logits"):
-        print(_row(name, first, last), file=out)
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    images, labels = (digits.data / 16.0)[order].astype(np.float32), digits.target[order].astype(np.int32)
+    params = _init(jax.random.key(0), WIDTHS)
+    steps = EPOCHS * (TRAIN // BATCH)
+    print(f"\n\nA network on {len(labels)} real digits, {len(labels) - TRAIN} of them held out.", file=out)
+    out.flush()
+    _, history = fit(
+        digits_loss,
+        params,
+        (images[:TRAIN], labels[:TRAIN]),
+        optimizer=optax.adam(2e-3),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        key=0,
+        eval_data=(images[TRAIN:], labels[TRAIN:]),
+        eval_fn=accuracy,
+        eval_every=steps,
+        watch=Watch(nodes=list(LAYERS), every=steps - 1),
+        writers=[Console(steps, pause=1.0)],
+        progress=False,
+    )
+    print(f"{steps} compiled steps of optax.adam, watched from inside: first -> last\n", file=out)
+    print(f"{'':10}{'rms of value':>20}{'dead':>16}{'|cotangent|':>24}{'|gradient of w|':>24}", file=out)
+    for number, name in enumerate(LAYERS):
+        print(_row(name, history.watched[name], history.watched.leaves[f"params[{number}]['w']"]), file=out)
+    losses, held_out = history["loss"], history["eval_accuracy"][-1]
+    print(f"\nloss {losses[0]:.3f} -> {losses[-1]:.3f}, test accuracy {held_out:.1%}", file=out)
+    print(NEXT, file=out)
 
 
 def _init(key: Any, widths: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -87,12 +116,11 @@ def _init(key: Any, widths: tuple[int, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _row(name: str, first: Tape, last: Tape) -> str:
-    def change(pick: Any, form: str) -> str:
-        return " -> ".join(format(float(pick(tape[name])), form) for tape in (first, last))
+def _row(name: str, track: Any, leaf: Any) -> str:
+    def change(numbers: Any, form: str) -> str:
+        return " -> ".join(format(float(x), form) for x in (numbers[0], numbers[-1]))
 
     return (
-        f"{name:10}{change(lambda e: e.value.rms, '.3f'):>24}"
-        f"{change(lambda e: e.value.zeros, '.0%'):>18}"
-        f"{change(lambda e: e.cotangent.norm, '.2e'):>28}"
+        f"{name:10}{change(track.value.rms, '.3f'):>20}{change(track.value.zeros, '.0%'):>16}"
+        f"{change(track.cotangent.norm, '.2e'):>24}{change(leaf.grad, '.2e'):>24}"
     )

@@ -346,3 +346,16 @@ def test_the_registry_is_what_the_help_lists(capsys):
     assert [command.name for command in COMMANDS][:1] == ["explain"]
     assert all(command.examples.strip().startswith("jaxprop ") for command in COMMANDS)
     assert jp.explain is not None
+
+
+@pytest.mark.slow
+@pytest.mark.library
+def test_the_demo_keeps_its_word(capsys):
+    """The worked example, the gradient of every layer, over 95 % on digits held out, and what to try next."""
+    code, out, err = run(capsys, "demo")
+    assert code == 0
+    assert "their product, the gradient of w: -2" in out and "w = 1 -> 1.02" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith(("h1 ", "h2 ", "logits "))]
+    assert [row[0] for row in rows] == ["h1", "h2", "logits"] and all(len(row) == 13 for row in rows)
+    assert float(out.partition("test accuracy ")[2].partition("%")[0]) > 95
+    assert "What to try next" in out and "step 1/700" in err
