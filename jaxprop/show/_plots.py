@@ -125,6 +125,7 @@ def plot_histogram(tape: Tape, name: str, what: str = "cotangent", bins: int = 6
     ax.axvline(0, color=_LIGHT["line"], linewidth=0.8, zorder=0)
     ax.set_xlabel(f"d loss / d {name}" if what == "cotangent" else name)
     ax.set_ylabel("count")
+    ax.locator_params(axis="x", nbins=6)  # small numbers are long: more would run into one another
     if len(finite) < len(numbers):
         missing = len(numbers) - len(finite)
         ax.set_title(f"{missing} of {len(numbers)} not finite", color=_LIGHT["bad"], fontsize=9)
