@@ -5,7 +5,6 @@ in what the tool says, wherever. The step of a loop and the element of an array 
 means that these are right as well, and nothing else is accused.
 """
 
-import inspect
 import json
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from .timing import in_turns, ratios
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from nan_cases import CASES  # noqa: E402
+from nan_cases import CASES, marked_lines  # noqa: E402
 
 COLUMNS = {
     "case": "case",
@@ -44,12 +43,6 @@ COST = {
     "run_ms": "ms|.3f",
     "run": "over the plain step|.2f",
 }
-
-
-def marked(loss: Any) -> list[int]:
-    """Lines of the source with the mark `# origin`."""
-    lines, start = inspect.getsourcelines(loss)
-    return [start + i for i, line in enumerate(lines) if "# origin" in line]
 
 
 def compare(quick: bool) -> Iterator[dict[str, Any]]:
@@ -82,7 +75,7 @@ def _by_jaxprop(case: Any) -> str:
     found = {
         (f.cause, f.element, f.step, f.source.line if f.source else None) for f in report if f.kind == "origin"
     }
-    lines = marked(case.loss) or [None]
+    lines = marked_lines(case.loss) or [None]
     wanted = {(e.cause, e.element, e.step, line) for e, line in zip(case.origins, lines, strict=True)}
     return "all" if found == wanted else f"WRONG: {found}"
 
@@ -111,7 +104,10 @@ def _by_checkify(case: Any) -> str:
 def _shows(case: Any, text: str) -> str:
     spellings = ('nan_cases.py", line {}', "nan_cases.py:{}")
     shown = any(
-        form.format(line) + end in text for form in spellings for line in marked(case.loss) for end in ",:\n "
+        form.format(line) + end in text
+        for form in spellings
+        for line in marked_lines(case.loss)
+        for end in ",:\n "
     )
     return "line" if shown else "no line"
 

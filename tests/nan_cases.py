@@ -5,6 +5,7 @@ the source: the line that holds the mark `# origin` (`# origin 2` for a second o
 back), the element of the array there, the step of each loop around, and the class of the cause.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +32,13 @@ class Case(NamedTuple):
     bad: Any
     good: Any
     origins: tuple[Expect, ...]
+
+
+def marked_lines(loss: Callable[..., Any]) -> list[int]:
+    """Line numbers of `# origin`, `# origin 2`, ... in the source of a loss, in this order."""
+    lines, start = inspect.getsourcelines(loss)
+    marks = ["# origin", *(f"# origin {n}" for n in range(2, 5))]
+    return [start + i for mark in marks for i, line in enumerate(lines) if line.rstrip().endswith(mark)]
 
 
 CASES: list[Case] = []

@@ -1,6 +1,5 @@
 """The origin of NaN and Inf: real reports in every context, hard cases, and healthy models without a finding."""
 
-import inspect
 import json
 import os
 
@@ -12,16 +11,9 @@ import pytest
 import jaxprop as jp
 import models
 from jaxprop.diagnosis import explain_bad_step, load_reproduction, save_reproduction
-from nan_cases import CASES
+from nan_cases import CASES, marked_lines
 
 # --- real reports ------------------------------------------------------------------------------------
-
-
-def marked_lines(case):
-    """Line numbers of `# origin`, `# origin 2` in the source of a case."""
-    lines, start = inspect.getsourcelines(case.loss)
-    marks = ["# origin", *(f"# origin {n}" for n in range(2, 5))]
-    return [start + i for mark in marks for i, line in enumerate(lines) if line.rstrip().endswith(mark)]
 
 
 def total(cases):
@@ -133,11 +125,11 @@ def check_cases(cases, context):
         places.setdefault(place, []).append(finding)
     json.loads(report.json())
     for case in cases:
-        for expect, line in zip(case.origins, marked_lines(case) or ["argument"], strict=True):
+        for expect, line in zip(case.origins, marked_lines(case.loss) or ["argument"], strict=True):
             found = places[line]
             causes = [f.cause for f in found if _stands_at(f, expect, *_lengthened(case, expect, context))]
             assert expect.cause in causes, (case.name, expect, [(f.cause, f.step, f.element) for f in found])
-    known = {line for case in cases for line in (marked_lines(case) or ["argument"])}
+    known = {line for case in cases for line in (marked_lines(case.loss) or ["argument"])}
     assert set(places) == known
 
 
@@ -440,7 +432,7 @@ def test_debug_nans_may_stay_on():
 
 def test_the_text_of_a_report():
     report = diagnose(CASES[0].loss)(CASES[0].bad)
-    line = marked_lines(CASES[0])[0]
+    line = marked_lines(CASES[0].loss)[0]
     assert str(report) == "\n".join(
         [
             "diagnose where_sqrt: 1 error",
