@@ -472,8 +472,6 @@ class Tape:
         cts = [self._cotangent_of(v) for v in node.outputs]
         if all(ct is None for ct in cts) or not node.active:
             return None
-        rules = dict(self._static.rules)
-        plan = Plan(self.graph, rules=rules)
         operands = [self._needed(v, node) for v in node.operands]
         axes = [self._axes_of(v) for v in node.operands]
         positions = [i for i, v in enumerate(node.operands) if v.id == value.id]
@@ -486,7 +484,7 @@ class Tape:
         def pull(operands: list[Any], cts: list[Any]) -> Any:
             def of(x: Any) -> list[Any]:
                 full = [x if i in positions else o for i, o in enumerate(operands)]
-                outputs, _ = Sweep(plan).step(node, full, {})
+                outputs, _ = Sweep(self._plan).step(node, full, {})
                 return [o for o, v in zip(outputs, node.outputs, strict=True) if _jaxpr.is_inexact(v.dtype)]
 
             return jax.vjp(of, operands[positions[0]])[1](cts)[0]
@@ -495,6 +493,11 @@ class Tape:
             in_axes = [0 if count > level else None for count in axes]
             pull = jax.vmap(pull, in_axes=(in_axes, 0))
         return pull(operands, filled)
+
+    @functools.cached_property
+    def _plan(self) -> Plan:
+        """What one node is run by once more: its rules, nothing watched."""
+        return Plan(self.graph, rules=dict(self._static.rules))
 
     def _cotangent_of(self, value: Value) -> Any:
         node = self._maker(value)

@@ -19,8 +19,8 @@ from ._formula import Formula, formulas_of
 from ._numbers import show_array
 from ._scene import LocalText, Residual, Shown
 
-#: Values read in several places whose shares are asked of the tape: each runs a few operations.
-MOST_SHARES = 64
+#: Shares asked of the tape, over all values read in several places: each runs a few operations.
+MOST_SHARES = 256
 #: Kinds of operation whose local gradients are computed as numbers: they are one compiled program.
 MOST_KINDS = 64
 
@@ -141,8 +141,8 @@ def shares(tape: Tape, shown: Mapping[int, tuple[Shown | None, Shown | None]]) -
             continue
         if counts[id_] == 1:
             found[sites[0]] = _plain(whole)
-        elif asked < MOST_SHARES:
-            asked += 1
+        elif asked + len(sites) <= MOST_SHARES:
+            asked += len(sites)
             found |= _asked(tape, values[id_], sites)
         else:
             left += 1
