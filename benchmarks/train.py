@@ -254,7 +254,7 @@ def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, check_finite:
 
     source = tuple(batch)
     feed = Resident(source, 1, None, None)
-    chunks = Chunks(step, feed, None, check_finite, CAPACITY)
+    chunks = Chunks(step, feed, None, check_finite, min(CAPACITY, steps))
     plan = Plan(None, watch_every=step.watch.every if step.watch else 0)
 
     def advance(held):

@@ -442,11 +442,11 @@ def test_chunks_grow_to_a_fifth_of_a_second_and_fall_back():
     pace.landed(1, now)  # compiled: says nothing
     assert pace.most == 1
     for _ in range(12):
-        now += 1e-6 * pace.most
+        now += 1e-7 * pace.most
         pace.landed(pace.most, now)
     assert pace.most == _plan.CAPACITY
     for _ in range(3):
-        now += 0.05 * pace.most
+        now += 0.045 * pace.most
         pace.landed(pace.most, now)
     assert pace.most == 4
 

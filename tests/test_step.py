@@ -21,6 +21,10 @@ def lesson(w, x, y):
     return s**2
 
 
+def noisy(w, x, y, *, key):
+    return (w * x + jax.random.normal(key) - y) ** 2
+
+
 def mlp(params, x, y):
     h = jnp.tanh(x @ params["w1"] + params["b1"][None])
     y_hat = h @ params["w2"]
@@ -390,6 +394,11 @@ ERRORS = {
         ValueError,
         r"`stateful` takes `model_state`, and none is given: pass the model's first state as model_state=\.\.\.",
         lambda: jp.make_step(stateful).init(1.0),
+    ),
+    "a state without a key": (
+        ValueError,
+        r"`noisy` takes a `key`, and the state has none: make it with step\.init\(params, key\) of this step\.",
+        lambda: jp.make_step(noisy)(jp.make_step(lesson).init(1.0), 1.0, 2.0),
     ),
     "a state of another type": (
         TypeError,

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from .._call import name_of, normalize_argnums
-from .._summary import summary
 from .._types import PyTree
 from ._blocked import blocked_findings
 from ._compiled import Passes, Run, on_host
 from ._flow import flow_findings
+from ._health import health
 from ._measure import Field
 from ._origin import find_origins
 from ._report import Report
@@ -32,10 +32,10 @@ def diagnose(
 ) -> Callable[..., Report]:
     """Say where a gradient goes wrong, why, and what to do.
 
-    The loss is run and differentiated once, in a compiled pass that counts what is not finite in every value
-    and every cotangent. Only where something is found further passes ask who made it, and look at the numbers
-    there. No callbacks, nothing donated, nothing to switch on in JAX. Keep the function that is returned: at
-    the same shapes it does not compile again.
+    The loss is run and differentiated once, in a compiled pass that asks every value whether it holds a NaN,
+    and every cotangent how large it is. Only where something is found further passes ask who made it, and look
+    at the numbers there. No callbacks, nothing donated, nothing to switch on in JAX. Keep the function that is
+    returned: at the same shapes it does not compile again.
 
     Args:
         loss: a pure function, as it stands. It returns a scalar, or `cotangent` is given.
@@ -79,11 +79,11 @@ def diagnose(
 
 
 def _report(run: Run, most: int, thresholds: Thresholds | None) -> Report:
-    health = on_host(run(record=summary))
-    origins = find_origins(run, health)
+    first = on_host(run(record=health))
+    origins = find_origins(run, first)
     shown = origins[:most]
     findings = origin_findings(shown, on_host(run(nodes=accused(shown))), _batch_length(run)) if shown else []
-    field = Field.of_summary(health)
+    field = Field.of_health(first)
     # What a NaN reaches is not zero, whatever the way there looks like.
     spoiled = {leaf for origin in origins for leaf in origin.leaves}
     blocked = blocked_findings(field, run, thresholds)
@@ -91,7 +91,7 @@ def _report(run: Run, most: int, thresholds: Thresholds | None) -> Report:
     findings += flow_findings(field, run, thresholds)
     left = len(origins) - len(shown)
     notes = [f"{left} more {'origins are' if left > 1 else 'origin is'} left out."] if left else []
-    return Report.of(f"diagnose {name_of(run.passes.loss)}", findings, {"nodes": len(health.names)}, notes)
+    return Report.of(f"diagnose {name_of(run.passes.loss)}", findings, {"nodes": len(first.names)}, notes)
 
 
 def _batch_length(run: Run) -> int | None:

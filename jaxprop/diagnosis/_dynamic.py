@@ -145,7 +145,7 @@ def _dead_units(field: Field, run: Pass, thresholds: Thresholds) -> list[Suspect
     if field.by_unit:
         return list(dead_units(field, thresholds))
     many = replace(thresholds, dead=max(thresholds.dead, MANY_ZEROS))
-    likely = list(dead_units(field, many, by_unit=False))
+    likely = list(dead_units(field, many))
     if not likely:
         return []
     made_by = makers(field.graph)

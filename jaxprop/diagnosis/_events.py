@@ -53,10 +53,10 @@ class Event:
         return (self.node.operands if back else self.node.outputs)[self.position]
 
 
-def read_counts(graph: Graph, health: Tape, made: Tape) -> Counts:
-    """Put together what the first pass (summaries) and the second (who made it) wrote down."""
+def read_counts(graph: Graph, counted: Tape, made: Tape) -> Counts:
+    """Put together what one pass (`tally`) and the next (who made it) wrote down."""
     bad: dict[Site, np.ndarray] = {}
-    for entry in health:
+    for entry in counted:
         for half, record in ((OUT, entry.value), (BACK, entry.cotangent)):
             if record is not None and hasattr(record, "nonfinite"):
                 bad[half, graph.value(entry.name).id] = record.nonfinite

@@ -71,17 +71,15 @@ class Field:
         return cls(tape.graph, tape.graph.outputs[: len(tape.seed)], found)
 
     @classmethod
-    def of_summary(cls, tape: Tape) -> "Field":
-        """Read a tape that `jaxprop.summary` wrote."""
+    def of_health(cls, tape: Tape) -> "Field":
+        """Read a tape that `health` wrote."""
         found = {}
         for id_, record in _cotangents(tape):
-            top = np.maximum(np.abs(record.min), np.abs(record.max))
-            norm = np.asarray(record.norm)
+            nan = np.isnan(record.squares)
+            norm = np.sqrt(record.squares)
             # The squares of very small and very large numbers are 0 and Inf: then the greatest stands for all.
-            whole = np.where((norm == 0) | ~np.isfinite(norm), top, norm)
-            # Of what holds a NaN the greatest is one; so is that of an empty array, whose norm is 0.
-            top = np.where(np.isnan(top), np.where(np.isnan(norm), np.inf, 0), top)
-            found[id_] = Measure(top, whole, np.asarray(record.zeros))
+            whole = np.where((norm == 0) | np.isinf(norm), record.top, norm)
+            found[id_] = Measure(np.where(nan, np.inf, record.top), whole, np.asarray(record.zeros))
         return cls(tape.graph, tape.graph.outputs[: len(tape.seed)], found, by_unit=False)
 
     def __contains__(self, value: Value) -> bool:

@@ -14,6 +14,7 @@ from .._views import BACK, OUT
 from .._wiring import outside
 from ._compiled import Run, on_host
 from ._events import Event, events, given, loose_ends, read_counts, seeds, unseen
+from ._health import tally
 from ._made import is_float, made, moves
 from ._reach import Counts, Site, Ways, ways
 
@@ -52,29 +53,30 @@ class Ends:
     results: frozenset[Site]
 
     @classmethod
-    def of(cls, health: Tape) -> "Ends":
-        graph = health.graph
-        results = [value for value in graph.outputs[: len(health.seed)] if is_float(value)]
+    def of(cls, tape: Tape) -> "Ends":
+        graph = tape.graph
+        results = [value for value in graph.outputs[: len(tape.seed)] if is_float(value)]
         return cls(
             {(BACK, value.id): value.name for value in graph.inputs if value.active},
             frozenset((OUT, value.id) for value in results),
         )
 
 
-def find_origins(run: Run, health: Tape) -> list[Origin]:
+def find_origins(run: Run, first: Tape) -> list[Origin]:
     """The origins of what is not finite, those that reach the gradient first; none for a healthy pass.
 
     Args:
         run: further passes at the same arguments.
-        health: the tape of the first pass, recorded by `jaxprop.summary`, on the host.
+        first: the tape of the first pass, recorded by `health`, on the host.
     """
-    if not _worth_looking(health):
+    if not _worth_looking(first):
         return []
-    graph = health.graph
-    counts = read_counts(graph, health, on_host(run(nodes=suspects(health), record=made)))
+    counted = on_host(run(record=tally))
+    graph = counted.graph
+    counts = read_counts(graph, counted, on_host(run(nodes=suspects(counted), record=made)))
     edges = ways(graph, counts)
-    ends = Ends.of(health)
-    found = [*seeds(graph, health.seed), *_merged(events(graph, counts))]
+    ends = Ends.of(counted)
+    found = [*seeds(graph, counted.seed), *_merged(events(graph, counts))]
     inputs = given(graph, counts)
     wrong = [event for event in inputs if not _meant(event, counts, run.leaf_names)]
     origins = _first_causes(found, wrong, edges)
@@ -93,34 +95,36 @@ _MADE = ("made", "from inf")
 # --- what to look at ------------------------------------------------------------------------------
 
 
-def _worth_looking(health: Tape) -> bool:
+def _worth_looking(first: Tape) -> bool:
     """Whether the result or the gradient is not finite, or a NaN is hidden in between.
 
     An Inf in between is no fault: masks are made of it.
     """
-    results = [x for x in jax.tree.leaves(health.value) if _jaxpr.is_inexact(_jaxpr.dtype_of(x))]
+    results = [x for x in jax.tree.leaves(first.value) if _jaxpr.is_inexact(_jaxpr.dtype_of(x))]
     if not all(np.all(np.isfinite(np.asarray(x, complex))) for x in results):
         return True
-    for entry in health:
-        if _hides_nan(entry.value) or _hides_nan(entry.cotangent):
+    for entry in first:
+        if any(
+            record is not None and np.any(np.isnan(record.squares)) for record in (entry.value, entry.cotangent)
+        ):
             return True
         if (
             entry.node.primitive == "input"
             and entry.cotangent is not None
-            and np.any(entry.cotangent.nonfinite)
+            and not np.all(np.isfinite(entry.cotangent.top))
         ):
             return True
     return False
 
 
-def _hides_nan(summary: Any) -> bool:
-    return summary is not None and bool(np.any(np.isnan(summary.min) & (summary.nonfinite > 0)))
+def _hides_nan(record: Any) -> bool:
+    return record is not None and bool(np.any(np.isnan(record.squares)))
 
 
-def suspects(health: Tape) -> frozenset[int]:
+def suspects(counted: Tape) -> frozenset[int]:
     """The nodes to be tested: next to something that is not finite, or not looked at before."""
-    graph, bad = health.graph, set()
-    for entry in health:
+    graph, bad = counted.graph, set()
+    for entry in counted:
         if any(record is not None and np.any(record.nonfinite) for record in (entry.value, entry.cotangent)):
             bad.add(graph.value(entry.name).id)
     outer = outside(graph)

@@ -75,17 +75,17 @@ def _entry(field: Field, node: Node, seen: set[int]) -> int:
     return positions[0] if positions else 0
 
 
-def dead_units(field: Field, thresholds: Thresholds, by_unit: bool = True) -> Iterator[Suspect]:
+def dead_units(field: Field, thresholds: Thresholds) -> Iterator[Suspect]:
     """Rectifiers at which most units get no cotangent, though it comes to them.
 
-    With `by_unit=False` the field counts elements, and all that are zero count: an upper bound, nearly.
+    Where the field counts elements, so is said what fraction of elements dies there: about as much, or more.
     """
     for node, output, position in _gates(field, lambda node, x: _rectifies(field, node, x)):
         made, operand = node.outputs[output], node.operands[position]
         if is_number(operand) or operand.shape[-1] < 2:
             continue
         before, after = field.dead(operand), field.dead(made)
-        died = before if not by_unit else (before - after) / (1 - after) if after < 1 else 0.0
+        died = (before - after) / (1 - after) if after < 1 else 0.0
         if died >= thresholds.dead and field.top(operand) != 0:
             yield Suspect("dead", node, output, position, died)
 

@@ -130,7 +130,7 @@ def fit(
     step = make_step(loss, optimizer, has_aux=has_aux, rules=rules, watch=watch)
     places = places_of(sharding)
     settings = settings_of(checkpoint, resume)
-    state = places.state(step.init(params, key, model_state))
+    state = places.state(step.init(params, 0 if key is None else key, model_state))
     evaluate = make_evaluate(step, eval_fn, eval_data, batch_size, places)
     reading = Reading(batch_size, shuffle, drop_last, check_data, memory_limit, epochs, steps)
     check_best(settings, evaluate is not None)

@@ -1,10 +1,11 @@
 """The compiled inside of `fit`: many steps as one program, which stops by itself.
 
 A chunk is a `while` on the device whose number of steps is an argument: one program serves chunks of every
-length, and it ends early where the loss or a gradient is not finite, or where `until` comes true. Beside the
-update stands nothing but a branch: where something is not finite the state stays as it was. Measured against
-a hand-written `lax.scan` this costs nothing (`benchmarks/train.py`). Which of two kinds of chunk a run has is
-seen from its program, never from the clock: the numbers are the same in every run.
+length, and it ends early where the loss or a gradient is not finite, or where `until` comes true. Where
+something is not finite the state stays as it was: by a branch around the update, which then costs what it costs
+without; or, where the state is a few numbers and a branch is as long as the step, by keeping the state before
+it. Measured against a hand-written `lax.scan` this costs nothing (`benchmarks/train.py`). Which kind of chunk a
+run has is seen from its program and its state, never from the clock: the numbers are the same in every run.
 """
 
 import functools
@@ -28,6 +29,9 @@ RUNNING, UNTIL, NONFINITE = 0, 1, 2
 
 #: What XLA for CPUs runs many times slower inside a loop or a branch (jax-ml/jax#12868).
 _SLOW_IN_LOOPS = frozenset({"conv_general_dilated"})
+
+#: Bytes of a state that is copied faster than a branch is taken.
+_FEW = 64
 
 #: Types of the numbers of a step, by name.
 Types: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
@@ -90,10 +94,11 @@ class Chunks:
     def many(self, carry: Carry, source: PyTree, place: int, count: int) -> tuple[Carry, Landed]:
         """Take `count` steps, or as many as go well."""
         if self._many is None:
-            traced = self._one.trace(carry, source, jnp.int32(place), True)
+            traced = self._one.trace(carry, source, jnp.int32(place), looped=True)
             types = traced.out_info[1]
             loops = not (_on_cpu() and _SLOW_IN_LOOPS & _jaxpr.primitives(traced.jaxpr))
-            self._many = self._in_a_loop(types) if loops else self._one_by_one(types)
+            few = self.check_finite and _bytes(carry.state) <= _FEW
+            self._many = self._in_a_loop(types, kept=few) if loops else self._one_by_one(types)
         return self._many(carry, source, np.int32(place), np.int32(count))
 
     @functools.cached_property
@@ -103,25 +108,34 @@ class Chunks:
     @functools.cached_property
     def _one(self) -> Any:
         """One step, for its cache: traced once, for the types of the row and for the program."""
-        return jax.jit(self.take_one, static_argnums=3)
+        return jax.jit(self.take_one, static_argnames="looped")
 
-    def _in_a_loop(self, types: Types) -> Callable[..., tuple[Carry, Landed]]:
-        """A chunk as one program: a loop on the device."""
+    def _in_a_loop(self, types: Types, kept: bool) -> Callable[..., tuple[Carry, Landed]]:
+        """A chunk as one program, a loop on the device; without a branch where the state before is kept."""
 
         def take_many(carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
             def more(loop: Any) -> Array:
-                tried, carry, _ = loop
+                tried, carry, _, _ = loop
                 return (tried < count) & (carry.why == RUNNING)
 
             def body(loop: Any) -> Any:
-                tried, carry, rows = loop
-                carry, row = self._one(carry, source, place + tried, True)
-                return tried + 1, carry, _put(rows, tried, row)
+                tried, carry, _, rows = loop
+                before = carry.state if kept else None
+                take = self.try_one if kept else functools.partial(self._one, looped=True)
+                carry, row = take(carry, source, place + tried)
+                return tried + 1, carry, before, _put(rows, tried, row)
 
-            start = (jnp.int32(0), carry, _empty(types, self.capacity))
-            tried, carry, rows = jax.lax.while_loop(more, body, start)
+            before = carry.state if kept else None
+            start = (jnp.int32(0), carry, before, _empty(types, self.capacity))
+            tried, carry, before, rows = jax.lax.while_loop(more, body, start)
             # Only the last step can be one that was not taken.
-            return carry, Landed(rows, tried - (carry.why == NONFINITE).astype(jnp.int32), carry.why)
+            failed = carry.why == NONFINITE
+            if kept:
+                back = lambda state, before: before  # noqa: E731
+                carry = carry._replace(
+                    state=jax.lax.cond(failed, back, lambda state, before: state, carry.state, before)
+                )
+            return carry, Landed(rows, tried - failed.astype(jnp.int32), carry.why)
 
         return self.jit(take_many, donate_argnums=0)
 
@@ -132,7 +146,7 @@ class Chunks:
             carry: Carry, rows: dict[str, Array], done: Array, source: PyTree, place: Array
         ) -> tuple[Carry, Any]:
             running = carry.why == RUNNING
-            carry, row = self._one(carry, source, place + done, False)
+            carry, row = self._one(carry, source, place + done, looped=False)
             # A step after the last changes nothing, and says what was said before.
             rows = _put(rows, done, row)
             taken = running & (carry.why != NONFINITE)
@@ -154,10 +168,7 @@ class Chunks:
     ) -> tuple[Carry, dict[str, Array]]:
         """Take a step; or stay, where something is not finite or, outside of a loop, the run has stopped."""
         state, running = carry.state, carry.why == RUNNING
-        batch, order = self.feed.take(source, carry.order, state, place)
-        found = self.step.gradient(state, *batch)
-        row = row_of(found.loss, found.aux)
-        fine, why = self.judge(state, found, row)
+        batch, order, found, row, fine, why = self._look(carry, source, place)
         if self.may_stop and not looped:
             fine, why = fine & running, jnp.where(running, why, carry.why)
         if self.check_finite or (self.may_stop and not looped):
@@ -167,6 +178,18 @@ class Chunks:
         else:
             state = self.step.update(state, found, *batch)
         return Carry(state, order, why), row
+
+    def try_one(self, carry: Carry, source: PyTree, place: Array) -> tuple[Carry, dict[str, Array]]:
+        """Take a step, whatever comes of it: the caller has kept the state before."""
+        batch, order, found, row, _, why = self._look(carry, source, place)
+        return Carry(self.step.update(carry.state, found, *batch), order, why), row
+
+    def _look(self, carry: Carry, source: PyTree, place: Array) -> Any:
+        """The batch and the order after it, the gradient, the row, and what `judge` says."""
+        batch, order = self.feed.take(source, carry.order, carry.state, place)
+        found = self.step.gradient(carry.state, *batch)
+        row = row_of(found.loss, found.aux)
+        return batch, order, found, row, *self.judge(carry.state, found, row)
 
     @property
     def may_stop(self) -> bool:
@@ -204,6 +227,10 @@ class Chunks:
         return fine, why.astype(jnp.int32)
 
 
+def _bytes(state: PyTree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
@@ -213,7 +240,9 @@ def _empty(types: Types, capacity: int, numpy: Any = jnp) -> dict[str, Array]:
 
 
 def _put(rows: dict[str, Array], at: Array, row: dict[str, Array]) -> dict[str, Array]:
-    return {name: rows[name].at[at].set(row[name]) for name in rows}
+    """Write the row of a step, at a place that is there."""
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=at, axis=0)
+    return {name: put(rows[name], row[name]) for name in rows}
 
 
 def is_finite(found: Gradient) -> Array:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 #: The longest chunk, in steps: its numbers stay on the device until it lands.
-CAPACITY = 8192
+CAPACITY = 32_768
 #: How long a chunk should take, in seconds: one is always on its way, so news is at most twice as old.
 CHUNK_SECONDS = 0.2
 #: Evaluations in a run whose epochs are single steps.

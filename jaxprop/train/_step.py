@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -24,29 +24,26 @@ from ._watch import UNWATCHED, Norms, Watch, Watched, norms_of, without_results
 _TAKEN = ("loss", "step", "epoch", "steps_per_second")
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """All that a step changes: a pytree, as it is saved and restored.
 
     Attributes:
         params: what is differentiated.
         opt_state: the state of the optimizer.
         step: how many steps were taken, an int32 scalar.
-        key: the random key of the run. It stays; the key of a step is `jax.random.fold_in(key, step)`.
+        key: the random key of the run, None where there is none. It stays; the key of a step is
+            `jax.random.fold_in(key, step)`.
         model_state: the model's own state (batch statistics, counters), None where there is none.
     """
 
     params: PyTree
     opt_state: PyTree
     step: Array
-    key: Array
+    key: Array | None = None
     model_state: PyTree = None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Metrics:
+class Metrics(NamedTuple):
     """What a step says of itself; `metrics["loss"]` is `metrics.loss`.
 
     Attributes:
@@ -59,8 +56,10 @@ class Metrics:
     aux: PyTree = None
     watched: Watched | None = None
 
-    def __getitem__(self, name: str) -> Any:
-        if name not in ("loss", "aux", "watched"):
+    def __getitem__(self, name: Any) -> Any:
+        if isinstance(name, int | slice):
+            return tuple(self)[name]
+        if name not in self._fields:
             raise KeyError(f"a step has no metric {name!r}: there are loss, aux, watched.")
         return getattr(self, name)
 
@@ -109,7 +108,7 @@ class Step:
 
         Args:
             params: a pytree of floating point arrays, or Python floats.
-            key: a random key or a seed; 0 by default.
+            key: a random key or a seed. By default 0 where the loss takes a `key`, none where it does not.
             model_state: a pytree of arrays, for a loss that takes `model_state`.
 
         Raises:
@@ -119,7 +118,7 @@ class Step:
         check_float_leaves(params)
         if ("model_state" in self.takes) != (model_state is not None):
             raise ValueError(_model_state_mismatch(name_of(self.loss), model_state is not None))
-        key = 0 if key is None else key
+        key = 0 if key is None and "key" in self.takes else key
         key = jax.random.key(key) if isinstance(key, int) else key
         params, model_state, key = jax.tree.map(own, (params, model_state, key))
         opt_state = jax.tree.map(own, self.optimizer.init(params))
@@ -143,7 +142,7 @@ class Step:
         # Chosen on the host, so that the plain program is the one without a `Watch`.
         new, metrics = self._run(self._compiled_watched if due else self._compiled_plain, state, batch)
         self._counts.note(new, count + 1)
-        return new, metrics if due else replace(metrics, watched=UNWATCHED)
+        return new, metrics if due else metrics._replace(watched=UNWATCHED)
 
     def pure(self, state: State, *batch: Any) -> tuple[State, Metrics]:
         """The step as a plain function, not compiled: for `jax.lax.scan`, `jax.jit`, `jax.vmap` by hand.
@@ -157,7 +156,7 @@ class Step:
 
         def plain(state: State, *batch: Any) -> tuple[State, Metrics]:
             state, metrics = self.plain(state, *batch)
-            return state, replace(metrics, watched=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+            return state, metrics._replace(watched=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
 
         # The whole step stands in the branches: what is only watched is not kept for the other, and the donated
         # state is updated in place in both.
@@ -270,6 +269,11 @@ class Step:
     def _extras(self, state: State) -> dict[str, Any]:
         extras: dict[str, Any] = {}
         if "key" in self.takes:
+            if state.key is None:
+                raise ValueError(
+                    f"`{name_of(self.loss)}` takes a `key`, and the state has none: make it with "
+                    "step.init(params, key) of this step."
+                )
             extras["key"] = jax.random.fold_in(state.key, state.step)
         if "model_state" in self.takes:
             extras["model_state"] = state.model_state
