@@ -14,11 +14,11 @@ from .._call import check_points, name_of, trace_call
 from .._graph import Graph
 from .._local import Local
 from .._pass import make_plan, run
-from .._rules import Recorder
+from .._rules import Recorder, Rule
 from .._seed import seed_of
 from .._tape import Tape
 from .._types import Array, OutCts, PyTree
-from ._parts import Factors, Part, by_chunks
+from ._parts import Factors, Part, Product, by_chunks, thin
 from ._readings import Reading, example_axes, readings_of
 
 
@@ -201,6 +201,7 @@ def _norms_of(mean: Any, one: Any, params: PyTree, batch: Examples) -> PerExampl
     plan = replace(
         make_plan(traced, None, _recorder(known), ()),
         watched=frozenset(reading.node.index for reading in known),
+        rules={reading.node.index: rule for reading in known if (rule := _thin(reading)) is not None},
     )
     tape = run(traced, plan, seed_of(traced, None, False), 0)
     losses, aux = tape.aux
@@ -215,6 +216,11 @@ def _norms_of(mean: Any, one: Any, params: PyTree, batch: Examples) -> PerExampl
         squares[i] = square
     norms = jax.tree.unflatten(tree, [jnp.sqrt(square) for square in squares])
     return PerExample(tape.value, tape.grads, losses, norms, aux)
+
+
+def _thin(reading: Reading) -> Rule | None:
+    part = reading.part
+    return thin(reading.node, reading.position, part) if isinstance(part, Product) else None
 
 
 def _twin(mean: Any, params: PyTree, batch: Examples) -> Graph:
