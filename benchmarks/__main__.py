@@ -53,7 +53,7 @@ def _per_example(options):
 
 
 def _train(options):
-    models = [name for name in train.SIZES if name in options.model]
+    models = [name for name in train.SIZES if train.kind_of(name) in options.model]
     _say("\nTraining, against the same loop written by hand (its row is the base; the others are ratios)\n")
     rows = []
     for name in models:
@@ -64,7 +64,8 @@ def _train(options):
     if not torch_hooks.available():
         _say(NO_TORCH)
         return {"train": rows}
-    beside = train.beside_torch(models, options.quick, options.rounds)
+    alike = [name for name in models if name in options.model]  # a longer run of the same says nothing more
+    beside = train.beside_torch(alike, options.quick, options.rounds)
     return {"train": rows, "torch": _table(beside, train.BESIDE)}
 
 

@@ -1,6 +1,7 @@
 """Fair timing: everything warmed up, taken in turns, short runs, medians."""
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +21,11 @@ def seconds(function: Callable[[], Any], times: int = 1) -> float:
 def in_turns(
     functions: Sequence[Callable[[], Any]], budget: float, least: int = 5, most: int = 60
 ) -> list[list[float]]:
-    """Seconds per call of every function, one row of samples for each, taken A B C, B C A, ...
+    """Seconds per call of every function, one row of samples for each, taken in turns.
 
-    All have been called twice before. A sample is a run of calls of at least 5 ms together.
-    `budget` is in seconds, for all of them; at least `least` samples are taken whatever it is.
+    The order of a turn is drawn: after a loop in Python what comes next begins slowly, and it must not always
+    be the same one. A sample is a run of calls of at least 5 ms together, after one that is not counted where
+    they are short. `budget` is in seconds, for all of them; at least `least` samples are taken whatever it is.
     """
     for function in functions:
         seconds(function)
@@ -32,9 +34,11 @@ def in_turns(
     cost = sum(t * n for t, n in zip(once, times, strict=True))
     samples: list[list[float]] = [[] for _ in functions]
     gc.collect()
-    for turn in range(max(least, min(most, round(budget / max(cost, 1e-9))))):
-        for i in range(len(functions)):
-            which = (i + turn) % len(functions)
+    draw = random.Random(0)
+    for _ in range(max(least, min(most, round(budget / max(cost, 1e-9))))):
+        for which in draw.sample(range(len(functions)), len(functions)):
+            if times[which] > 1:
+                seconds(functions[which])
             samples[which].append(seconds(functions[which], times[which]))
     return samples
 

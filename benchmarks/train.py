@@ -19,7 +19,7 @@ from .timing import in_turns, ratios
 COLUMNS = {
     "model": "model",
     "what": "what",
-    "step_us": "us a step|,.2f",
+    "step_us": "us a step|,.3f",
     "run": "time|.3f",
     "run_min": "(of minima)|.3f",
     "memory": "peak memory|.3f",
@@ -30,7 +30,7 @@ BESIDE = {
     "model": "model",
     "framework": "framework",
     "what": "what",
-    "step_us": "us a step|,.2f",
+    "step_us": "us a step|,.3f",
     "per_second": "steps a second|,.0f",
     "run": "over its own step|.2f",
 }
