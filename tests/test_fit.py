@@ -14,6 +14,7 @@ import pytest
 
 import jaxprop as jp
 from helpers import check_close, check_equal, trained_by_hand
+from jaxprop.diagnosis import load_reproduction
 from jaxprop.train import _loop, _plan, _stream
 from jaxprop.train._feed import order_of
 from jaxprop.train._plan import Pace, Plan, eval_period, total_of
@@ -276,14 +277,53 @@ def test_the_state_before_a_step_that_is_not_finite_is_kept(most, watch, monkeyp
     stop = history.stop
     assert (stop.reason, stop.step, stop.leaves) == ("nonfinite", good, ("params['a']", "params['b']"))
     assert np.isnan(stop.loss)
-    nodes = r" the first that is not finite is `sqrt` at test_fit\.py:\d+" if watch else None
     assert re.fullmatch(
-        rf"after {good} steps the loss is nan; not finite is the gradient of params\['a'\], params\['b'\]"
-        + (f";{nodes}" if watch else "")
-        + r"\. The step was not taken: the state is the one before it\.",
+        rf"after {good} steps the loss is nan; not finite is the gradient of params\['a'\], params\['b'\]\. The step "
+        r"was not taken: the state is the one before it\. `sqrt` makes nan; it reaches the gradient and the loss "
+        r"\(test_fit\.py:\d+ in root_loss\)\. `history\.stop\.report` says more\.",
         stop.message,
     ), stop.message
-    assert (stop.node or "").startswith("`sqrt`" if watch else "")
+    (finding,) = (found for found in stop.report if found.severity == "error")
+    assert (finding.cause, finding.leaves) == ("sqrt of a negative", ("params['a']", "params['b']"))
+
+
+def test_the_first_bad_step_is_saved_and_runs_again(tmp_path):
+    """With dropout, batch statistics and all: what the loss was called with comes back bit by bit."""
+
+    def loss(params, x, *, key, model_state):
+        kept = jax.random.bernoulli(key, 0.5, x.shape)
+        value = jnp.sum(jnp.where(kept, jnp.log(params["scale"] - x), 0.0))
+        return value, {"seen": model_state["seen"] + 1}
+
+    file, x = tmp_path / "runs" / "bad", np.full(4, 0.5, np.float32)
+    with pytest.warns(RuntimeWarning, match="`log` makes nan"):
+        state, history = fit(
+            loss,
+            {"scale": 0.75},
+            x,
+            optimizer=optax.sgd(0.1),
+            steps=9,
+            key=3,
+            model_state={"seen": np.float32(0)},
+            save_bad_step=file,
+        )
+    args, kwargs = load_reproduction(file.with_name("bad.npz"))
+    check_equal(args[0], state.params)
+    check_equal(kwargs["model_state"], state.model_state)
+    assert not np.isfinite(loss(*args, **kwargs)[0])
+    assert str(file) in history.stop.report.notes[-1]
+    again = jp.diagnose(loss, has_aux=True)(*args, **kwargs)
+    assert [found.message for found in again] == [found.message for found in history.stop.report]
+
+
+def test_what_cannot_be_diagnosed_still_ends_well(monkeypatch):
+    def broken(*args, **kwargs):
+        raise MemoryError("no more room")
+
+    monkeypatch.setattr("jaxprop.train._finding.explain_bad_step", broken)
+    with pytest.warns(RuntimeWarning, match=r"It could not be diagnosed: MemoryError: no more room"):
+        state, history = fit(lambda w, x: jnp.sum(w * x), 1.0, np.full(2, np.nan, np.float32), steps=2)
+    assert float(state.params) == 1.0 and history.stop.report is None
 
 
 def test_a_gradient_that_is_not_finite_stops_too():

@@ -1,37 +1,67 @@
-"""What was not finite in a step that was not taken."""
+"""What was not finite in a step that was not taken, and who made it so."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tape import Tape
 from .._types import PyTree
+from ..diagnosis import Report, explain_bad_step
 from ._checks import listed
 from ._history import Stop
 from ._step import State, Step
 
 
-def find_nonfinite(step: Step, state: State, batch: tuple[Any, ...], loss: float) -> Stop:
-    """Say what was not finite: the gradient is taken once more, with a look inside where nodes are watched."""
+def find_nonfinite(
+    step: Step, state: State, batch: tuple[Any, ...], loss: float, save: str | Path | None = None
+) -> Stop:
+    """Say what was not finite and who made it; `save` is a file for what the loss was called with."""
     number = int(state.step)
-    look = step.opened if step.watch is not None else lambda *args: (step.gradient(*args), None)
-    found, tape = jax.jit(look)(state, *batch)
+    found = jax.jit(step.gradient)(state, *batch)
     grads, params = (_nonfinite(step.root, tree) for tree in (found.grads, state.params))
-    node = None if tape is None else _first_nonfinite(tape)
+    report, hindered = _diagnosed(step, state, batch, save)
     parts = [
-        f"after {number} steps the loss is {loss}"
+        f"after {number} step{'s' * (number != 1)} the loss is {loss}"
         + (" but its gradient is not finite" if np.isfinite(loss) else "")
     ]
     if grads:
         parts.append(f"not finite is the gradient of {listed(grads, 3)}")
     if params:
         parts.append(f"the update before left {listed(params, 3)} not finite")
-    if node:
-        parts.append(f"the first that is not finite is {node}")
-    text = "; ".join(parts) + ". The step was not taken: the state is the one before it."
-    return Stop("nonfinite", number, text, loss, grads, node)
+    errors = [each for each in report or () if each.kind == "origin" and each.severity == "error"]
+    said = "".join(
+        f" {each.message[:-1]} ({each.place}). `history.stop.report` says more." for each in errors[:1]
+    )
+    text = f"{'; '.join(parts)}. The step was not taken: the state is the one before it.{said}{hindered}"
+    return Stop("nonfinite", number, text, loss, grads, report)
+
+
+def _diagnosed(
+    step: Step, state: State, batch: tuple[Any, ...], save: str | Path | None
+) -> tuple[Report | None, str]:
+    """The report, or what was in its way. A run that has found its way here must not lose its state to it."""
+    args, kwargs = (state.params, *batch), step.extras(state)
+    if not all(map(_at_hand, jax.tree.leaves((args, kwargs)))):
+        return None, " It was not diagnosed: other processes hold some of the arrays."
+    try:
+        return explain_bad_step(step.loss, *args, has_aux=step.paired, save=save, **kwargs), ""
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        return None, f" It could not be diagnosed: {type(error).__name__}: {lines[0]}"
+
+
+def _first_origin(report: Report) -> str:
+    for found in report:
+        if found.kind == "origin" and found.severity == "error":
+            place = f" ({found.place})" if found.place else ""
+            return f" {found.message[:-1]}{place}. `history.stop.report` says more."
+    return ""
+
+
+def _at_hand(x: Any) -> bool:
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 
 def _nonfinite(root: str, tree: PyTree) -> tuple[str, ...]:
@@ -46,13 +76,3 @@ def _nonfinite(root: str, tree: PyTree) -> tuple[str, ...]:
 def _finite(tree: PyTree) -> PyTree:
     """One flag for each array, wherever its parts lie."""
     return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
-
-
-def _first_nonfinite(tape: Tape) -> str | None:
-    """The first value on the way out, else the first cotangent on the way back, whose `Summary` says so."""
-    for side, entries in (("value", iter(tape)), ("cotangent", reversed(tape))):
-        for entry in entries:
-            if np.any(np.asarray(getattr(getattr(entry, side), "nonfinite", 0)) > 0):
-                what = f"`{entry.name}`" if side == "value" else f"the cotangent of `{entry.name}`"
-                return what + (f" at {entry.node.source}" if entry.node.source else "")
-    return None

@@ -4,6 +4,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ def fit(
     eval_fn: Callable[..., Any] | None = None,
     eval_every: int | None = None,
     check_finite: bool = True,
+    save_bad_step: str | Path | None = None,
     check_data: bool = False,
     memory_limit: int | None = None,
     checkpoint: Any = None,
@@ -87,7 +89,10 @@ def fit(
             default the loss. A parameter `model_state` gets the model's state.
         eval_every: evaluate after so many steps; by default after each epoch, or about a hundred times where an
             epoch is one step.
-        check_finite: stop before a step whose loss or gradient is not finite.
+        check_finite: stop before a step whose loss or gradient is not finite. The step is diagnosed then:
+            `history.stop.report` says which operation made the NaN, where and why (see `diagnose`).
+        save_bad_step: a file such as "bad_step.npz", for all that the loss was called with in that step:
+            `args, kwargs = jaxprop.diagnosis.load_reproduction(file)`, then `loss(*args, **kwargs)`.
         check_data: look for NaN and infinities in the data first.
         memory_limit: bytes. Arrays on the host up to it are put on the device as a whole, larger ones and
             memory-mapped files are streamed. By default half of the device's memory, 1 GiB where it does not
@@ -157,7 +162,7 @@ def fit(
             feed,
             plan,
             Chunks(step, feed, during, check_finite, capacity, places.jit(state)),
-            Effects(tell, evaluate, save, after, log_every),
+            Effects(tell, evaluate, save, after, log_every, save_bad_step),
             Carry(state, feed.order(done), places.whole(jnp.int32(RUNNING))),
             done,
             None if seconds is None else time.monotonic() + seconds,

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._summary import Summary
 from .._types import PyTree
+from ..diagnosis import Report
 from ._watch import Leaf, Singly, Watched
 
 
@@ -22,7 +23,8 @@ class Stop:
         message: one sentence.
         loss: the loss of the step that was not taken, where something was not finite.
         leaves: paths of the leaves of the gradient that were not finite.
-        node: the first node whose value was not finite, or else whose cotangent; where nodes were watched.
+        report: what `jaxprop.diagnose` says of that step; None where nothing went wrong, or it could not be
+            asked.
     """
 
     reason: str
@@ -30,7 +32,7 @@ class Stop:
     message: str
     loss: float | None = None
     leaves: tuple[str, ...] = ()
-    node: str | None = None
+    report: Report | None = None
 
 
 class History(Mapping[str, np.ndarray]):

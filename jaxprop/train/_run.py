@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ class Effects:
         save: `(step, state, row, due)` to a checkpoint; asked after an evaluation too, when none is due.
         until: a condition on what was evaluated.
         log_every: tell of each multiple of so many steps; None: of the last step of each chunk.
+        bad_step: a file for what the loss was called with in the first bad step; None: none.
     """
 
     tell: Callable[[int, Mapping[str, Any]], None]
@@ -45,6 +47,7 @@ class Effects:
     save: Callable[[int, State, Mapping[str, Any], bool], None] | None = None
     until: Until | None = None
     log_every: int | None = None
+    bad_step: str | Path | None = None
 
 
 @dataclass
@@ -127,7 +130,8 @@ class Run:
         elif why == NONFINITE:
             place = flight.group.place + count
             batch, _ = self.feed.take(flight.group.source, self.carry.order, self.carry.state, jnp.int32(place))
-            self.stop = find_nonfinite(self.step, self.carry.state, batch, float(rows["loss"][count]))
+            loss = float(rows["loss"][count])
+            self.stop = find_nonfinite(self.step, self.carry.state, batch, loss, self.effects.bad_step)
 
     def log(
         self,

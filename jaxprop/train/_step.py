@@ -182,8 +182,8 @@ class Step:
 
     def gradient(self, state: State, *batch: Any) -> Gradient:
         """The loss and its gradient."""
-        both = value_and_grad(self.loss, has_aux=self._pair, rules=self.rules)
-        value, grads = both(state.params, *batch, **self._extras(state))
+        both = value_and_grad(self.loss, has_aux=self.paired, rules=self.rules)
+        value, grads = both(state.params, *batch, **self.extras(state))
         return self.split(value, state.model_state)._replace(grads=grads)
 
     def opened(self, state: State, *batch: Any) -> tuple[Gradient, Tape | None]:
@@ -196,10 +196,10 @@ class Step:
         if not watch.selects:
             return self.gradient(state, *batch), None
         opened = backprop(
-            self.loss, has_aux=self._pair, nodes=watch.selector, record=watch.record, rules=self.rules
+            self.loss, has_aux=self.paired, nodes=watch.selector, record=watch.record, rules=self.rules
         )
-        tape = opened(state.params, *batch, **self._extras(state))
-        value = (tape.value, tape.aux) if self._pair else tape.value
+        tape = opened(state.params, *batch, **self.extras(state))
+        value = (tape.value, tape.aux) if self.paired else tape.value
         found = self.split(value, state.model_state)._replace(grads=tape.grads)
         return found, without_results(tape)
 
@@ -213,8 +213,8 @@ class Step:
         new, updates = self._advance(state, found, batch)
         examples = None
         if watch.examples:
-            singly = per_example(self.loss, has_aux=self._pair)
-            examples = singly(state.params, *batch, **self._extras(state))
+            singly = per_example(self.loss, has_aux=self.paired)
+            examples = singly(state.params, *batch, **self.extras(state))
         return new, norms_of(watch, state.params, found.grads, updates, examples)
 
     def observed(self, tape: Tape | None, norms: Norms, state: State) -> Watched:
@@ -225,8 +225,8 @@ class Step:
 
     def _advance(self, state: State, found: Gradient, batch: tuple[Any, ...]) -> tuple[State, PyTree]:
         def value_fn(params: PyTree) -> Array:
-            value = self.loss(params, *batch, **self._extras(state))
-            return value[0] if self._pair else value
+            value = self.loss(params, *batch, **self.extras(state))
+            return value[0] if self.paired else value
 
         extra = {"value": found.loss, "grad": found.grads, "value_fn": value_fn}
         updates, opt_state = self.optimizer.update(found.grads, state.opt_state, state.params, **extra)
@@ -242,7 +242,7 @@ class Step:
 
     def split(self, result: Any, model_state: PyTree) -> Gradient:
         """Take apart what the loss returned; the gradient is still to come."""
-        value, rest = result if self._pair else (result, None)
+        value, rest = result if self.paired else (result, None)
         if "model_state" not in self.takes:
             return Gradient(value, None, rest, model_state)
         if not self.has_aux:
@@ -263,10 +263,12 @@ class Step:
         return argument_names(self.loss, 1)[0]
 
     @property
-    def _pair(self) -> bool:
+    def paired(self) -> bool:
+        """Whether the loss returns a pair."""
         return self.has_aux or "model_state" in self.takes
 
-    def _extras(self, state: State) -> dict[str, Any]:
+    def extras(self, state: State) -> dict[str, Any]:
+        """What the loss is called with by keyword."""
         extras: dict[str, Any] = {}
         if "key" in self.takes:
             if state.key is None:
