@@ -320,6 +320,44 @@ def test_equinox():
     assert eqx.combine(state.params, static)(X[0]).shape == (1,)
 
 
+@pytest.mark.library
+@pytest.mark.parametrize(
+    ("optimizer", "extra"),
+    [
+        pytest.param(lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01)), (), id="sam"),
+        pytest.param(
+            lambda: optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01), opaque_mode=True),
+            ("grad_fn",),
+            id="sam, opaque",
+        ),
+        pytest.param(lambda: optax.lbfgs(), ("value", "grad", "value_fn"), id="lbfgs"),
+        pytest.param(lambda: optax.polyak_sgd(), ("value",), id="polyak"),
+    ],
+)
+def test_an_optimizer_gets_what_it_asks_for_and_no_more(optimizer, extra):
+    params, rows = {"w": np.full(4, 0.5, np.float32)}, (X, X.sum(axis=1))
+
+    def loss(params, x, y):
+        return jnp.mean((x @ params["w"] - y) ** 2)
+
+    step = jp.make_step(loss, optimizer())
+    state, by_hand = step.init(params), jax.tree.map(jnp.asarray, params)
+    opt_state = optimizer().init(by_hand)
+    for _ in range(4):
+        value, grads = jax.value_and_grad(loss)(by_hand, *rows)
+        more = {
+            "value": value,
+            "grad": grads,
+            "value_fn": lambda params: loss(params, *rows),
+            "grad_fn": lambda params, _: jax.grad(loss)(params, *rows),
+        }
+        known = {name: more[name] for name in extra}
+        updates, opt_state = optimizer().update(grads, opt_state, by_hand, **known)
+        by_hand = optax.apply_updates(by_hand, updates)
+        state, _ = step(state, *rows)
+    np.testing.assert_allclose(state.params["w"], by_hand["w"], rtol=2e-5)
+
+
 # --- errors ------------------------------------------------------------------------------------------------
 
 

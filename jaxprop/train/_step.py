@@ -228,7 +228,13 @@ class Step:
             value = self.loss(params, *batch, **self.extras(state))
             return value[0] if self.paired else value
 
-        extra = {"value": found.loss, "grad": found.grads, "value_fn": value_fn}
+        known = {
+            "value": found.loss,
+            "grad": found.grads,
+            "value_fn": value_fn,
+            "grad_fn": lambda params, _: jax.grad(value_fn)(params),
+        }
+        extra = {name: known[name] for name in asked_of(self.optimizer.update)}
         updates, opt_state = self.optimizer.update(found.grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         new = State(params, opt_state, state.step + jnp.int32(1), state.key, found.model_state)
@@ -333,7 +339,7 @@ def make_step(
     Args:
         loss: a pure function that returns a scalar; with `has_aux` a pair (scalar, aux).
         optimizer: any optax optimizer; `optax.sgd(0.01)` by default. Line searches and schedules that ask for
-            `value`, `grad` or `value_fn` get them.
+            `value`, `grad`, `value_fn` or `grad_fn` get them.
         has_aux: whether the loss returns auxiliary data beside the value.
         rules: how cotangents cross nodes, as in `jaxprop.backprop`.
         watch: what to write down of the inside, and how often.
@@ -375,6 +381,17 @@ def takes(function: Callable[..., Any]) -> frozenset[str]:
         and name not in bound
         and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
     )
+
+
+def asked_of(update: Callable[..., Any]) -> tuple[str, ...]:
+    """Which extra arguments an optimizer gets: those it names; where it takes any, what line searches read.
+
+    Not all of them then: a line search hands what it does not know to `value_fn`, and refuses.
+    """
+    parameters = inspect.signature(update).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return ("value", "grad", "value_fn")
+    return tuple(name for name in ("value", "grad", "value_fn", "grad_fn") if name in parameters)
 
 
 def own(x: Any) -> Array:
