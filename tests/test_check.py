@@ -199,6 +199,51 @@ def test_a_rule_that_is_no_derivative_by_design_is_a_finding_unless_expected(mak
     assert report.ok and report.notes == ("1 rules are no derivatives, as expected.",)
 
 
+# --- where rounding, or what JAX leaves out of the chain rule, is all there is -------------------------------
+
+
+def kalman(log_noise, observed):
+    """Its solves factor a copy of the matrix that is cut off from the chain rule."""
+    move, look = jnp.array([[1.0, 1.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0]])
+
+    def step(carry, y):
+        mean, cov = carry
+        mean, cov = move @ mean, move @ cov @ move.T + jnp.exp(log_noise[0]) * jnp.eye(2)
+        spread = look @ cov @ look.T + jnp.exp(log_noise[1]) * jnp.eye(1)
+        gain = jnp.linalg.solve(spread, look @ cov).T
+        off = y - look @ mean
+        fit = off @ jnp.linalg.solve(spread, off) + jnp.linalg.slogdet(spread)[1]
+        return (mean + gain @ off, cov - gain @ spread @ gain.T), fit
+
+    return 0.5 * jnp.sum(jax.lax.scan(step, (jnp.zeros(2), jnp.eye(2)), observed)[1])
+
+
+def constant_matrix(b):
+    """A matrix that the user has cut off stays where it is."""
+    a = jax.lax.stop_gradient(jnp.eye(3) + jnp.outer(b, b))
+    return jnp.sum(jnp.linalg.solve(a, b) ** 2)
+
+
+def far_out(x):
+    """In float32 the neighbours of -1e5 are 0.008 apart: the derivative is right to three digits only."""
+    return jnp.sum(jnp.logaddexp(x, x[::-1]) * jnp.arange(1.0, 5.0))
+
+
+ODD = {
+    "kalman": (kalman, jnp.array([-1.0, 0.0]), jnp.sin(jnp.arange(8.0))[:, None]),
+    "a matrix that is cut off": (constant_matrix, jnp.array([0.5, -0.25, 1.0])),
+    "far from zero": (far_out, jnp.array([-1e5, -1e5, -2e5, -1e5])),
+}
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_right_as_far_as_can_be_gives_no_finding(name):
+    loss, *args = ODD[name]
+    report = jp.check(loss)(*args)
+    assert report.ok, str(report)
+
+
 # --- healthy -------------------------------------------------------------------------------------------
 
 KINKS = {

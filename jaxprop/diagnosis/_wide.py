@@ -16,6 +16,7 @@ import numpy as np
 from .. import _jaxpr
 from .._control import Carriers, Written, open_node
 from .._graph import Graph
+from .._wiring import sources
 
 #: Values held where they are, by index of the node that makes them and number of its output.
 Held = Mapping[int, Mapping[int, Any]]
@@ -88,7 +89,7 @@ def wide_graph(graph: Graph, operands: Sequence[Any], held: Held) -> list[Any]:
     """Run a graph in double precision, values that carry no derivative held where they were.
 
     So it is the function whose derivative the gradient is: what `stop_gradient` and the like cut off stands
-    still.
+    still; but for the factors by which `jnp.linalg.solve` solves, since its derivative goes by the matrix.
     """
     return _sweep(graph, operands, held)[0]
 
@@ -106,8 +107,19 @@ def _sweep(graph: Graph, operands: Sequence[Any], held: Carriers) -> tuple[list[
 
     for head, operand in zip(graph.heads, operands, strict=True):
         write(head, [operand])
+
+    def as_defined(value: Any) -> Any:
+        """A value the derivative of a solve does not see, made anew of those it does see."""
+        if value.literal is not None or value.id in seen or value.active:
+            return read(value)
+        maker, position = sources(graph)[value.id]
+        if maker.eqn is None or maker.opened:
+            return read(value)
+        return wide_equation(maker.eqn)(*map(as_defined, maker.operands))[position]
+
     for node in graph.equations():
-        given = list(map(read, node.operands))
+        seen = {node.operands[i].id for i in _jaxpr.solve_operands(node.eqn) or ()}
+        given = list(map(as_defined if seen else read, node.operands))
         if node.opened and node.graphs:
             write(node, open_node(node, _sweep)(given, held)[0])
         else:
