@@ -245,7 +245,7 @@ def _outputs_named(seen: Sight, found: _Found | None) -> list[str | None]:
             _spread(found.target, found.path, count) if count == 1 or called in _RESULT_OF else [None] * count
         )
     paths = _paths_of_results(seen, called) or _paths_of_carries(seen, called)
-    if paths is None:
+    if paths is None or len(paths) != count:  # a derived loop may hand on more than its function returned
         return [None] * count if seen.deriving else _spread(found.target, found.path, count)
     ats = [None if path is None else name_at(found.target, (*found.path, *path)) for path in paths]
     return [None if at is None else spell(*at) for at in ats]

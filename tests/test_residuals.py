@@ -203,6 +203,24 @@ def test_the_total_is_what_jax_holds(name, key):
     assert total <= held <= total + constants
 
 
+@pytest.mark.library
+def test_a_loop_that_is_driven_by_noise(key):
+    """Its forward half hands on more arrays than the function that is scanned returns."""
+
+    def loss(p, key):
+        def step(x, key):
+            drift, noise = jnp.tanh(p["f"] @ x), jax.random.normal(key, (3,))
+            return x + 0.1 * drift + jax.nn.sigmoid(p["g"]) * noise, x
+
+        x, _ = lax.scan(step, jnp.zeros(3), jax.random.split(key, 10))
+        return jnp.sum(x**2)
+
+    params = {"f": jnp.eye(3), "g": jnp.zeros(3)}
+    found = jp.residuals(loss, compiled=False)(params, key)
+    assert found.total <= kept_by_jax(loss, (params, key), 0)
+    assert "120" in str(found) and all(row.name for row in found.kept)
+
+
 def test_the_types_are_those_jax_prints(capsys):
     def fun(w, x):
         h = jax.checkpoint(partial(block), policy=POLICIES.dots_saveable)(w, x)

@@ -162,7 +162,7 @@ def _report(traced: Traced, plan: Plan, settings: Settings) -> Report:
     figures = {"nodes": len(chosen), "kinds": len(subjects), "worst": max(margins, default=0.0)}
     if whole is not None and not whole.failed:
         figures["total"] = whole.error
-    notes = _notes(sum(outcome.unread for outcome in outcomes), excused, whole)
+    notes = _notes(outcomes, excused, whole)
     return Report.of(f"check {traced.name}", findings, figures, notes)
 
 
@@ -174,11 +174,13 @@ class Outcome:
         finding: the worst, with how bad it is; None where there is none.
         margins: errors where the rule is right.
         unread: places where nothing could be decided: no derivative there, or not finite.
+        failed: why it could not be run in double precision, "" otherwise.
     """
 
     finding: tuple[float, Finding] | None
     margins: list[float]
     unread: int
+    failed: str = ""
 
 
 def _checkable(graph: Graph, nodes: Selector | None) -> list[Node]:
@@ -202,13 +204,15 @@ class _Like:
 
     def __init__(self, node: Node, rule: Rule | None) -> None:
         types = tuple((v.shape, str(v.dtype), v.active) for v in (*node.operands, *node.outputs))
-        self.node, self.rule, self.key = node, rule, (fingerprint(node.eqn), types)
+        ids = [value.id for value in node.operands]
+        again = tuple(map(ids.index, ids))  # which operands are one value
+        self.node, self.rule, self.key = node, rule, (fingerprint(node.eqn), types, again)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Like) and self.rule is other.rule and self.key == other.key
 
     def __hash__(self) -> int:
-        return hash((self.key[1], id(self.rule)))
+        return hash((self.key[1:], id(self.rule)))
 
 
 def _subject(node: Node, rule: Rule | None, own: dict[_Like, Subject]) -> Subject:
@@ -240,6 +244,9 @@ def _check_node(graph: Graph, node: Node, subject: Subject, points: Points, sett
             verdicts = examine(subject, operands, settings.directions, seed)
         except RuleError as error:
             return Outcome((float("inf"), _failed(graph, node, step, str(error))), margins, unread)
+        except Exception as error:  # whatever JAX has against the program in double precision
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+            return Outcome(None, margins, unread, f"{node.where}: {reason}")
         for verdict in verdicts:
             if verdict.undecided:
                 unread += 1
@@ -321,8 +328,9 @@ def _whole_finding(name: str, whole: Whole) -> Finding:
     )
 
 
-def _notes(unread: int, excused: int, whole: Whole | None) -> Sequence[str]:
-    notes = []
+def _notes(outcomes: Sequence[Outcome], excused: int, whole: Whole | None) -> Sequence[str]:
+    notes = [f"Not checked, no double precision: {each.failed}" for each in outcomes if each.failed]
+    unread = sum(outcome.unread for outcome in outcomes)
     if unread:
         notes.append(f"{unread} directions decide nothing: no derivative there, or one that is not finite.")
     if excused:

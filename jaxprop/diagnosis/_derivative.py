@@ -104,7 +104,33 @@ class Subject:
 
     @functools.cached_property
     def moved(self) -> tuple[int, ...]:
-        return tuple(i for i in moved_operands(self.node) if _jaxpr.is_inexact(self.node.operands[i].dtype))
+        """Numbers of the operands that are moved; one that is read more than once counts where it is first."""
+        return tuple(places[0] for places in self.places)
+
+    @functools.cached_property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """For each operand that is moved, all places it is read in.
+
+        They move as one: `jax.lax.custom_root(f, ...)` reads what is in `f` once to solve, once for the rule.
+        """
+        found: dict[int, list[int]] = {}
+        for i in moved_operands(self.node):
+            value = self.node.operands[i]
+            if _jaxpr.is_inexact(value.dtype):
+                found.setdefault(value.id if value.literal is None else -1 - i, []).append(i)
+        return tuple(map(tuple, found.values()))
+
+    def _of_moved(self, fun: Callable[..., Any], operands: Sequence[Any]) -> Callable[..., list[Any]]:
+        """A function of all operands, as one of those that are moved; of its results those that are kept."""
+
+        def of(*points: Any) -> list[Any]:
+            full = list(operands)
+            for places, point in zip(self.places, points, strict=True):
+                for place in places:
+                    full[place] = point
+            return take(fun(*full), self.kept)
+
+        return of
 
     @functools.cached_property
     def kept(self) -> tuple[int, ...]:
@@ -123,8 +149,7 @@ class Subject:
     # --- in the precision of the program ---------------------------------------------------------
 
     def _function(self, operands: Sequence[Any]) -> Callable[..., list[Any]]:
-        of = partial_function(node_function(self.node), operands, self.moved)
-        return lambda *points: take(of(*points), self.kept)
+        return self._of_moved(node_function(self.node), operands)
 
     @functools.cached_property
     def pull(self) -> Callable[..., list[Any]]:
@@ -138,11 +163,15 @@ class Subject:
             outputs = tuple(node_function(self.node)(*operands))
             local = Local(self.node, tuple(operands), outputs)
             full = scatter(cts, self.kept, len(outputs))
-            in_cts = take(check_in_cts(self.rule(local, full), local), self.moved)  # type: ignore[misc]
-            points = take(operands, self.moved)
-            return [jnp.zeros_like(x) if ct is None else ct for ct, x in zip(in_cts, points, strict=True)]
+            in_cts = check_in_cts(self.rule(local, full), local)  # type: ignore[misc]
+            return [self._sum(in_cts, places, operands) for places in self.places]
 
         return jax.jit(by_jax if self.rule is None else by_rule)
+
+    @staticmethod
+    def _sum(in_cts: Sequence[Any], places: tuple[int, ...], operands: Sequence[Any]) -> Any:
+        cts = [in_cts[i] for i in places if in_cts[i] is not None]
+        return functools.reduce(jnp.add, cts) if cts else jnp.zeros_like(operands[places[0]])
 
     @functools.cached_property
     def push(self) -> Callable[..., list[Any]] | None:
@@ -158,9 +187,7 @@ class Subject:
     # --- in double precision ---------------------------------------------------------------------
 
     def _wide_function(self, operands: Sequence[Any]) -> Callable[..., list[Any]]:
-        fun = wide_equation(self.node.eqn)
-        of = partial_function(fun, [widen(x) for x in operands], self.moved)
-        return lambda *points: take(of(*points), self.kept)
+        return self._of_moved(wide_equation(self.node.eqn), [widen(x) for x in operands])
 
     @functools.cached_property
     def differ(self) -> Callable[..., Any]:
@@ -196,9 +223,8 @@ class Subject:
         """The same in the precision of the program: it shows what rounding does."""
 
         def run(operands: list[Any], cts: list[Any]) -> list[Any]:
-            of = partial_function(_jaxpr.primal_function(self.node.eqn), operands, self.moved)
-            points = take(operands, self.moved)
-            return list(jax.vjp(lambda *x: take(of(*x), self.kept), *points)[1](list(cts)))
+            of = self._of_moved(_jaxpr.primal_function(self.node.eqn), operands)
+            return list(jax.vjp(of, *take(operands, self.moved))[1](list(cts)))
 
         return jax.jit(run)
 
