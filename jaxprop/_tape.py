@@ -456,6 +456,9 @@ class Tape:
         value = self.graph.value(name)
         if not self._static.recorder.keeps_operands:
             raise ValueError("shares need values and cotangents as they are: use record=None.")
+        nothing = f"no cotangent comes to {name!r}: nothing that reads it reaches the output."
+        if not value.active:
+            raise ValueError(nothing)
         place = self.graph.places[self._maker(value).index]
         found: dict[str, Any] = {}
         for node in place.graph.equations():
@@ -465,7 +468,7 @@ class Tape:
                     found[node.name or node.primitive] = share
         found |= self._shares_leaving(value, place)
         if not found:
-            raise ValueError(f"no cotangent comes to {name!r}: nothing that reads it reaches the output.")
+            raise ValueError(nothing)
         return Shares(found, len(place.steps))
 
     def _share_of(self, node: Node, value: Value, place: Place) -> Any:
@@ -534,9 +537,11 @@ class Tape:
         """What comes to a carry from the step after: there it is an input. After the last, from outside."""
         into = place.graph.inputs[form.num_consts + position]
         ct = self._cotangent_of(into)
-        if ct is None:
+        if ct is None and last is None:
             return None
         axis = len(place.steps) - 1
+        if ct is None:  # the next step does not read it: only from outside something comes
+            ct = jnp.zeros((*place.steps, *into.shape), into.dtype)
         if last is None:
             last = jnp.zeros(ct.shape[:axis] + ct.shape[axis + 1 :], ct.dtype)
         last = jnp.expand_dims(last, axis)
