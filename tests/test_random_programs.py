@@ -24,6 +24,7 @@ from jax import lax
 import jaxprop as jp
 from helpers import check_close
 
+FULL = bool(os.environ.get("JAXPROP_FULL"))
 FLAGS = ("jax_custom_vjp3", "jax_custom_jvp3", "jax_remat3", "jax_scan3")
 FLAGS_ON = [flag for flag in FLAGS if getattr(jax.config, flag, False)]
 
@@ -360,9 +361,12 @@ def test_local_gradients_multiply_along_a_chain(kinds, seed):
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 12), reason="there a checkpoint cannot hold a custom_vjp of the new form"
 )
-@pytest.mark.parametrize("flags", [(flag,) for flag in FLAGS] + [FLAGS], ids=" ".join)
+@pytest.mark.parametrize("flags", [FLAGS, *([(flag,) for flag in FLAGS] if FULL else ())], ids=" ".join)
 def test_with_flags_on(flags):
-    """Everything in this file holds with JAX's experimental forms, in a process of its own."""
+    """Everything in this file holds with JAX's experimental forms, in a process of its own.
+
+    All of them together; with JAXPROP_FULL=1 each alone as well.
+    """
     here = [flag for flag in flags if hasattr(jax.config, flag)]
     if not here:
         pytest.skip(f"this JAX has no {' '.join(flags)}")

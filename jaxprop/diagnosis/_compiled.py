@@ -108,8 +108,12 @@ class Run:
 
 def on_host(tape: Tape) -> Tape:
     """The tape with its records as NumPy arrays, so that reading many of them is cheap; gradients left out."""
-    slim = replace(tape, grads=None, aux=None)
-    return jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), slim)
+    return as_numpy(replace(tape, grads=None, aux=None))
+
+
+def as_numpy(tree: PyTree) -> PyTree:
+    """A tree with NumPy arrays; random keys, which NumPy does not have, stay."""
+    return jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), tree)
 
 
 def _is_key(x: Any) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from .._call import name_of
@@ -383,7 +384,7 @@ def _with_gains(field: Field, carry: Carry, loop: Loop, run: Pass) -> Loop:
     tape = run(with_parents(field.graph, [carry.node]))
     operands = []
     for value in carry.node.operands:
-        x = np.asarray(tape._value_of(value))
+        x = jnp.asarray(tape._value_of(value))
         operands.append(x[(-1,) * tape._axes_of(value)])  # of loops around it, the last step
     return replace(loop, gains=tuple(map(float, gains_of_steps(field.graph, carry, operands))))
 

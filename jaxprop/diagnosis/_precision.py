@@ -18,6 +18,7 @@ from .._rules import Recorder
 from .._tape import Tape
 from .._types import Array
 from ._compare import Comparison, Pair, compare
+from ._compiled import as_numpy
 from ._report import Finding, Report, at
 
 #: Powers of two tried as a scale of the loss.
@@ -141,9 +142,12 @@ def precision(
         doubles = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
         with jax.enable_x64(high.itemsize > 4 or doubles):
             wide = jax.jit(_api.backprop(fun, argnums, has_aux))(*take(high)[0], **take(high)[1])
-            wide = jax.tree.map(np.asarray, wide)
+            wide = as_numpy(wide)
         low_args, low_kwargs = take(low)
-        tape = jax.jit(_api.backprop(fun, argnums, has_aux))(*low_args, **low_kwargs)
+        try:
+            tape = jax.jit(_api.backprop(fun, argnums, has_aux))(*low_args, **low_kwargs)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise TypeError(_does_not_run(fun, low, error)) from error
         compared = compare(tape, wide, tolerance=allowed)
         scales = _scales(fun, argnums, has_aux, low_args, low_kwargs, tape, compared)
         window, scale = _window(scales)
@@ -160,6 +164,16 @@ def precision(
 
 
 _ALLOWED: Mapping[str, float] = {"bfloat16": 0.1, "float16": 0.02, "float32": 1e-4}
+
+
+def _does_not_run(fun: Callable[..., Any], dtype: Any, error: Exception) -> str:
+    said = " ".join(str(error).split()).rstrip(".")
+    said = said if len(said) <= 200 else f"{said[:200]}..."
+    return (
+        f"`{name_of(fun)}` does not run in {dtype}: {said}. Something in it takes no {dtype}, or meets another "
+        "dtype there. Convert around it, `x.astype(jnp.float32)`, as mixed precision does; or cast the "
+        "parameters alone, cast='params'."
+    )
 
 
 def _check_dtypes(low: Any, high: Any) -> None:

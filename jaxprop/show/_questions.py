@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
+
 from .._graph import Node, Value
 from ._derive import distinct
 from ._describe import describe, spell
@@ -50,6 +52,7 @@ def questions(known: Known) -> Iterator[Question]:
     """All that can be asked of a tape, in the order of the three acts."""
     nodes = [n for n in known.tape.graph.equations() if n.active and not n.opened and not is_same(n)]
     nodes = [node for node in nodes if len(node.outputs) == 1 and node.name in known.held]
+    nodes = [node for node in nodes if _asks_real(node)]
     for node in nodes:
         yield from _of_value(known, node)
     for node in reversed(nodes):
@@ -60,6 +63,13 @@ def questions(known: Known) -> Iterator[Question]:
             if value.active and value.id not in seen:
                 seen.add(value.id)
                 yield from _of_cotangent(known, value)
+
+
+def _asks_real(node: Node) -> bool:
+    """An answer is one real number."""
+    return not any(
+        jnp.issubdtype(value.dtype, jnp.complexfloating) for value in (*node.operands, *node.outputs)
+    )
 
 
 def _called(known: Known, node: Node) -> list[tuple[str, float]]:

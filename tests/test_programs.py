@@ -1,0 +1,71 @@
+"""Programs as people write them: every tool takes each of them as it stands, and gives no false alarm.
+
+The programs are the table in ``programs.py``.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprop as jp
+from helpers import check_close
+from programs import PROGRAMS
+
+pytestmark = [pytest.mark.library, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+#: What went wrong in one of these once stays in the tests of every day; with JAXPROP_FULL=1 all are tried.
+ALWAYS = ("kalman", "ctc", "sde", "quantum", "sinkhorn", "fixedpoint", "fft", "cg")
+
+
+def some(most):
+    return list(PROGRAMS) if os.environ.get("JAXPROP_FULL") else ALWAYS[:most]
+
+
+@pytest.mark.parametrize("name", some(8))
+def test_the_shares_of_every_value_sum_to_its_cotangent(name):
+    loss, args = PROGRAMS[name]()
+    tape = jp.backprop(loss)(*args)
+    check_close(tape.grads, jax.grad(loss)(*args), 100)
+    asked = 0
+    for value in tape.names:
+        try:
+            shares = tape.shares(value)
+        except ValueError:  # nothing comes to it
+            assert tape[value].cotangent is None or not tape.graph.value(value).active
+            continue
+        asked += 1
+        total, cotangent = np.asarray(shares.total), np.asarray(tape[value].cotangent)
+        assert total.shape == cotangent.shape
+        scale = np.abs(cotangent).max(initial=0) + 1e-6
+        np.testing.assert_allclose(total, cotangent, rtol=2e-3, atol=1e-4 * scale, err_msg=value)
+    assert asked
+
+
+@pytest.mark.parametrize("name", some(3))
+def test_a_healthy_program_has_no_suspect(name):
+    loss, args = PROGRAMS[name]()
+    for report in (jp.diagnose(loss)(*args), jp.check(loss)(*args)):
+        assert not [found for found in report if found.severity == "error"], str(report)
+        assert not [found for found in report if found.kind in ("total", "primitive", "custom rule")], str(
+            report
+        )
+
+
+@pytest.mark.parametrize("name", some(4))
+def test_every_tool_takes_it(name):
+    loss, args = PROGRAMS[name]()
+    tape = jp.backprop(loss)(*args)
+    drawing = jp.draw(tape)
+    for text in (str(jp.explain(tape)), drawing.svg(), drawing.dot(), drawing.mermaid(), drawing.html()):
+        assert text
+    jp.quiz(tape)
+    assert jp.compare(tape, jax.jit(jp.backprop(loss))(*args), tolerance=0.05).ok
+    jp.flow(loss)(*args)
+    assert jp.residuals(loss, compiled=False)(*args).total >= 0
+    try:
+        jp.precision(loss, jnp.bfloat16)(*args)
+    except TypeError as error:
+        assert "does not run in bfloat16" in str(error), str(error)
