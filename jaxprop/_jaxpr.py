@@ -225,17 +225,16 @@ def is_while(eqn: Any) -> bool:
     return eqn.primitive.name == "while"
 
 
-def solve_operands(eqn: Any) -> frozenset[int] | None:
-    """Positions of what the derivative of a linear solve goes by: the matrix, the right side. None: no solve.
+def matrix_operands(eqn: Any) -> range | None:
+    """Positions of the matrix of a linear solve, as its derivative goes by it; None: this is no solve.
 
-    The others are factors of the matrix and the like. They are cut off from the chain rule, and the solution
+    Factors of the matrix and the like come after it. They are cut off from the chain rule, and the solution
     comes of them all the same.
     """
     if eqn is None or eqn.primitive.name != "custom_linear_solve":
         return None
     lengths = eqn.params["const_lengths"]
-    matrix = lengths.matvec + lengths.vecmat
-    return frozenset(range(matrix)) | frozenset(range(sum(lengths), len(eqn.invars)))
+    return range(lengths.matvec + lengths.vecmat)
 
 
 def checkpoint_name(eqn: Any) -> str | None:

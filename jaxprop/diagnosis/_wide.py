@@ -5,6 +5,7 @@ rules and calls are inlined, programs within are traced anew. What cannot be had
 as it stands, and its results are widened. To be run under `jax.enable_x64(True)`.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,8 +16,7 @@ import numpy as np
 
 from .. import _jaxpr
 from .._control import Carriers, Written, open_node
-from .._graph import Graph
-from .._wiring import sources
+from .._graph import Graph, Node
 
 #: Values held where they are, by index of the node that makes them and number of its output.
 Held = Mapping[int, Mapping[int, Any]]
@@ -108,23 +108,29 @@ def _sweep(graph: Graph, operands: Sequence[Any], held: Carriers) -> tuple[list[
     for head, operand in zip(graph.heads, operands, strict=True):
         write(head, [operand])
 
-    def as_defined(value: Any) -> Any:
-        """A value the derivative of a solve does not see, made anew of those it does see."""
-        if value.literal is not None or value.id in seen or value.active:
-            return read(value)
-        maker, position = sources(graph)[value.id]
-        if maker.eqn is None or maker.opened:
-            return read(value)
-        return wide_equation(maker.eqn)(*map(as_defined, maker.operands))[position]
-
     for node in graph.equations():
-        seen = {node.operands[i].id for i in _jaxpr.solve_operands(node.eqn) or ()}
-        given = list(map(as_defined if seen else read, node.operands))
+        made = _factors(graph, node, read)
+        given = [made[value.id] if value.id in made else read(value) for value in node.operands]
         if node.opened and node.graphs:
             write(node, open_node(node, _sweep)(given, held)[0])
         else:
             write(node, wide_equation(node.eqn)(*given))
     return list(map(read, graph.outputs)), Written.nothing()
+
+
+def _factors(graph: Graph, solve: Node, read: Callable[[Any], Any]) -> dict[int, Any]:
+    """What a linear solve is cut off from, made anew of what its derivative goes by; by id of the value."""
+    positions = _jaxpr.matrix_operands(solve.eqn)
+    if positions is None:
+        return {}
+    matrix = {value.id for i in positions if (value := solve.operands[i]).literal is None}
+    made: dict[int, Any] = {}
+    for node in itertools.takewhile(lambda node: node is not solve, graph.equations()):
+        cut_off = not node.active and not node.opened
+        if cut_off and any(value.id in matrix or value.id in made for value in node.operands):
+            given = (made[value.id] if value.id in made else read(value) for value in node.operands)
+            made |= zip((value.id for value in node.outputs), wide_equation(node.eqn)(*given), strict=True)
+    return made
 
 
 def _body(eqn: Any) -> _jaxpr.Program | None:
