@@ -288,9 +288,13 @@ def _check_point(name: str, leaf: Any, holomorphic: bool, allow_int: bool, word:
     try:
         dtype = jnp.result_type(leaf)
     except (TypeError, ValueError):
+        model = (
+            "; of a model object, split the arrays off (`eqx.partition(model, eqx.is_inexact_array)`, "
+            "`nnx.split(model, nnx.Param, ...)`)"
+        )
         raise TypeError(
             f"`{name}` is a {type(leaf).__name__}, which is no array and cannot be differentiated. Leave it "
-            "out of `argnums`, or close over it."
+            f"out of `argnums`, or close over it{model if callable(leaf) else ''}."
         ) from None
     if holomorphic and not jnp.issubdtype(dtype, np.complexfloating):
         raise TypeError(

@@ -63,6 +63,13 @@ CASES = {
         r"over it\.",
         lambda: jp.grad(lambda mode: 1.0)("sum"),
     ),
+    "a model with a function in it is differentiated": (
+        TypeError,
+        r"`model\['act'\]` is a function, which is no array and cannot be differentiated\. Leave it out of `argnums`, or "
+        r"close over it; of a model object, split the arrays off \(`eqx\.partition\(model, eqx\.is_inexact_array\)`, "
+        r"`nnx\.split\(model, nnx\.Param, \.\.\.\)`\)\.",
+        lambda: jp.grad(lambda model: model["act"](model["w"]))({"w": 1.0, "act": double}),
+    ),
     "holomorphic of a real argument": (
         TypeError,
         r"holomorphic=True differentiates complex arguments, but `x` is float32\. Leave out holomorphic=True, or "
@@ -293,6 +300,10 @@ CASES = {
         lambda: jp.backprop(tanh_sum, record=jp.Recorder(backward=lambda local, cts: jax.random.key(0)))(X),
     ),
 }
+
+
+def double(x):
+    return 2.0 * x
 
 
 def with_unused(x):
