@@ -73,10 +73,7 @@ def _measure(x: Array) -> _Measures:
     array together: there `min` and `max` see NaN, which the plain reductions of XLA for CPUs lose in large
     arrays.
     """
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        x = jnp.abs(x)
-    if x.dtype != jnp.float64:
-        x = x.astype(jnp.float32)
+    x = real(x)
     axes, zero, infinity = tuple(range(x.ndim)), np.zeros((), x.dtype), np.array(np.inf, x.dtype)
     none = np.int32(0)
     total, squares = (lax.reduce(y, zero, lax.add, axes) for y in (x, x * x))
@@ -86,9 +83,19 @@ def _measure(x: Array) -> _Measures:
         lambda a, b: (lax.min(a[0], b[0]), lax.max(a[1], b[1]), a[2] + b[2], a[3] + b[3]),
         axes,
     )
-    if x.size <= _EXACT:  # counts travel back as floats: let them be some where that is exact
-        zeros, nonfinite = zeros.astype(x.dtype), nonfinite.astype(x.dtype)
-    return _Measures(total, squares, least, most, zeros, nonfinite)
+    return _Measures(total, squares, least, most, portable(zeros, x), portable(nonfinite, x))
+
+
+def portable(count: Array, x: Array) -> Array:
+    """A count of numbers of `x`, as it travels back: as a float, where that is exact."""
+    return count.astype(x.dtype) if x.size <= _EXACT else count
+
+
+def real(x: Array) -> Array:
+    """What is measured of an array: of complex numbers the absolute values; in float32, float64 where it is."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.abs(x)
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def _finish(m: _Measures, sizes: np.ndarray[Any, Any]) -> Summary:

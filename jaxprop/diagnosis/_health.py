@@ -13,10 +13,8 @@ import numpy as np
 from jax import lax
 
 from .._rules import Recorder
+from .._summary import portable, real
 from .._types import Array
-
-#: Up to here a count is exact in float32, in which it may travel back.
-_EXACT = 2**24
 
 
 class Health(NamedTuple):
@@ -41,13 +39,13 @@ class Tally(NamedTuple):
 
 @jax.jit  # traced once for each shape
 def _of_value(x: Array) -> Health:
-    x = _real(x)
+    x = real(x)
     return Health(lax.reduce(x * x, np.zeros((), x.dtype), lax.add, tuple(range(x.ndim))))
 
 
 @jax.jit
 def _of_cotangent(ct: Array) -> Health:
-    ct = _real(ct)
+    ct = real(ct)
     zero, none = np.zeros((), ct.dtype), np.int32(0)
     top, zeros = lax.reduce(
         (jnp.abs(ct), (ct == zero).astype(np.int32)),
@@ -55,7 +53,7 @@ def _of_cotangent(ct: Array) -> Health:
         lambda a, b: (lax.max(a[0], b[0]), a[1] + b[1]),
         tuple(range(ct.ndim)),
     )
-    return Health(_of_value(ct).squares, top, _portable(zeros, ct))
+    return Health(_of_value(ct).squares, top, portable(zeros, ct))
 
 
 def _finish(parts: Health, sizes: np.ndarray[Any, Any]) -> Health:
@@ -67,23 +65,12 @@ def _finish(parts: Health, sizes: np.ndarray[Any, Any]) -> Health:
 
 @jax.jit
 def _tally(x: Array) -> Tally:
-    return Tally(_portable(jnp.sum(~jnp.isfinite(x), dtype=np.int32), _real(x)))
+    return Tally(portable(jnp.sum(~jnp.isfinite(x), dtype=np.int32), real(x)))
 
 
 def _counted(parts: Tally, sizes: np.ndarray[Any, Any]) -> Tally:
     del sizes
     return Tally(parts.nonfinite.astype(jnp.int32))
-
-
-def _real(x: Array) -> Array:
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        x = jnp.abs(x)
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-def _portable(count: Array, x: Array) -> Array:
-    """A count that need not be turned into a float and back, where that is exact."""
-    return count.astype(x.dtype) if x.size <= _EXACT else count
 
 
 #: Says of every value whether it holds a NaN, and of every cotangent how large it is.
