@@ -104,9 +104,7 @@ def _worth_looking(first: Tape) -> bool:
     if not all(np.all(np.isfinite(np.asarray(x, complex))) for x in results):
         return True
     for entry in first:
-        if any(
-            record is not None and np.any(np.isnan(record.squares)) for record in (entry.value, entry.cotangent)
-        ):
+        if _hides_nan(entry.value) or _hides_nan(entry.cotangent):
             return True
         if (
             entry.node.primitive == "input"

@@ -30,10 +30,7 @@ def find_nonfinite(
         parts.append(f"not finite is the gradient of {listed(grads, 3)}")
     if params:
         parts.append(f"the update before left {listed(params, 3)} not finite")
-    errors = [each for each in report or () if each.kind == "origin" and each.severity == "error"]
-    said = "".join(
-        f" {each.message[:-1]} ({each.place}). `history.stop.report` says more." for each in errors[:1]
-    )
+    said = "" if report is None else _first_origin(report)
     text = f"{'; '.join(parts)}. The step was not taken: the state is the one before it.{said}{hindered}"
     return Stop("nonfinite", number, text, loss, grads, report)
 
