@@ -284,17 +284,21 @@ def check_points(
             _check_point(name, leaf, holomorphic, allow_int, word)
 
 
+#: What to do with a model that holds functions and the like beside its arrays.
+OF_A_MODEL = (
+    "of a model object, split the arrays off (`eqx.partition(model, eqx.is_inexact_array)`, "
+    "`nnx.split(model, nnx.Param, ...)`)"
+)
+
+
 def _check_point(name: str, leaf: Any, holomorphic: bool, allow_int: bool, word: str) -> None:
     try:
         dtype = jnp.result_type(leaf)
     except (TypeError, ValueError):
-        model = (
-            "; of a model object, split the arrays off (`eqx.partition(model, eqx.is_inexact_array)`, "
-            "`nnx.split(model, nnx.Param, ...)`)"
-        )
+        model = f"; {OF_A_MODEL}" if callable(leaf) else ""
         raise TypeError(
             f"`{name}` is a {type(leaf).__name__}, which is no array and cannot be differentiated. Leave it "
-            f"out of `argnums`, or close over it{model if callable(leaf) else ''}."
+            f"out of `argnums`, or close over it{model}."
         ) from None
     if holomorphic and not jnp.issubdtype(dtype, np.complexfloating):
         raise TypeError(

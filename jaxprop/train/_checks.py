@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .._call import OF_A_MODEL
 from .._types import PyTree
 
 
@@ -55,8 +56,7 @@ def check_float_leaves(params: PyTree) -> None:
         except (TypeError, ValueError):
             raise TypeError(
                 f"`{name}` is a {type(leaf).__name__}, which is no array and cannot be trained. Keep it out of "
-                "`params` and close over it; of a model object, split the arrays off (`eqx.partition(model, "
-                "eqx.is_inexact_array)`, `nnx.split(model, nnx.Param, ...)`)."
+                f"`params` and close over it; {OF_A_MODEL}."
             ) from None
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(

@@ -109,27 +109,26 @@ class Product:
         return jnp.transpose(g, (0, 1, *(2 + axes.index(axis) for axis in range(len(axes)))))
 
 
-def thin(node: Node, position: int, part: Product) -> Rule | None:
+def thin(node: Node, part: Product) -> Rule | None:
     """The chain rule of a product, with the axes of length one of its operand left out; None: there are none.
 
     An example that is a batch of one leaves such an axis in every layer. XLA lays cotangents out anew because
     of it, which costs an MLP a quarter of its step.
     """
-    x = node.operands[1 - position]
-    ones = [axis for axis in part.x_axes[0] if x.shape[axis] == 1]
+    other = 1 - part.position
+    shape = node.operands[other].shape
+    ones = [axis for axis in part.x_axes[0] if shape[axis] == 1]
     if not ones or node.params.get("out_sharding") is not None:
         return None
-    contract, batch = node.params["dimension_numbers"]
-    left = [axis for axis in range(len(x.shape)) if axis not in ones]
-    moved = lambda axes: tuple(map(left.index, axes))  # noqa: E731
+    left = [axis for axis in range(len(shape)) if axis not in ones]
     numbers = tuple(
-        tuple(moved(axes) if i == 1 - position else axes for i, axes in enumerate(pair))
-        for pair in (contract, batch)
+        tuple(tuple(map(left.index, axes)) if i == other else axes for i, axes in enumerate(pair))
+        for pair in node.params["dimension_numbers"]
     )
     run = functools.partial(lax.dot_general, **{**node.params, "dimension_numbers": numbers})
 
     def product(*operands: Array) -> Array:
-        return run(*(lax.squeeze(x, ones) if i == 1 - position else x for i, x in enumerate(operands)))
+        return run(*(lax.squeeze(x, ones) if i == other else x for i, x in enumerate(operands)))
 
     def rule(local: Local, out_cts: OutCts) -> InCts:
         (ct,) = out_cts  # the only one: called where one comes

@@ -220,7 +220,7 @@ def _norms_of(mean: Any, one: Any, params: PyTree, batch: Examples) -> PerExampl
 
 def _thin(reading: Reading) -> Rule | None:
     part = reading.part
-    return thin(reading.node, reading.position, part) if isinstance(part, Product) else None
+    return thin(reading.node, part) if isinstance(part, Product) else None
 
 
 def _twin(mean: Any, params: PyTree, batch: Examples) -> Graph:
