@@ -351,6 +351,18 @@ def test_the_optimizer_that_left_params_not_finite_is_named():
         fit(optimizer=optimizer, steps=10)
 
 
+def test_a_step_that_cannot_be_diagnosed_is_saved_all_the_same(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no such program here")
+
+    monkeypatch.setattr("jaxprop.diagnosis._guard.diagnose", broken)
+    file = tmp_path / "bad.npz"
+    with pytest.warns(RuntimeWarning, match="It could not be diagnosed: RuntimeError: no such program here"):
+        fit(lambda w, x: jnp.sum(w * x), 1.0, np.full(2, np.nan, np.float32), steps=2, save_bad_step=file)
+    (params, x), _ = load_reproduction(file)
+    assert float(params) == 1.0 and np.isnan(x).all()
+
+
 def test_data_that_ends_early_says_so():
     with pytest.warns(RuntimeWarning, match="the data ended after 12 of 50 steps."):
         _, history = fit(data=shuffled(5, 4), steps=50)

@@ -47,10 +47,11 @@ def explain_bad_step(
         >>> report[0].cause, report[0].leaves
         ('log of 0', ("params['scale']",))
     """
+    # Saved first: what cannot be diagnosed here may be elsewhere.
+    path = None if save is None else save_reproduction(save, *args, **kwargs)
     report = diagnose(loss, argnums, has_aux)(*args, **kwargs)
-    if save is None:
+    if path is None:
         return report
-    path = save_reproduction(save, *args, **kwargs)
     load = f"args, kwargs = jaxprop.diagnosis.load_reproduction({str(path)!r})"
     note = f"The arguments of this step are in {path}: `{load}`."
     return Report.of(report.title, report.findings, report.figures, (*report.notes, note))
