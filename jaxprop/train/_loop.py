@@ -94,24 +94,23 @@ class Chunks:
     def many(self, carry: Carry, source: PyTree, place: int, count: int) -> tuple[Carry, Landed]:
         """Take `count` steps, or as many as go well."""
         if self._many is None:
-            traced = self._one.trace(carry, source, jnp.int32(place), looped=True)
+            kept = self.check_finite and _bytes(carry.state) <= _FEW
+            # Compiled for its cache: traced once, for the types of the row and for the program.
+            take = jax.jit(self.try_one if kept else functools.partial(self.take_one, looped=True))
+            traced = take.trace(carry, source, jnp.int32(place))
             types = traced.out_info[1]
             loops = not (_on_cpu() and _SLOW_IN_LOOPS & _jaxpr.primitives(traced.jaxpr))
-            few = self.check_finite and _bytes(carry.state) <= _FEW
-            self._many = self._in_a_loop(types, kept=few) if loops else self._one_by_one(types)
+            self._many = self._in_a_loop(types, take, kept) if loops else self._one_by_one(types)
         return self._many(carry, source, np.int32(place), np.int32(count))
 
     @functools.cached_property
     def watched(self) -> Callable[..., tuple[Carry, Landed]]:
         return self.jit(self.take_watched, donate_argnums=0)
 
-    @functools.cached_property
-    def _one(self) -> Any:
-        """One step, for its cache: traced once, for the types of the row and for the program."""
-        return jax.jit(self.take_one, static_argnames="looped")
-
-    def _in_a_loop(self, types: Types, kept: bool) -> Callable[..., tuple[Carry, Landed]]:
-        """A chunk as one program, a loop on the device; without a branch where the state before is kept."""
+    def _in_a_loop(
+        self, types: Types, take: Callable[..., tuple[Carry, dict[str, Array]]], kept: bool
+    ) -> Callable[..., tuple[Carry, Landed]]:
+        """A chunk as one program: a loop on the device. `kept`: `take` goes on, the state before it is kept."""
 
         def take_many(carry: Carry, source: PyTree, place: Array, count: Array) -> tuple[Carry, Landed]:
             def more(loop: Any) -> Array:
@@ -120,21 +119,15 @@ class Chunks:
 
             def body(loop: Any) -> Any:
                 tried, carry, _, rows = loop
-                before = carry.state if kept else None
-                take = self.try_one if kept else functools.partial(self._one, looped=True)
-                carry, row = take(carry, source, place + tried)
-                return tried + 1, carry, before, _put(rows, tried, row)
+                new, row = take(carry, source, place + tried)
+                return tried + 1, new, carry.state if kept else None, _put(rows, tried, row)
 
-            before = carry.state if kept else None
-            start = (jnp.int32(0), carry, before, _empty(types, self.capacity))
+            start = (jnp.int32(0), carry, carry.state if kept else None, _empty(types, self.capacity))
             tried, carry, before, rows = jax.lax.while_loop(more, body, start)
             # Only the last step can be one that was not taken.
             failed = carry.why == NONFINITE
             if kept:
-                back = lambda state, before: before  # noqa: E731
-                carry = carry._replace(
-                    state=jax.lax.cond(failed, back, lambda state, before: state, carry.state, before)
-                )
+                carry = carry._replace(state=jax.lax.cond(failed, lambda: before, lambda: carry.state))
             return carry, Landed(rows, tried - failed.astype(jnp.int32), carry.why)
 
         return self.jit(take_many, donate_argnums=0)
@@ -146,7 +139,7 @@ class Chunks:
             carry: Carry, rows: dict[str, Array], done: Array, source: PyTree, place: Array
         ) -> tuple[Carry, Any]:
             running = carry.why == RUNNING
-            carry, row = self._one(carry, source, place + done, looped=False)
+            carry, row = self.take_one(carry, source, place + done, looped=False)
             # A step after the last changes nothing, and says what was said before.
             rows = _put(rows, done, row)
             taken = running & (carry.why != NONFINITE)
