@@ -17,6 +17,7 @@ from ._points import Points
 from ._report import Finding, Report, at
 from ._verdict import explain
 from ._whole import Whole, whole_gradient
+from ._words import in_one_line
 
 #: What every custom rule that is meant to be no derivative can be told by.
 BY_DESIGN = "If it is meant so, say so: check(..., expected={name!r})."
@@ -245,8 +246,7 @@ def _check_node(graph: Graph, node: Node, subject: Subject, points: Points, sett
         except RuleError as error:
             return Outcome((float("inf"), _failed(graph, node, step, str(error))), margins, unread)
         except Exception as error:  # whatever JAX has against the program in double precision
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-            return Outcome(None, margins, unread, f"{node.where}: {reason}")
+            return Outcome(None, margins, unread, f"{node.where}: {in_one_line(error, 100)}")
         for verdict in verdicts:
             if verdict.undecided:
                 unread += 1

@@ -24,6 +24,7 @@ from .._graph import Node
 from .._local import Local, moved_operands, node_function, partial_function, scatter, take
 from .._rules import Rule, check_in_cts
 from ._wide import along, size_of, slope, wide_equation, widen
+from ._words import in_one_line
 
 #: Relative differences allowed between a rule and differences, by the dtype the rule computes in. Far above
 #: what rounding gives, far below what a wrong rule gives.
@@ -349,7 +350,7 @@ def _pulled(subject: Subject, operands: list[Any], cts: list[Any]) -> list[Any]:
     try:
         return subject.pull(operands, cts)
     except Exception as error:
-        raise RuleError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise RuleError(in_one_line(error)) from error
 
 
 def _verdict(

@@ -14,6 +14,7 @@ from .._pass import run
 from ._derivative import apart, double, pairing, random_cotangent, random_tangent, tolerance_of
 from ._points import Points
 from ._wide import along, slope, wide_graph, widen
+from ._words import in_one_line
 
 #: Relative to the size of the arguments: so short that few kinks of a whole network lie within.
 STEPS = (1e-6, 1e-7)
@@ -56,7 +57,7 @@ def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, direct
         grads = _gradient(traced, plan, dict(zip(kept, cts, strict=True)))
         results = _slopes(traced, plan, held, moved, kept, rng, directions)
     except Exception as error:
-        return Whole(0.0, 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return Whole(0.0, 0.0, in_one_line(error, 200))
     if not all(np.isfinite(double(grads[i])).all() for i in moved):
         return Whole(0.0, 0.0, "it is not finite; `diagnose` says where that comes from.")
     dtypes = [value.dtype for node in graph.walk() if node.active for value in node.outputs]

@@ -54,6 +54,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] if text and text[0] != "`" else text
 
 
+def in_one_line(error: Exception, most: int | None = None) -> str:
+    """What went wrong, with no more than so many characters of what was said about it."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
 def saturating(node: Node) -> str:
     """The name of the function that flattens out, of which a node is the part that does; "" for others."""
     if node.primitive == "exp" and "softmax" in node.scope.rpartition("/")[2]:
