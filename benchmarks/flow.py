@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import jaxprop as jp
-from jaxprop.diagnosis._measure import recorder
+from jaxprop.diagnosis.measures import recorder
 
 from .models import Model
 from .timing import in_turns, ratios

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 import jaxprop as jp
-from jaxprop.show._build import scene_of
-from jaxprop.show._page import page_html
+from jaxprop.show.drawing.build import scene_of
+from jaxprop.show.drawing.html import page_html
 
 from .models import MODELS
 

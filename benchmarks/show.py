@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 import jaxprop as jp
-from jaxprop.show._build import scene_of
+from jaxprop.show.drawing.build import scene_of
 
 COLUMNS = {
     "nodes": "nodes|d",

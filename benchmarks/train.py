@@ -248,9 +248,9 @@ def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, check_finite:
     """What `fit` sends off for so many steps on one batch, and the carry it begins with."""
     import jax.numpy as jnp
 
-    from jaxprop.train._feed import Resident
-    from jaxprop.train._loop import RUNNING, Carry, Chunks
-    from jaxprop.train._plan import CAPACITY, Plan
+    from jaxprop.train.data.feed import Resident
+    from jaxprop.train.loop.chunks import RUNNING, Carry, Chunks
+    from jaxprop.train.loop.schedule import CAPACITY, Plan
 
     source = tuple(batch)
     feed = Resident(source, 1, None, None)

@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 
-from ._call import CONCRETE, check_points, trace_abstract, trace_call
-from ._graph import Graph, Selector
-from ._interpret import Plan
-from ._pass import derivative_between, make_plan, run
-from ._rules import Recorder, Rules, full
+from ._backprop import derivative_between, make_plan, run
 from ._seed import seed_of
-from ._tape import Tape
-from ._types import PyTree
+from ._tracing import CONCRETE, check_points, trace_abstract, trace_call
+from .core.graph import Graph, Selector
+from .core.interpreter import Plan
+from .core.rules import Recorder, Rules, full
+from .core.types import PyTree
+from .record.tape import Tape
 
 
 def trace(fun: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Graph]:

@@ -365,6 +365,12 @@ def is_inexact(dtype: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, np.inexact)
 
 
+def is_key(x: Any) -> bool:
+    """Whether an array, or a type, is of typed PRNG keys."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def struct_of(x: Any) -> jax.ShapeDtypeStruct:
     """Shape, dtype, sharding and manual axes of a variable or an array, without its numbers."""
     aval = getattr(x, "aval", x)

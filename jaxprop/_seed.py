@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jaxpr
-from ._call import Traced
-from ._types import PyTree
+from ._tracing import Traced
+from .core.types import PyTree
 
 #: The seed of a scalar: made where the result is there, in its own type (which mesh axes it varies over).
 ONE = object()

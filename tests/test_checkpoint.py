@@ -20,9 +20,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import processes
-from jaxprop.train._checkpoint import Checkpoint, CheckpointError, open_store
-from jaxprop.train._leaves import fingerprints
-from jaxprop.train._writers import CSV
+from jaxprop.train.checkpoint.checkpoint import Checkpoint, CheckpointError, open_store
+from jaxprop.train.checkpoint.leaves import fingerprints
+from jaxprop.train.writers.writers import CSV
 
 pytest.importorskip("orbax.checkpoint")
 

@@ -14,7 +14,7 @@ import pytest
 
 import jaxprop as jp
 from jaxprop.cli import main
-from jaxprop.cli._command import console
+from jaxprop.cli.command import console
 
 ROOT = Path(__file__).parents[1]
 WORKED = str(ROOT / "examples" / "worked.py")
@@ -341,7 +341,7 @@ def test_as_a_process_whose_reader_goes_away():
 
 
 def test_the_registry_is_what_the_help_lists(capsys):
-    from jaxprop.cli._main import COMMANDS
+    from jaxprop.cli.main import COMMANDS
 
     assert [command.name for command in COMMANDS][:1] == ["explain"]
     assert all(command.examples.strip().startswith("jaxprop ") for command in COMMANDS)

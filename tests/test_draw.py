@@ -11,8 +11,8 @@ import pictures
 import pytest
 
 import jaxprop as jp
-from jaxprop.show import _layout
-from jaxprop.show._text import escape, middle, shorten, width
+from jaxprop.show.drawing import layout as _layout
+from jaxprop.show.drawing.text_metrics import escape, middle, shorten, width
 
 GOLDEN = Path(__file__).parent / "golden"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -15,9 +15,11 @@ import pytest
 import jaxprop as jp
 from helpers import check_close, check_equal, trained_by_hand
 from jaxprop.diagnosis import load_reproduction
-from jaxprop.train import _loop, _plan, _stream
-from jaxprop.train._feed import order_of
-from jaxprop.train._plan import Pace, Plan, eval_period, total_of
+from jaxprop.train.data import stream as _stream
+from jaxprop.train.data.feed import order_of
+from jaxprop.train.loop import chunks as _loop
+from jaxprop.train.loop import schedule as _plan
+from jaxprop.train.loop.schedule import Pace, Plan, eval_period, total_of
 
 
 def line(w, x, y):
@@ -320,7 +322,7 @@ def test_what_cannot_be_diagnosed_still_ends_well(monkeypatch):
     def broken(*args, **kwargs):
         raise MemoryError("no more room")
 
-    monkeypatch.setattr("jaxprop.train._finding.explain_bad_step", broken)
+    monkeypatch.setattr("jaxprop.train.loop.bad_step.explain_bad_step", broken)
     with pytest.warns(RuntimeWarning, match=r"It could not be diagnosed: MemoryError: no more room"):
         state, history = fit(lambda w, x: jnp.sum(w * x), 1.0, np.full(2, np.nan, np.float32), steps=2)
     assert float(state.params) == 1.0 and history.stop.report is None
@@ -355,7 +357,7 @@ def test_a_step_that_cannot_be_diagnosed_is_saved_all_the_same(tmp_path, monkeyp
     def broken(*args, **kwargs):
         raise RuntimeError("no such program here")
 
-    monkeypatch.setattr("jaxprop.diagnosis._guard.diagnose", broken)
+    monkeypatch.setattr("jaxprop.diagnosis.reproduction.diagnose", broken)
     file = tmp_path / "bad.npz"
     with pytest.warns(RuntimeWarning, match="It could not be diagnosed: RuntimeError: no such program here"):
         fit(lambda w, x: jnp.sum(w * x), 1.0, np.full(2, np.nan, np.float32), steps=2, save_bad_step=file)

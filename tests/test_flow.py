@@ -7,8 +7,8 @@ import pytest
 
 import jaxprop as jp
 from jaxprop.diagnosis import Thresholds
-from jaxprop.diagnosis._chain import growth_of
-from jaxprop.diagnosis._spine import Spine
+from jaxprop.diagnosis.flow.chains import growth_of
+from jaxprop.diagnosis.flow.dominators import Spine
 
 KEY = jax.random.key(0)
 STEPS = 30

@@ -6,11 +6,11 @@ import pytest
 
 import jaxprop as jp
 import models
-from jaxprop._demo import _init, digits_loss
-from jaxprop.diagnosis._blocked import blocked_findings
-from jaxprop.diagnosis._compiled import Passes
-from jaxprop.diagnosis._flow import cancellation_findings, flow_findings
-from jaxprop.diagnosis._measure import Field, recorder
+from jaxprop.cli.digits import _init, digits_loss
+from jaxprop.diagnosis.flow.flow import cancellation_findings, flow_findings
+from jaxprop.diagnosis.measures import Field, recorder
+from jaxprop.diagnosis.passes import Passes
+from jaxprop.diagnosis.zero.blocked import blocked_findings
 
 QUICK = (
     "dict_mlp",

@@ -11,20 +11,41 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxprop"
 
-# Rows from the lowest up; within a row, what is named first stands lower.
-LAYERS = (
-    ("_types",),
-    ("_jaxpr",),
-    ("_source", "_same", "_names", "_graph", "_wiring", "_draft", "_activity", "_build"),
-    ("_local",),
-    ("_rules", "_summary"),
-    ("_channel", "_views", "_control", "_interpret", "_batch"),
-    ("_call", "_seed", "_tape", "_pass", "_api"),
-    ("rules", "show", "diagnosis"),
-    ("train",),
-    ("__init__", "_demo", "cli", "__main__"),
-)
-APART = {"rules", "show", "diagnosis"}  # public rooms: none imports another
+# What each folder holds, from the lowest up: a file or a folder may import only what is named before it.
+LAYERS = {
+    "": """_jaxpr _fingerprint naming core _tracing record _seed _backprop _api
+        rules show diagnosis train __init__ cli __main__""",
+    "naming": "syntax assign",
+    "core": """types draft graph structure activity build local rules taps aliases control_flow interpreter""",
+    "record": "statistics batching tape",
+    "rules": "basic",
+    "show": "symbolic explanation drawing plots notebook",
+    "show.symbolic": "notation expressions names kinds einsum reader text derive latex formula",
+    "show.explanation": """values story reach outline pieces lookup paths forward backward renderers explain
+        answers questions quiz""",
+    "show.drawing": """palette text_metrics scene layout arrays edges groups build view card
+        svg dot mermaid model_explorer html draw""",
+    "diagnosis": "thresholds report passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
+    "diagnosis.nonfinite": """recorders rewrites origin_test propagation events origins evidence predicates
+        causes lookup findings""",
+    "diagnosis.zero": "reachability wording suspects static experiments dynamic blocked",
+    "diagnosis.flow": "dominators cancellation gains chains flow",
+    "diagnosis.memory": "ledger residuals",
+    "diagnosis.comparison": "alignment compare precision",
+    "diagnosis.checking": "inputs float64 node_check total_check mistakes check",
+    "train": "checks examples step checkpoint data writers loop",
+    "train.examples": "contributions parameters per_example",
+    "train.step": "watch step",
+    "train.checkpoint": "leaves manifest checkpoint",
+    "train.data": "sharding feed stream placement arrays",
+    "train.writers": "writers trackers",
+    "train.loop": "history until schedule evaluate bad_step resume chunks run fit",
+    "cli": "command values loading digits demo trace draw explain quiz diagnosis main __main__",
+}
+APART = {  # neighbours that do not import one another
+    "": {"rules", "show", "diagnosis"},
+    "show": {"explanation", "drawing"},
+}
 INSIDES = {"jax.core", "jax.extend"}  # only `_jaxpr` may touch these
 OPTIONAL = {
     "etils",
@@ -38,7 +59,7 @@ OPTIONAL = {
     "wandb",
 }  # comes with an extra, so it may be imported where it is used
 
-HEIGHT = {room: i for i, room in enumerate(room for row in LAYERS for room in row)}
+HEIGHT = {folder: {name: i for i, name in enumerate(names.split())} for folder, names in LAYERS.items()}
 
 
 class Import(NamedTuple):
@@ -48,11 +69,6 @@ class Import(NamedTuple):
     line: int
     relative: bool
     in_function: bool
-
-
-def room(module: str) -> str:
-    """The row's entry a module belongs to: `rules.clip` is in `rules`."""
-    return module.split(".")[0]
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -121,7 +137,7 @@ def faults(package: Path) -> list[str]:
         def say(line, what, file=file):
             found.append(f"{file.relative_to(package.parent)}:{line}: {what}")
 
-        if room(module) not in HEIGHT:
+        if not is_placed(module):
             say(1, f"`{module}` is not in the table of layers")
             continue
         for imp in imports(tree, module, known):
@@ -132,7 +148,7 @@ def faults(package: Path) -> list[str]:
                 edges[module].add(imp.target)
                 if complaint := _upward(module, imp.target):
                     say(imp.line, complaint)
-            if imp.in_function and not (not own and room(imp.target) in OPTIONAL):
+            if imp.in_function and not (not own and imp.target.split(".")[0] in OPTIONAL):
                 say(imp.line, f"`{imp.target}` is imported inside a function")
         used = [(i.target, i.line) for i in imports(tree, module, known) if not i.relative]
         used += [(dotted(n), n.lineno) for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
@@ -144,15 +160,27 @@ def faults(package: Path) -> list[str]:
     return found + [f"a circle of imports: {' -> '.join(c)}" for c in circles(edges)]
 
 
+def is_placed(module: str) -> bool:
+    """Whether every folder on the way to a module names it."""
+    parts = module.split(".")
+    return all(part in HEIGHT.get(".".join(parts[:i]), {}) for i, part in enumerate(parts))
+
+
 def _upward(module, target):
-    here, there = room(module), room(target)
-    if there not in HEIGHT:
+    if not is_placed(target):
         return f"`{target}` is not in the table of layers"
-    if here == there:
-        return None  # within one package; circles are looked for below
-    if here in APART and there in APART:
+    mine, other = module.split("."), target.split(".")
+    common = 0
+    while common < min(len(mine), len(other)) and mine[common] == other[common]:
+        common += 1
+    if common == len(mine):
+        return None  # the `__init__` of a folder, which names what is in it
+    if common == len(other):
+        return f"`{module}` imports the folder it is in"
+    folder, here, there = ".".join(mine[:common]), mine[common], other[common]
+    if {here, there} <= APART.get(folder, set()):
         return f"`{here}` and `{there}` are apart: neither imports the other"
-    if HEIGHT[there] >= HEIGHT[here]:
+    if HEIGHT[folder][there] >= HEIGHT[folder][here]:
         return f"`{target}` does not stand below `{module}`"
     return None
 
@@ -180,49 +208,60 @@ def test_the_package_keeps_its_layers():
     assert not found, "\n".join(found)
 
 
+def test_the_table_names_what_is_there():
+    placed = {f"{folder}.{name}".lstrip(".") for folder, names in HEIGHT.items() for name in names}
+    assert placed == set(modules(PACKAGE))
+
+
 # Each planted fault: the files of a small package, and what must be said of them.
 PLANTED = {
     "nothing wrong": (
-        {"_types.py": "import jax", "_jaxpr.py": "from jax.extend import core\nimport jax.core"},
+        {"core/types.py": "import jax", "_jaxpr.py": "from jax.extend import core\nimport jax.core"},
         None,
     ),
-    "upwards": ({"_types.py": "from ._jaxpr import f", "_jaxpr.py": ""}, "does not stand below"),
-    "upwards in a row": (
-        {"_names.py": "from ._graph import f", "_graph.py": ""},
+    "upwards": ({"_jaxpr.py": "from .core.types import f", "core/types.py": ""}, "does not stand below"),
+    "upwards in a folder": (
+        {"core/graph.py": "from .rules import f"},
+        "does not stand below",
+    ),
+    "upwards from a folder in a folder": (
+        {"show/symbolic/text.py": "from ..plots import f", "show/plots.py": ""},
         "does not stand below",
     ),
     "upwards to the package": ({"_api.py": "from . import grad"}, "does not stand below"),
-    "absolute": ({"_graph.py": "from jaxprop._names import f"}, "imported relatively"),
+    "the folder it is in": ({"core/graph.py": "from . import f"}, "imports the folder it is in"),
+    "absolute": ({"core/graph.py": "from jaxprop.core.types import f"}, "imported relatively"),
     "in a function": (
-        {"_graph.py": "def f():\n    from ._names import g", "_names.py": ""},
+        {"core/graph.py": "def f():\n    from .types import g", "core/types.py": ""},
         "inside a function",
     ),
-    "another's, in a function": ({"_graph.py": "def f():\n    import ast"}, "inside a function"),
+    "another's, in a function": ({"core/graph.py": "def f():\n    import ast"}, "inside a function"),
     "an optional one, in a function": (
-        {"cli.py": "def f():\n    from sklearn.datasets import load_digits"},
+        {"cli/digits.py": "def f():\n    from sklearn.datasets import load_digits"},
         None,
     ),
     "under TYPE_CHECKING": (
-        {"_types.py": "if TYPE_CHECKING:\n    from ._api import f", "_api.py": ""},
+        {"_jaxpr.py": "if TYPE_CHECKING:\n    from ._api import f", "_api.py": ""},
         "does not stand below",
     ),
     "private import": ({"_jaxpr.py": "from jax._src import core"}, "private to JAX"),
     "private attribute": ({"_jaxpr.py": "import jax\njax._src.core.f()"}, "private to JAX"),
-    "insides by import": ({"_graph.py": "from jax import core"}, "only `_jaxpr`"),
-    "insides by attribute": ({"_graph.py": "import jax\njax.extend.core.Var"}, "only `_jaxpr`"),
+    "insides by import": ({"core/graph.py": "from jax import core"}, "only `_jaxpr`"),
+    "insides by attribute": ({"core/graph.py": "import jax\njax.extend.core.Var"}, "only `_jaxpr`"),
     "not in the table": ({"_surprise.py": ""}, "not in the table"),
-    "rooms apart": ({"rules/__init__.py": "from ..show import f", "show.py": ""}, "are apart"),
-    "a room's own files": (
-        {"rules/__init__.py": "from .clip import f", "rules/clip.py": "from .._rules import g"},
+    "not in the table of a folder": ({"core/surprise.py": ""}, "not in the table"),
+    "apart": ({"rules/basic.py": "from ..show import f", "show/__init__.py": ""}, "are apart"),
+    "apart in a folder": (
+        {"show/drawing/svg.py": "from ..explanation.story import f", "show/explanation/story.py": ""},
+        "are apart",
+    ),
+    "a folder's own files": (
+        {"rules/__init__.py": "from .basic import f", "rules/basic.py": "from ..core.rules import g"},
         None,
     ),
-    "a circle in a room": (
-        {
-            "rules/a.py": "from .b import f",
-            "rules/b.py": "from . import a",
-            "rules/__init__.py": "",
-        },
-        "a circle of imports: rules.a -> rules.b -> rules.a",
+    "a circle": (
+        {"core/graph.py": "from .rules import f", "core/rules.py": "from .graph import g"},
+        "a circle of imports: core.graph -> core.rules -> core.graph",
     ),
 }
 
@@ -230,7 +269,7 @@ PLANTED = {
 @pytest.mark.parametrize("case", PLANTED)
 def test_a_planted_fault_is_found(case, tmp_path):
     files, expected = PLANTED[case]
-    for name, text in {"__init__.py": "", "_rules.py": "", **files}.items():
+    for name, text in {"__init__.py": "", "core/__init__.py": "", "core/rules.py": "", **files}.items():
         file = tmp_path / "jaxprop" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)

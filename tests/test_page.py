@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import jaxprop as jp
-from jaxprop.show._build import scene_of
-from jaxprop.show._page import embedded, page_html
-from jaxprop.show._scene import Edge, LocalText, Output, Scene, SceneNode, SourceText
+from jaxprop.show.drawing.build import scene_of
+from jaxprop.show.drawing.html import embedded, page_html
+from jaxprop.show.drawing.scene import Edge, LocalText, Output, Scene, SceneNode, SourceText
 
 # --- what is shown -------------------------------------------------------------------------------------
 

@@ -215,7 +215,7 @@ def test_no_gradient_of_an_example_is_built(name):
 def test_examples_are_taken_in_chunks(monkeypatch):
     loss, params, batch = CASES["cnn"]
     whole = jp.per_example(loss)(params, *batch)
-    monkeypatch.setattr("jaxprop.train._parts.CHUNK", 2_000)
+    monkeypatch.setattr("jaxprop.train.examples.contributions.CHUNK", 2_000)
     chunked = jax.jit(jp.per_example(loss))(params, *batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole.norms, chunked.norms)
 

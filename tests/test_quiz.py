@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprop as jp
-from jaxprop.show._answers import Unreadable, read_number, read_shape
+from jaxprop.show.explanation.answers import Unreadable, read_number, read_shape
 
 
 def loss(w, x, y):

@@ -11,9 +11,9 @@ import pictures
 import pytest
 
 import jaxprop as jp
-from jaxprop.show._build import scene_of
-from jaxprop.show._numbers import chosen, heat_map, show_array
-from jaxprop.show._scene import as_data, number
+from jaxprop.show.drawing.arrays import chosen, heat_map, show_array
+from jaxprop.show.drawing.build import scene_of
+from jaxprop.show.drawing.scene import as_data, number
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxprop.train import _trackers, _writers
-from jaxprop.train._writers import CSV, JSONL, Console, Writer, number_of, resume_at
+from jaxprop.train.writers import trackers as _trackers
+from jaxprop.train.writers import writers as _writers
+from jaxprop.train.writers.writers import CSV, JSONL, Console, Writer, number_of, resume_at
 
 ROWS = [(i, {"loss": 1.0 / i, "steps_per_second": 100.0}) for i in range(1, 5)]
 
@@ -158,7 +159,7 @@ def test_a_torn_end_may_be_any_bytes(tmp_path):
 def test_rows_survive_a_kill(make, tmp_path):
     script = f"""
 import os, signal
-from jaxprop.train._writers import {make.__name__}
+from jaxprop.train.writers.writers import {make.__name__}
 writer = {make.__name__}({str(tmp_path / "log")!r})
 for i in range(1, 4):
     writer.write(i, {{"loss": 1.0 / i, "later": i}} if i == 3 else {{"loss": 1.0 / i}})

@@ -1,3 +1,3 @@
 """The command line: `jaxprop COMMAND FILE.py:FUNCTION ARGUMENTS`."""
 
-from ._main import main as main
+from .main import main as main

@@ -1,0 +1,365 @@
+"""One call of a user's function, traced: which arguments are differentiated, what came out, the graph."""
+
+import functools
+import inspect
+import numbers
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _jaxpr
+from .core.build import Argument, build
+from .core.graph import Graph
+from .core.types import PyTree
+from .naming.syntax import is_library
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A function traced at its arguments.
+
+    Attributes:
+        program: the traced program. Its inputs are the differentiated leaves, all else is closed over.
+        points: the differentiated leaves.
+        point_tree: their structure.
+        outputs: how to put the results together.
+        name: the name of the function.
+        describe: what naming needs, for building graphs.
+    """
+
+    program: _jaxpr.Program
+    points: list[Any]
+    point_tree: Any
+    outputs: "Outputs"
+    name: str
+    describe: Mapping[str, Any]
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        return self.build()
+
+    def build(self, **options: Any) -> Graph:
+        return build(self.program, **self.describe, **options)
+
+    @property
+    def operands(self) -> list[Any]:
+        """The values of all heads of the graph."""
+        return [*self.points, *self.program.consts]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The results of the function: traced leaves, and those that are no arrays."""
+
+    tree: Any
+    aux_tree: Any
+    count: int  # traced leaves that are not aux
+    fixed: Mapping[int, Any]  # leaves left as they are, by position
+    total: int
+
+    def value(self, leaves: Sequence[Any]) -> PyTree:
+        return jax.tree.unflatten(self.tree, leaves[: self.tree.num_leaves])
+
+    def aux(self, leaves: Sequence[Any]) -> PyTree:
+        if self.aux_tree is None:
+            return None
+        return jax.tree.unflatten(self.aux_tree, leaves[self.tree.num_leaves :])
+
+    def merge(self, traced: Sequence[Any]) -> list[Any]:
+        rest = iter(traced)
+        return [self.fixed[i] if i in self.fixed else next(rest) for i in range(self.total)]
+
+
+def name_of(fun: Any) -> str:
+    """The name of a function, for messages."""
+    fun = unwrapped(fun)
+    return getattr(fun, "__name__", type(fun).__name__)
+
+
+def unwrapped(fun: Any) -> Any:
+    """The function a person wrote, beneath `jit`, `functools.wraps`, `functools.partial` and methods."""
+    fun = inspect.unwrap(fun)
+    while isinstance(fun, functools.partial):
+        fun = inspect.unwrap(fun.func)
+    return getattr(fun, "__func__", fun)
+
+
+def normalize_argnums(argnums: Any, count: int) -> tuple[int, ...]:
+    """Check `argnums` against the number of positional arguments."""
+    given = argnums if isinstance(argnums, tuple | list) else (argnums,)
+    if not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in given):
+        raise TypeError(f"`argnums` must be an integer or a tuple of integers, got {argnums!r}.")
+    positions = tuple(int(i) + count if i < 0 else int(i) for i in given)
+    for i, position in zip(given, positions, strict=True):
+        if not 0 <= position < count:
+            raise ValueError(
+                f"`argnums={argnums!r}` asks for positional argument {i}, but the function was called with "
+                f"{count}. Pass what is differentiated by position."
+            )
+    if len(set(positions)) != len(positions):
+        raise ValueError(f"`argnums={argnums!r}` names an argument twice.")
+    return positions
+
+
+def _trace_call(
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argnums: Any = 0,
+    has_aux: bool = False,
+    *,
+    abstract: bool = False,
+) -> Traced:
+    """Trace a call.
+
+    Only differentiated arguments are traced; the others stay what they are, so Python may branch on them, as
+    under `jax.grad`. With `abstract` all arguments are traced.
+    """
+    if not callable(fun):
+        raise TypeError(f"expected a function to differentiate, got {type(fun).__name__}.")
+    differentiated = normalize_argnums(argnums, len(args))
+    names = argument_names(fun, len(args))
+    chosen = tuple(range(len(args))) if abstract else differentiated
+    point_tree, points, arguments = _points(args, chosen, differentiated, names)
+    if abstract:
+        kw_points = jax.tree_util.tree_leaves_with_path(kwargs)
+        arguments += [
+            Argument(f"{path[0].key}{jax.tree_util.keystr(path[1:])}", False) for path, _ in kw_points
+        ]
+        points += [leaf for _, leaf in kw_points]
+    box: list[Outputs] = []
+
+    def flat(*leaves: Any) -> list[Any]:
+        full, inner_kwargs = list(args), kwargs
+        count = point_tree.num_leaves
+        for position, arg in zip(chosen, jax.tree.unflatten(point_tree, leaves[:count]), strict=True):
+            full[position] = arg
+        if abstract:
+            inner_kwargs = jax.tree.unflatten(jax.tree.structure(kwargs), leaves[count:])
+        result = fun(*full, **inner_kwargs)
+        outputs, traced = _outputs(fun, result, has_aux)
+        box.append(outputs)
+        return traced
+
+    if abstract:
+        _check_structs(arguments, points)
+    program = _jaxpr.trace(flat, *points)
+    code = unwrapped(fun)
+    function = getattr(code, "__name__", None)
+    described = {
+        "arguments": arguments,
+        "constants": _constant_names(program.consts, args, kwargs, names),
+        "scalars": {} if abstract else _scalars(args, kwargs, names, chosen),
+        "function": function if function and function.isidentifier() else None,
+        "home": getattr(getattr(code, "__code__", None), "co_filename", None),
+    }
+    return Traced(program, points, point_tree, box[-1], name_of(fun), described)
+
+
+def _check_structs(arguments: Sequence[Argument], points: Sequence[Any]) -> None:
+    """Refuse types that JAX would silently make others."""
+    for argument, point in zip(arguments, points, strict=True):
+        if not isinstance(point, jax.ShapeDtypeStruct):
+            continue
+        dtype = jax.dtypes.canonicalize_dtype(point.dtype)
+        if dtype != point.dtype:
+            raise TypeError(
+                f"`{argument.name}` is asked for as {point.dtype}, which JAX would cut down to {dtype}: x64 is "
+                "off. Set `jax.config.update('jax_enable_x64', True)` before anything else, or ask for "
+                f"{dtype}."
+            )
+
+
+def _points(
+    args: tuple[Any, ...],
+    chosen: tuple[int, ...],
+    differentiated: tuple[int, ...],
+    names: list[str],
+) -> tuple[Any, list[Any], list[Argument]]:
+    leaves, tree = jax.tree_util.tree_flatten_with_path(tuple(args[i] for i in chosen))
+    arguments = []
+    for path, _ in leaves:
+        position = chosen[path[0].idx]
+        name = names[position] + jax.tree_util.keystr(path[1:])
+        arguments.append(Argument(name, position in differentiated))
+    return tree, [leaf for _, leaf in leaves], arguments
+
+
+def argument_names(fun: Callable[..., Any], count: int) -> list[str]:
+    """The names of the positional parameters; `args[2]` for those of `*args`."""
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (TypeError, ValueError):
+        return [f"args[{i}]" for i in range(count)]
+    names: list[str] = []
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}[{i}]" for i in range(count - len(names))]
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            names.append(parameter.name)
+    return (names + [f"args[{i}]" for i in range(len(names), count)])[:count]
+
+
+def _all_leaves(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]) -> list[tuple[str, Any]]:
+    found = []
+    for name, arg in (*zip(names, args, strict=True), *kwargs.items()):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
+            found.append((name + jax.tree_util.keystr(path), leaf))
+    return found
+
+
+def leaf_names(fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """The paths of all leaves of a call's arguments: `params['w']`, `batch['x']`."""
+    return [name for name, _ in _all_leaves(args, kwargs, argument_names(fun, len(args)))]
+
+
+def _constant_names(
+    consts: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
+) -> list[str | None]:
+    """Names of closed-over arrays that are leaves of arguments, known by identity."""
+    by_identity = {_identity(leaf): name for name, leaf in reversed(_all_leaves(args, kwargs, names))}
+    return [by_identity.get(_identity(const)) for const in consts]
+
+
+def _identity(x: Any) -> Any:
+    """What makes an array this one: JAX wraps those of NumPy anew, around the same numbers in memory."""
+    if not isinstance(x, np.ndarray) and type(x).__name__ != "TypedNdArray":
+        return id(x)
+    array = np.asarray(x)
+    if array.size == 0:
+        return id(x)
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str
+
+
+def _scalars(
+    args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str], chosen: tuple[int, ...]
+) -> dict[str, Any]:
+    """Plain Python numbers among the arguments, which stand in the program as literals."""
+    fixed = {name: arg for i, (name, arg) in enumerate(zip(names, args, strict=True)) if i not in chosen}
+    return {
+        name: arg
+        for name, arg in {**fixed, **kwargs}.items()
+        if isinstance(arg, float | int | np.number) and not isinstance(arg, bool)
+    }
+
+
+def _outputs(fun: Any, result: Any, has_aux: bool) -> tuple[Outputs, list[Any]]:
+    aux_tree, aux_leaves = None, []
+    if has_aux:
+        if not (isinstance(result, tuple | list) and len(result) == 2):
+            raise TypeError(
+                f"with has_aux=True the function must return a pair (value, aux), got {type(result).__name__}."
+            )
+        result, aux = result
+        aux_leaves, aux_tree = jax.tree.flatten(aux)
+    leaves, tree = jax.tree.flatten(result)
+    everything = [*leaves, *aux_leaves]
+    fixed = {i: leaf for i, leaf in enumerate(everything) if i >= len(leaves) and not _jaxpr.is_tracer(leaf)}
+    traced = [leaf for i, leaf in enumerate(everything) if i not in fixed]
+    return Outputs(tree, aux_tree, len(leaves), fixed, len(everything)), traced
+
+
+def check_points(
+    args: tuple[Any, ...],
+    argnums: Any,
+    fun: Callable[..., Any],
+    holomorphic: bool,
+    allow_int: bool,
+    word: str,
+) -> None:
+    """Check that the differentiated arguments can be differentiated.
+
+    Raises:
+        TypeError: a leaf is an integer, a boolean, or no array; complex without `holomorphic` is JAX's to say.
+    """
+    names = argument_names(fun, len(args))
+    for position in normalize_argnums(argnums, len(args)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(args[position]):
+            name = names[position] + jax.tree_util.keystr(path)
+            _check_point(name, leaf, holomorphic, allow_int, word)
+
+
+#: What to do with a model that holds functions and the like beside its arrays.
+OF_A_MODEL = (
+    "of a model object, split the arrays off (`eqx.partition(model, eqx.is_inexact_array)`, "
+    "`nnx.split(model, nnx.Param, ...)`)"
+)
+
+
+def _check_point(name: str, leaf: Any, holomorphic: bool, allow_int: bool, word: str) -> None:
+    try:
+        dtype = jnp.result_type(leaf)
+    except (TypeError, ValueError):
+        model = f"; {OF_A_MODEL}" if callable(leaf) else ""
+        raise TypeError(
+            f"`{name}` is a {type(leaf).__name__}, which is no array and cannot be differentiated. Leave it "
+            f"out of `argnums`, or close over it{model}."
+        ) from None
+    if holomorphic and not jnp.issubdtype(dtype, np.complexfloating):
+        raise TypeError(
+            f"holomorphic=True differentiates complex arguments, but `{name}` is {dtype}. Leave out "
+            "holomorphic=True, or make the argument complex."
+        )
+    if not _jaxpr.is_inexact(dtype) and not allow_int:
+        raise TypeError(
+            f"`{name}` is {dtype}: only real and complex floating point arguments can be differentiated. Leave "
+            f"it out of `argnums`, convert it to a float, or pass allow_int=True to {word} for a gradient of "
+            "dtype float0 in its place."
+        )
+
+
+# --- tracing a call, with errors that say where -----------------------------------------------------
+
+CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def _any_structs(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def trace_call(
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argnums: Any,
+    has_aux: bool,
+    **options: Any,
+) -> Traced:
+    try:
+        return _trace_call(fun, args, kwargs, argnums, has_aux, **options)
+    except CONCRETE as error:
+        raise TypeError(
+            f"`{name_of(fun)}` cannot be traced: Python asks for the number behind a differentiated "
+            "value, which stands for any number here. Write the choice with `jnp.where` or `jax.lax.cond`, "
+            f"or leave the argument out of `argnums`.{_users_line(error)}"
+        ) from error
+
+
+def _users_line(error: BaseException) -> str:
+    """The innermost line of the user's own code that an error went through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
+    if not frames:
+        return ""
+    return f" It stands at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`."
+
+
+def trace_abstract(
+    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], argnums: Any
+) -> Traced:
+    """Trace with all arguments abstract; where Python branches on one that is not differentiated, it may."""
+    try:
+        return trace_call(fun, args, kwargs, argnums, False, abstract=True)
+    except TypeError:
+        if _any_structs((args, kwargs)):
+            raise
+        return trace_call(fun, args, kwargs, argnums, False)

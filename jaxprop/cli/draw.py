@@ -1,0 +1,81 @@
+"""`jaxprop draw`."""
+
+import argparse
+from pathlib import Path
+
+from .. import _api
+from ..show import Drawing, draw
+from . import loading
+from .command import FINE, Command, CommandError, Console
+
+FORMATS = ("svg", "html", "dot", "mermaid", "json")
+_ENDINGS = (".svg", ".html", ".dot", ".gv", ".mmd", ".json", ".me.json")
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    loading.add_arguments(parser, shapes=True)
+    parser.add_argument("--graph", action="store_true", help="the graph alone, without numbers: types will do")
+    parser.add_argument("--to", metavar="NAME", help="only what lies on the way from this value to the result")
+    parser.add_argument("--collapse", metavar="N", help="how many levels of scopes are open; all: every one")
+    parser.add_argument("--theme", choices=("light", "dark", "auto"), default="light")
+    parser.add_argument("--direction", choices=("down", "right"), default="down")
+    parser.add_argument("--format", choices=FORMATS, help="form of what is printed (default: mermaid)")
+    parser.add_argument("-o", "--output", metavar="FILE", help=f"write to a file: {', '.join(_ENDINGS)}")
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    if options.output is not None and not options.output.endswith(_ENDINGS):
+        raise CommandError(f"{options.output}: the ending says the format; endings are {', '.join(_ENDINGS)}.")
+    options.shapes = options.graph
+    call = loading.load(options)
+    what = call.apply(_api.trace if options.graph else _api.backprop)
+    try:
+        drawing = draw(
+            what, collapse=_collapse(options), to=options.to, theme=options.theme, direction=options.direction
+        )
+        _deliver(drawing, options, console)
+    except KeyError as error:
+        raise CommandError(str(error.args[0])) from error
+    except (ValueError, ImportError) as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"cannot write {options.output}: {error.strerror or error}.") from error
+    return FINE
+
+
+def _collapse(options: argparse.Namespace) -> bool | int | None:
+    if options.collapse is None:
+        return None
+    if options.collapse == "all":
+        return False
+    if not options.collapse.isdigit():
+        raise CommandError(f"--collapse {options.collapse}: write a number of levels, or all.")
+    return int(options.collapse)
+
+
+def _deliver(drawing: Drawing, options: argparse.Namespace, console: Console) -> None:
+    if options.output is not None:
+        drawing.save(Path(options.output))
+        console.note(f"wrote {options.output}")
+        return
+    writers = {
+        "svg": drawing.svg,
+        "html": drawing.html,
+        "dot": drawing.dot,
+        "mermaid": drawing.mermaid,
+        "json": drawing.json,
+    }
+    console.say(writers[options.format or "mermaid"]().rstrip("\n"))
+
+
+draw_ = Command(
+    name="draw",
+    help="draw a function: values, local gradients and cotangents in one picture",
+    examples="""
+jaxprop draw examples/worked.py:loss w=1. x=1. y=2. -o worked.svg
+jaxprop draw examples/worked.py:loss w=1. x=1. y=2. -o worked.html
+jaxprop draw model.py:loss --graph w=f32[64,10] x=f32[32,64] --format dot
+""",
+    configure=_configure,
+    run=_run,
+)

@@ -1,0 +1,67 @@
+"""`jaxprop explain`."""
+
+import argparse
+
+from .. import _api
+from ..show import Explanation, explain
+from . import loading
+from .command import FINE, Command, CommandError, Console, add_output, deliver, format_of
+
+FORMATS = ("text", "markdown", "latex", "json")
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    loading.add_arguments(parser)
+    parser.add_argument("--to", metavar="NAME", help="only what lies on the way from this value to the result")
+    parser.add_argument(
+        "--path", metavar="NAMES", help="local gradients along one path, multiplied: w,y_hat,loss"
+    )
+    parser.add_argument(
+        "--max-rows", type=int, default=60, metavar="N", help="fold more values than these (60)"
+    )
+    parser.add_argument("--step", action="store_true", help="one operation at a time; Enter goes on, q ends")
+    add_output(parser, FORMATS)
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    call = loading.load(options)
+    tape = call.apply(_api.backprop)
+    path = options.path.split(",") if options.path else None
+    form = format_of(options, FORMATS)
+    try:
+        told = explain(tape, to=options.to, format=form, path=path, max_rows=options.max_rows)
+    except KeyError as error:
+        raise CommandError(str(error.args[0])) from error
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    if options.step:
+        _tell(told, console)
+    else:
+        deliver(told.to(form), options, console)
+    return FINE
+
+
+def _tell(told: Explanation, console: Console) -> None:
+    """Step by step; without a terminal, all at once."""
+    console.say(console.paint(told.story.title, "bold"))
+    for text in told.steps():
+        console.say()
+        console.say(text)
+        if console.interactive:
+            answer = console.read(console.paint("(Enter) ", "dim"))
+            if answer is None or answer.strip().lower() in ("q", "quit"):
+                return
+
+
+explain_ = Command(
+    name="explain",
+    help="tell the forward pass, the local gradients and the backward pass of a function",
+    examples="""
+jaxprop explain examples/worked.py:loss w=1. x=1. y=2.
+jaxprop explain examples/worked.py:loss 1. 1. 2. --to y_hat --step
+jaxprop explain examples/worked.py:loss w=1. x=1. y=2. --path w,y_hat,s,loss
+jaxprop explain model.py:loss --args make_batch --wrt params --format markdown -o chain.md
+""",
+    configure=_configure,
+    run=_run,
+)

@@ -1,0 +1,111 @@
+"""Questions about the wiring of a graph, each answered once."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+from .. import _jaxpr
+from .graph import Graph, Node, Value
+
+T = TypeVar("T")
+
+
+def once(question: Callable[[Graph], T]) -> Callable[[Graph], T]:
+    """Answer a question once for each graph, and keep the answer with it.
+
+    A cache by equality would compare two graphs node by node at every look.
+    """
+    key = f"_{question.__name__}"
+
+    @functools.wraps(question)
+    def answer(graph: Graph) -> T:
+        held = vars(graph)
+        if key not in held:
+            held[key] = question(graph)
+        return held[key]
+
+    return answer
+
+
+@once
+def sources(graph: Graph) -> Mapping[int, tuple[Node, int]]:
+    """By id of a value: the node that makes it, and the number of its output."""
+    return {value.id: (node, i) for node in graph.walk() for i, value in enumerate(node.outputs)}
+
+
+@once
+def makers(graph: Graph) -> Mapping[int, Node]:
+    """By id of a value: the node that makes it."""
+    return {id_: node for id_, (node, _) in sources(graph).items()}
+
+
+@once
+def outside(graph: Graph) -> Mapping[int, Value]:
+    """For each input of a body that is one value outside of it (no carry, no slice): that value."""
+    found: dict[int, Value] = {}
+    for node in graph.walk():
+        form = _jaxpr.opened_form(node.eqn) if node.opened else None
+        if form is None:
+            continue
+        operands = node.operands[1:] if isinstance(form, _jaxpr.Cond) else node.operands
+        if isinstance(form, _jaxpr.Scan):
+            operands = operands[: form.num_consts]
+        for nested in node.graphs:
+            for outer, inner in zip(operands, nested.inputs, strict=False):
+                found[inner.id] = outer
+    return found
+
+
+def between(graph: Graph, source: Value, target: Value) -> list[Node]:
+    """The nodes through which `target` is made from `source`, in program order."""
+    made = {source.id}
+    forward = []
+    for node in graph.equations():
+        if any(operand.id in made for operand in node.operands):
+            forward.append(node)
+            made.update(value.id for value in node.outputs)
+    wanted, found = {target.id}, []
+    for node in reversed(forward):
+        if any(value.id in wanted for value in node.outputs):
+            found.append(node)
+            wanted.update(operand.id for operand in node.operands if operand.id >= 0)
+    return found[::-1] if source.id in wanted and target.id != source.id else []
+
+
+@once
+def loop_constants(graph: Graph) -> frozenset[int]:
+    """Indices of the input nodes of scan bodies that are the same in every step."""
+    made_by = makers(graph)
+    return frozenset(
+        made_by[id_].index
+        for id_ in outside(graph)
+        if isinstance(_jaxpr.opened_form(graph.places[made_by[id_].index].parents[-1][0].eqn), _jaxpr.Scan)
+    )
+
+
+class Joints(NamedTuple):
+    """How a nested graph joins the node that holds it: pairs of values.
+
+    Attributes:
+        into: (operand of the node, input of the nested graph).
+        out_of: (output of the nested graph, output of the node).
+        around: (output of the nested graph, input it becomes in the next step of a scan).
+    """
+
+    into: tuple[tuple[Value, Value], ...]
+    out_of: tuple[tuple[Value, Value], ...]
+    around: tuple[tuple[Value, Value], ...]
+
+
+def joints(node: Node, nested: Graph) -> Joints:
+    """The joints of one of the graphs an opened node holds."""
+    form = _jaxpr.opened_form(node.eqn)
+    operands = node.operands[1:] if isinstance(form, _jaxpr.Cond) else node.operands
+    carries: tuple[Value, ...] = ()
+    if isinstance(form, _jaxpr.Scan):
+        carries = nested.inputs[form.num_consts :][: form.num_carry]
+    return Joints(
+        tuple(zip(operands, nested.inputs, strict=True)),
+        tuple(zip(nested.outputs, node.outputs, strict=True)),
+        tuple(zip(nested.outputs, carries, strict=False)),
+    )

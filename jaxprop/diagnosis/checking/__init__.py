@@ -1,0 +1,1 @@
+"""Whether each derivative rule is the derivative of its function."""

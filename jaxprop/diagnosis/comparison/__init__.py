@@ -1,0 +1,1 @@
+"""Where two runs diverge, and what lower precision costs."""

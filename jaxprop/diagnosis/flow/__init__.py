@@ -1,0 +1,1 @@
+"""Where gradients vanish, explode or cancel, by depth and through the steps of a loop."""

@@ -1,0 +1,1 @@
+"""Where NaN and infinite numbers begin, and why."""

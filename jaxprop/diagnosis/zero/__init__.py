@@ -1,0 +1,1 @@
+"""Why a parameter gets no gradient, or a zero one."""

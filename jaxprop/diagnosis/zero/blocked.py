@@ -1,0 +1,96 @@
+"""`blocked`: which leaves get no gradient, and where it is cut."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ..._tracing import name_of, trace_abstract, trace_call
+from ...core.graph import Value
+from ..measures import Field, recorder
+from ..passes import Passes
+from ..report import Finding, Report
+from ..thresholds import Thresholds
+from .dynamic import Pass, dynamic_findings
+from .static import static_findings
+
+
+def blocked(
+    fun: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    *,
+    partial: bool = False,
+    thresholds: Thresholds | None = None,
+) -> Callable[..., Report]:
+    """Find the leaves that get no gradient, and where it is cut.
+
+    First without running anything: a leaf that is never used, or whose every way to the result goes through
+    `stop_gradient`, an integer, a comparison, `round`, `argmax`, or a custom rule that drops the cotangent.
+    Then, where the arguments are numbers, at these numbers: leaves whose gradient is exactly zero (a dead relu,
+    a saturated sigmoid, a clip, a mask, an underflow, weights of zero), relus with dead units, and sigmoids
+    that are nearly flat. One compiled pass, that takes three numbers of every cotangent; a second one for the
+    nodes where something was found.
+
+    Args:
+        fun: a loss, as it stands.
+        argnums, has_aux: as in `backprop`.
+        partial: whether to note the cuts on one way of leaves that get a gradient by another way.
+        thresholds: from where on something is said; see `Thresholds`.
+
+    Returns:
+        A function of the same arguments (arrays, numbers, or `jax.ShapeDtypeStruct`) that gives a `Report`.
+
+    Raises:
+        TypeError: as `backprop`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, jaxprop as jp
+        >>> def loss(w, x):
+        ...     return jnp.sum(jnp.round(w * x))
+        >>> finding, = jp.blocked(loss)(jnp.ones(2), jnp.ones(2))
+        >>> finding.cause, finding.code, finding.leaves
+        ('rounding', 'jnp.round(w * x)', ('w',))
+    """
+    limits = thresholds or Thresholds()
+    passes = Passes(fun, argnums, has_aux)
+
+    @functools.wraps(fun, updated=())
+    def report(*args: Any, **kwargs: Any) -> Report:
+        abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((args, kwargs)))
+        title = f"blocked {name_of(fun)}"
+        if abstract:
+            return Report.of(title, static_findings(*_program(fun, args, kwargs, argnums, has_aux), partial))
+        run = passes.at(*args, **kwargs)
+        field = Field.of(run(record=recorder))
+        return Report.of(title, blocked_findings(field, run, limits, partial))
+
+    return report
+
+
+def blocked_findings(
+    field: Field, run: Pass, thresholds: Thresholds | None = None, partial: bool = False
+) -> list[Finding]:
+    """The findings of `blocked`, from the measures of one pass.
+
+    Args:
+        field: the measures of the pass.
+        run: one more pass, `(nodes, record) -> Tape`.
+        thresholds: from where on something is said.
+        partial: as in `blocked`.
+    """
+    found = static_findings(field.graph, field.graph.inputs, field.sinks, partial)
+    lost = {name for finding in found if finding.kind == "blocked" for name in finding.leaves}
+    return [*found, *dynamic_findings(field, run, thresholds or Thresholds(), lost)]
+
+
+def _program(fun: Any, args: Any, kwargs: Any, argnums: Any, has_aux: bool) -> Any:
+    """The graph, its differentiated leaves, and the results that are differentiated: from shapes."""
+    if has_aux:
+        traced = trace_call(fun, args, kwargs, argnums, has_aux, abstract=True)
+    else:
+        traced = trace_abstract(fun, args, kwargs, argnums)
+    pairs = zip(traced.graph.inputs, traced.describe["arguments"], strict=True)
+    leaves: tuple[Value, ...] = tuple(value for value, argument in pairs if argument.differentiated)
+    return traced.graph, leaves, traced.graph.outputs[: traced.outputs.count]

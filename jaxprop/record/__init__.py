@@ -1,0 +1,1 @@
+"""What a pass records: statistics, their batching, and the tape."""

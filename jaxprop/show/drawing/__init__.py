@@ -1,0 +1,1 @@
+"""Graphs and tapes as pictures and pages."""

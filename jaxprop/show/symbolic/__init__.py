@@ -1,0 +1,1 @@
+"""Local derivatives as formulas, read from the program of JAX's own rule."""

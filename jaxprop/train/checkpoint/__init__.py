@@ -1,0 +1,1 @@
+"""Checkpoints: what a state is on disk, and how it comes back."""
