@@ -62,9 +62,9 @@ def _made(model: Model) -> dict[str, Callable[[], Callable[..., Any]]]:
     return {
         "jax.value_and_grad": lambda: jax.jit(jax.value_and_grad(loss)),
         "three numbers of every cotangent": lambda: jax.jit(jp.backprop(loss, record=recorder)),
-        "blocked, from shapes": lambda: lambda *_: jp.blocked(loss)(*shapes),
-        "blocked": lambda: jp.blocked(loss),
-        "flow, without power steps": lambda: jp.flow(loss, power_steps=0),
+        "blocked, from shapes": lambda: lambda *_: jp.blocked_gradients(loss)(*shapes),
+        "blocked": lambda: jp.blocked_gradients(loss),
+        "flow, without power steps": lambda: jp.gradient_flow(loss, power_steps=0),
         "diagnose": lambda: jp.diagnose(loss),
     }
 

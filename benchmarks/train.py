@@ -148,7 +148,7 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
     loss = model.loss
     batch = [jnp.asarray(x) for x in batch]
 
-    def by_hand(carry, *batch):
+    def explicit_sharding(carry, *batch):
         params, opt_state = carry
         value, grads = jax.value_and_grad(loss)(params, *batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -161,14 +161,14 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
     def hand_scan():
         @functools.partial(jax.jit, donate_argnums=0)
         def chunk(carry, *batch):
-            return jax.lax.scan(lambda carry, _: by_hand(carry, *batch), carry, None, length=steps)
+            return jax.lax.scan(lambda carry, _: explicit_sharding(carry, *batch), carry, None, length=steps)
 
         return Job(
             steps, fresh(), lambda state: chunk(state, *batch), lambda: chunk.lower(fresh(), *batch).compile()
         )
 
     def hand_loop():
-        step = jax.jit(by_hand, donate_argnums=0)
+        step = jax.jit(explicit_sharding, donate_argnums=0)
         return Job(steps, fresh(), _loop(step, batch, steps), lambda: step.lower(fresh(), *batch).compile())
 
     def made_loop(watch=None, every=None):

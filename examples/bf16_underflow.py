@@ -1,4 +1,4 @@
-"""Which precision does this loss stand? Cotangents that underflow, the scale that cures it, lost digits."""
+"""Which precision does this loss stand? Cotangents that underflow, the scale that fixes it, lost digits."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ print(half)
 (underflow,) = [finding for finding in half if finding.kind == "underflow"]
 assert half.scale > 1
 
-# The scale it advises cures it: the gradient of the scaled loss, divided in float32.
+# The scale it advises fixes it: the gradient of the scaled loss, divided in float32.
 low = [a.astype(jnp.float16) for a in (w, x, y)]
 true = jax.grad(loss)(w, x, y)
 

@@ -25,16 +25,16 @@ start = {
     "b2": jnp.zeros(1),
 }
 loss = make(jax.nn.relu)
-assert jp.blocked(loss)(start, x, y).ok
+assert jp.blocked_gradients(loss)(start, x, y).ok
 
 params = start
 for _ in range(3):  # each step overshoots
     params = jax.tree.map(lambda p, g: p - 1.0 * g, params, jax.grad(loss)(params, x, y))
 
-report = jp.blocked(loss)(params, x, y)
+report = jp.blocked_gradients(loss)(params, x, y)
 print(report)
 assert {found.cause for found in report if found.severity != "note"} >= {"dead relu"}
 
-leaky = jp.blocked(make(jax.nn.leaky_relu))(params, x, y)
+leaky = jp.blocked_gradients(make(jax.nn.leaky_relu))(params, x, y)
 print(leaky)
 assert leaky.ok

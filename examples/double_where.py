@@ -1,4 +1,4 @@
-"""The double-where trap: a masked NaN that poisons the gradient, found, explained and cured in one call."""
+"""The double-where trap: a masked NaN that poisons the gradient, found, explained and fixed in one call."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ print(report)
 assert [finding.cause for finding in report if finding.kind == "origin"] == ["division by 0", "norm at 0"]
 
 
-def cured(positions):
+def fixed(positions):
     """The same, the operand masked as well as the result."""
     apart = positions[:, None] - positions[None, :]
     pair = ~jnp.eye(len(positions), dtype=bool)
@@ -33,6 +33,6 @@ def cured(positions):
 
 
 print()
-print("cured   ", jax.grad(cured)(positions).ravel())
-assert jp.diagnose(cured)(positions).ok
-assert jnp.allclose(cured(positions), energy(positions))
+print("fixed   ", jax.grad(fixed)(positions).ravel())
+assert jp.diagnose(fixed)(positions).ok
+assert jnp.allclose(fixed(positions), energy(positions))

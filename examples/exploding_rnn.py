@@ -25,7 +25,7 @@ wide = {
     "input": 1e-6 * jax.random.normal(keys[2], (WIDTH, 4)),
 }
 
-report = jp.flow(loss)(wide, xs, target)
+report = jp.gradient_flow(loss)(wide, xs, target)
 print(report)
 (found,) = report
 assert found.kind == "exploding"
@@ -33,7 +33,7 @@ assert "recurrent" in found.leaves[0] + found.leaves[1]
 
 # An orthogonal matrix keeps the norm of what crosses it: each step has a gain of one.
 orthogonal = {**wide, "recurrent": wide["recurrent"] / 1.5}
-report = jp.flow(loss)(orthogonal, xs, target)
+report = jp.gradient_flow(loss)(orthogonal, xs, target)
 print(report)
 assert report.ok
 assert abs(report.loops[0].gain - 1.0) < 1e-2

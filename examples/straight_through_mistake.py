@@ -30,11 +30,11 @@ y = x @ jnp.array([0.5, -1.0, 1.0, 2.0])
 assert not np.any(jax.grad(mistaken)(w, x, y))
 
 # Nothing needs to be run to see it: shapes are enough.
-report = jp.blocked(mistaken)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (w, x, y)))
+report = jp.blocked_gradients(mistaken)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (w, x, y)))
 print(report)
 (found,) = report
 assert found.cause == "stop_gradient"
-assert jp.blocked(mended)(w, x, y).ok
+assert jp.blocked_gradients(mended)(w, x, y).ok
 
 # Or leave the model as it is, and say by a rule how cotangents cross the rounding.
 rules = [("round", jp.rules.straight_through())]

@@ -1,4 +1,4 @@
-"""Gradients through time: they vanish inside a scan, which shows while it trains, and then are cured."""
+"""Gradients through time: they vanish inside a scan, which shows while it trains, and then are fixed."""
 
 import jax
 import jax.numpy as jnp
@@ -61,9 +61,9 @@ assert (through[:, 0] < 1e-6 * through[:, -1]).all()
 assert losses[-1] > 0.9
 
 print("an orthogonal one: what comes in at the end goes back to the beginning")
-cured, kept = train(1.0)
+fixed, kept = train(1.0)
 assert (kept[:, 0] > 1e-2 * kept[:, -1])[0]
-assert cured[-1] < 0.01
+assert fixed[-1] < 0.01
 
 # Or the backward pass alone is changed: cotangents are doubled at every tanh, the model stays what it is.
 params = {"w": 0.5 * rotation, "u": 0.3 * jnp.ones((1, WIDTH)), "out": 0.3 * jnp.ones((WIDTH, 1))}

@@ -23,11 +23,11 @@ from .diagnosis import Report as Report
 from .diagnosis import Thresholds as Thresholds
 from .diagnosis import assert_gradients as assert_gradients
 from .diagnosis import assert_residuals as assert_residuals
-from .diagnosis import blocked as blocked
+from .diagnosis import blocked_gradients as blocked_gradients
 from .diagnosis import check as check
 from .diagnosis import compare as compare
 from .diagnosis import diagnose as diagnose
-from .diagnosis import flow as flow
+from .diagnosis import gradient_flow as gradient_flow
 from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
 from .naming.syntax import Source as Source

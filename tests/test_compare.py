@@ -203,7 +203,7 @@ def test_underflow_in_float16_and_the_scale_that_cures_it():
     right = jax.grad(small)(w)
     assert not plain.any()
     np.testing.assert_allclose(scaled, right, rtol=0.1)  # 2.7 of the smallest steps: three are stored
-    assert finding.cure.startswith(
+    assert finding.fix.startswith(
         f"Scale the loss by 2**{int(np.log2(found.scale))}: differentiate `scale * loss`"
     )
 

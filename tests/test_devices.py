@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprop as jp
 import processes
-from jaxprop.train import Checkpoint, by_hand, data_parallel, fully_sharded, make_step
+from jaxprop.train import Checkpoint, data_parallel, explicit_sharding, fully_sharded, make_step
 
 BATCH = processes.BATCH
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -178,11 +178,11 @@ def test_what_cannot_be_split_is_kept_whole_and_said_once():
 
 def test_by_hand_moments_lie_as_their_parameters():
     step = make_step(processes.loss, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)))
-    state = by_hand(BY_HAND).state(step.init(processes.params()))
+    state = explicit_sharding(BY_HAND).state(step.init(processes.params()))
     assert specs(state.params) == specs(state.opt_state[1][0].mu) == specs(state.opt_state[1][0].nu)
     assert specs(state.params)["w1"] == (None, "model")
     assert state.step.is_fully_replicated
-    whole = by_hand(NamedSharding(GRID, P()), NamedSharding(GRID, P(("data", "model"))))
+    whole = explicit_sharding(NamedSharding(GRID, P()), NamedSharding(GRID, P(("data", "model"))))
     assert (whole.axes, whole.parts) == (("data", "model"), 8)
     assert all(x.is_fully_replicated for x in jax.tree.leaves(whole.state(processes.params())))
 
@@ -239,7 +239,7 @@ MISTAKES = {
         "sharding= takes a Mesh, a Placement, or NamedShardings by hand; this is a str.",
     ),
     "two meshes": (
-        lambda: by_hand({"a": NamedSharding(GRID, P()), "b": NamedSharding(mesh(data=8), P())}),
+        lambda: explicit_sharding({"a": NamedSharding(GRID, P()), "b": NamedSharding(mesh(data=8), P())}),
         ValueError,
         "Shardings by hand need one mesh, got 2.",
     ),
@@ -270,7 +270,7 @@ def test_mistakes_are_named(case):
 
 def test_shardings_that_do_not_fit_the_parameters():
     with pytest.raises(ValueError, match="^The shardings given by hand do not fit the parameters: "):
-        by_hand({"w1": BY_HAND["w1"]}).state(processes.params())
+        explicit_sharding({"w1": BY_HAND["w1"]}).state(processes.params())
 
 
 # --- several processes ------------------------------------------------------------------------------

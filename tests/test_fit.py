@@ -45,7 +45,7 @@ def fit(loss=mlp, params=PARAMS, data=(X, Y), **options):
     return jp.fit(loss, params, data, **options)
 
 
-def by_hand(loss, params, batches, optimizer=OPTIMIZER):
+def explicit_sharding(loss, params, batches, optimizer=OPTIMIZER):
     params, _, losses = trained_by_hand(loss, optimizer, params, batches)
     return params, np.array(losses, np.float32)
 
@@ -93,7 +93,7 @@ SOURCES = {
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_same_bits_as_by_hand_from_wherever_the_data_comes(name):
     state, history = fit(**{"key": 5, "epochs": 4, **SOURCES[name]})
-    params, losses = by_hand(mlp, PARAMS, shuffled(5, 4))
+    params, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
     check_equal(state.params, params)
     np.testing.assert_array_equal(history["loss"], losses)
     assert history.stop.reason == "done" and history.stop.step == 12
@@ -101,11 +101,11 @@ def test_the_same_bits_as_by_hand_from_wherever_the_data_comes(name):
 
 def test_unshuffled_and_full_batches():
     state, _ = fit(batch_size=10, shuffle=False, epochs=2)
-    params, _ = by_hand(mlp, PARAMS, [(X[i : i + 10], Y[i : i + 10]) for i in (0, 10, 20)] * 2)
+    params, _ = explicit_sharding(mlp, PARAMS, [(X[i : i + 10], Y[i : i + 10]) for i in (0, 10, 20)] * 2)
     check_equal(state.params, params)
     batches = [(X[:10], Y[:10]), (X[10:20], Y[10:20]), (X[20:], Y[20:])]
     check_equal(fit(data=batches, epochs=2)[0].params, params)
-    params, _ = by_hand(mlp, PARAMS, [(X, Y)] * 3)
+    params, _ = explicit_sharding(mlp, PARAMS, [(X, Y)] * 3)
     check_equal(fit(steps=3)[0].params, params)
 
 
@@ -118,7 +118,7 @@ def test_chunks_do_not_change_the_numbers(most, monkeypatch):
 
     monkeypatch.setattr(Pace, "landed", landed)
     monkeypatch.setattr(_stream, "_GROUP_FROM", 3)
-    expected, losses = by_hand(mlp, PARAMS, shuffled(5, 4))
+    expected, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
     for options in (
         {"batch_size": 10},
         {"batch_size": 10, "memory_limit": 0},
@@ -133,7 +133,7 @@ def test_steps_sent_off_one_by_one_are_the_same(monkeypatch):
     """What XLA is slow at in a loop is run without one: all that stops a run stops it there too."""
     monkeypatch.setattr(_loop, "_SLOW_IN_LOOPS", frozenset({"dot_general", "sqrt"}))
     monkeypatch.setattr(Pace, "landed", lambda self, count, now: setattr(self, "most", 7))
-    expected, losses = by_hand(mlp, PARAMS, shuffled(5, 4))
+    expected, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
     for limit in (None, 0):
         state, history = fit(key=5, epochs=4, batch_size=10, memory_limit=limit)
         check_equal(state.params, expected)
@@ -145,7 +145,7 @@ def test_steps_sent_off_one_by_one_are_the_same(monkeypatch):
     optimizer = optax.sgd(0.01)
     with pytest.warns(RuntimeWarning, match="after 5 steps the loss is nan"):
         state, history = fit(root_loss, params, x, optimizer=optimizer, steps=100)
-    check_equal(state.params, by_hand(root_loss, params, [(x,)] * 5, optimizer)[0])
+    check_equal(state.params, explicit_sharding(root_loss, params, [(x,)] * 5, optimizer)[0])
     assert len(history["loss"]) == 5
 
 
@@ -155,7 +155,7 @@ def test_accumulation_clipping_and_schedules_are_those_of_optax():
         optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(optax.cosine_decay_schedule(1e-2, 6))), 2
     )
     state, history = fit(optimizer=optimizer, batch_size=10, epochs=4, key=5)
-    params, losses = by_hand(mlp, PARAMS, shuffled(5, 4), optimizer)
+    params, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4), optimizer)
     check_equal(state.params, params)
     np.testing.assert_array_equal(history["loss"], losses)
 
@@ -269,9 +269,9 @@ def test_the_state_before_a_step_that_is_not_finite_is_kept(most, watch, monkeyp
     monkeypatch.setattr(Pace, "landed", lambda self, count, now: setattr(self, "most", most))
     optimizer = optax.sgd(0.01)
     good = 0
-    while np.isfinite(by_hand(root_loss, params, [(x,)] * (good + 1), optimizer)[1][-1]):
+    while np.isfinite(explicit_sharding(root_loss, params, [(x,)] * (good + 1), optimizer)[1][-1]):
         good += 1
-    expected, losses = by_hand(root_loss, params, [(x,)] * good, optimizer)
+    expected, losses = explicit_sharding(root_loss, params, [(x,)] * good, optimizer)
     with pytest.warns(RuntimeWarning, match="after .* steps the loss is nan"):
         state, history = fit(root_loss, params, x, optimizer=optimizer, steps=100, watch=watch)
     check_equal(state.params, expected)
@@ -410,7 +410,7 @@ def test_batches_may_be_filled_anew():
             x[:], y[:] = a, b
             yield x, y
 
-    check_equal(fit(data=reusing, steps=12)[0].params, by_hand(mlp, PARAMS, shuffled(5, 4))[0])
+    check_equal(fit(data=reusing, steps=12)[0].params, explicit_sharding(mlp, PARAMS, shuffled(5, 4))[0])
 
 
 def test_memory_mapped_files_are_never_loaded_whole(tmp_path):

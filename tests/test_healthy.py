@@ -82,13 +82,13 @@ def test_a_trained_network_is_healthy():
 
     trained = train(params)
     assert float(digits_loss(trained, images, labels)) < 0.05
-    assert not jp.blocked(digits_loss)(trained, images, labels)
-    assert not jp.flow(digits_loss, power_steps=0)(trained, images, labels)
+    assert not jp.blocked_gradients(digits_loss)(trained, images, labels)
+    assert not jp.gradient_flow(digits_loss, power_steps=0)(trained, images, labels)
 
 
 def test_a_linear_model_at_its_optimum_is_a_note_at_most():
     x = jnp.eye(3)
-    report = jp.blocked(lambda w: jnp.sum((x @ w - 1.0) ** 2))(jnp.ones(3))
+    report = jp.blocked_gradients(lambda w: jnp.sum((x @ w - 1.0) ** 2))(jnp.ones(3))
     assert report.ok
 
 

@@ -344,11 +344,11 @@ def test_python_may_branch_on_what_is_not_differentiated():
     assert diagnose(loss)(0.0, 2, np.array([1.0]))[0].cause == "sqrt at 0"
 
 
-# --- the cures cure -------------------------------------------------------------------------------------
+# --- the fixes fix -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("code", "x", "cure"),
+    ("code", "x", "fix"),
     [
         ("jnp.sqrt(x)", 0.0, "jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)"),
         ("jnp.linalg.norm(x)", [0.0, 0.0], None),
@@ -368,8 +368,8 @@ def test_python_may_branch_on_what_is_not_differentiated():
         ("jax.nn.softmax(x)", [-np.inf, -np.inf], None),
     ],
 )
-def test_a_cure_is_code_that_cures(code, x, cure, tmp_path):
-    """The cure, put in place of the expression, gives a finite gradient, and the same value elsewhere."""
+def test_a_cure_is_code_that_fixes(code, x, fix, tmp_path):
+    """The fix, put in place of the expression, gives a finite gradient, and the same value elsewhere."""
     x = jnp.asarray(x, jnp.float32)
     file = tmp_path / "sick.py"
 
@@ -380,10 +380,10 @@ def test_a_cure_is_code_that_cures(code, x, cure, tmp_path):
         return names["loss"]
 
     report = diagnose(loss_of(code))(x)
-    found = report[0].cure
-    assert cure is None or found == cure
-    cured = jax.grad(loss_of(found))(x)
-    assert np.all(np.isfinite(cured)), (found, cured)
+    found = report[0].fix
+    assert fix is None or found == fix
+    fixed = jax.grad(loss_of(found))(x)
+    assert np.all(np.isfinite(fixed)), (found, fixed)
     fine = jnp.full_like(x, 0.9) * jnp.arange(1, x.size + 1, dtype=x.dtype).reshape(x.shape)
     fine = fine + 1.0 if "log(" in code else fine
     np.testing.assert_allclose(loss_of(found)(fine), loss_of(code)(fine), rtol=1e-5)
@@ -443,7 +443,7 @@ def test_the_text_of_a_report():
             "  numbers  x = 0.0, local gradient = inf, incoming cotangent = 0.0, sent back = nan",
             "  why      the derivative of sqrt at 0 is infinite. The cotangent that comes is 0, as from a mask behind it,",
             "           but 0 * inf is nan: masking a result does not mask its derivative.",
-            "  cure     jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)",
+            "  fix      jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)",
             "  reaches  x",
             "",
             "nodes: 3",

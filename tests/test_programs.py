@@ -63,7 +63,7 @@ def test_every_tool_takes_it(name):
         assert text
     jp.quiz(tape)
     assert jp.compare(tape, jax.jit(jp.backprop(loss))(*args), tolerance=0.05).ok
-    jp.flow(loss)(*args)
+    jp.gradient_flow(loss)(*args)
     assert jp.residuals(loss, compiled=False)(*args).total >= 0
     try:
         jp.precision(loss, jnp.bfloat16)(*args)

@@ -341,10 +341,10 @@ def test_an_optimizer_gets_what_it_asks_for_and_no_more(optimizer, extra):
         return jnp.mean((x @ params["w"] - y) ** 2)
 
     step = jp.make_step(loss, optimizer())
-    state, by_hand = step.init(params), jax.tree.map(jnp.asarray, params)
-    opt_state = optimizer().init(by_hand)
+    state, explicit_sharding = step.init(params), jax.tree.map(jnp.asarray, params)
+    opt_state = optimizer().init(explicit_sharding)
     for _ in range(4):
-        value, grads = jax.value_and_grad(loss)(by_hand, *rows)
+        value, grads = jax.value_and_grad(loss)(explicit_sharding, *rows)
         more = {
             "value": value,
             "grad": grads,
@@ -352,10 +352,10 @@ def test_an_optimizer_gets_what_it_asks_for_and_no_more(optimizer, extra):
             "grad_fn": lambda params, _: jax.grad(loss)(params, *rows),
         }
         known = {name: more[name] for name in extra}
-        updates, opt_state = optimizer().update(grads, opt_state, by_hand, **known)
-        by_hand = optax.apply_updates(by_hand, updates)
+        updates, opt_state = optimizer().update(grads, opt_state, explicit_sharding, **known)
+        explicit_sharding = optax.apply_updates(explicit_sharding, updates)
         state, _ = step(state, *rows)
-    np.testing.assert_allclose(state.params["w"], by_hand["w"], rtol=2e-5)
+    np.testing.assert_allclose(state.params["w"], explicit_sharding["w"], rtol=2e-5)
 
 
 # --- errors ------------------------------------------------------------------------------------------------

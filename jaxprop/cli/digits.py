@@ -20,7 +20,7 @@ NEXT = """
 What to try next, on a function of your own:
   jaxprop explain FILE.py:loss w=1. x=1. y=2.    its chain rule in words and numbers
   jaxprop draw FILE.py:loss ... -o loss.html     its picture, played step by step
-  jaxprop diagnose FILE.py:loss ...              where its gradient goes wrong, and the cure
+  jaxprop diagnose FILE.py:loss ...              where its gradient goes wrong, and the fix
   tape = jaxprop.backprop(loss)(*args)           all of it, as arrays"""
 
 

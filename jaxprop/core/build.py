@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .. import _jaxpr
+from .._text import type_name
 from ..naming import assign
 from ..naming.syntax import Source
 from .activity import Activity, Ends
 from .draft import Draft, DraftCall, Fixed, Level, Numbering, into
-from .graph import Call, Graph, Node, Value, spell_type
+from .graph import Call, Graph, Node, Value
 
 
 class Argument(NamedTuple):
@@ -138,7 +139,7 @@ class _Freezer:
         if atom.id >= 0:
             return self.scalar(atom)
         shape = _jaxpr.shape_of(atom.aval)
-        name = f"{atom.val}" if shape == () else spell_type(_jaxpr.dtype_of(atom.aval), shape)
+        name = f"{atom.val}" if shape == () else type_name(_jaxpr.dtype_of(atom.aval), shape)
         return Value(name, shape, _jaxpr.dtype_of(atom.aval), False, -1, atom.val, atom.aval)
 
     def scalar(self, fixed: Fixed) -> Value:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .. import _jaxpr
 from .._fingerprint import fingerprint
+from .._text import in_columns, type_name
 from ..naming.syntax import Source
 
 #: A glob, several globs (on a node's name, scope or primitive), or a predicate on `Node`.
@@ -43,7 +44,7 @@ class Value:
     aval: Any = field(default=None, compare=False, repr=False)
 
     def __repr__(self) -> str:
-        return f"Value({self.name}: {spell_type(self.dtype, self.shape)})"
+        return f"Value({self.name}: {type_name(self.dtype, self.shape)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,30 +334,12 @@ def _check_selector(selector: Any) -> None:
 
 # --- text ------------------------------------------------------------------------------------------
 
-_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
-
-
-def spell_type(dtype: Any, shape: tuple[int, ...]) -> str:
-    """Write a type as JAX does: `f32[2,3]`."""
-    text = re.sub(r"^(bfloat|float|uint|int|complex)(?=\d)", lambda m: _SHORT[m[1]], str(dtype or "ref"))
-    return f"{text}[{','.join(map(str, shape))}]"
-
 
 def table(graph: Graph) -> str:
     """The graph as a table: one row a node, nested graphs indented."""
     rows = [("node", "type", "operation", "source", ""), *_rows(graph, 0)]
     outputs = ", ".join(value.name for value in graph.outputs)
-    return f"{align(rows)}\nreturns {outputs}"
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text in columns, a line under the first."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
+    return f"{in_columns(rows)}\nreturns {outputs}"
 
 
 def _rows(graph: Graph, depth: int) -> Iterator[tuple[str, str, str, str, str]]:
@@ -367,7 +350,7 @@ def _rows(graph: Graph, depth: int) -> Iterator[tuple[str, str, str, str, str]]:
             operation += f"({', '.join(value.name for value in node.operands)})"
         yield (
             indent + ", ".join(name or "_" for name in node.names),
-            ", ".join(spell_type(value.dtype, value.shape) for value in node.outputs),
+            ", ".join(type_name(value.dtype, value.shape) for value in node.outputs),
             operation if len(operation) <= 60 else operation[:57] + "...",
             str(node.source or ""),
             "active" if node.active else "",

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from .. import _jaxpr
-from .graph import Graph, Selector, select, spell_type
+from .._text import type_name
+from .graph import Graph, Selector, select
 from .local import Local
 from .types import InCts, OutCts, PyTree
 
@@ -138,8 +139,8 @@ def _check_one(ct: Any, position: int, local: Local) -> Any:
         return np.asarray(ct, dtype)
     if ct.dtype != dtype:
         raise TypeError(
-            f"the rule for {node.where} returned a cotangent of type {spell_type(ct.dtype, np.shape(ct))} for "
-            f"operand {position}, `{value.name}`, which is {spell_type(dtype, np.shape(operand))}. "
+            f"the rule for {node.where} returned a cotangent of type {type_name(ct.dtype, np.shape(ct))} for "
+            f"operand {position}, `{value.name}`, which is {type_name(dtype, np.shape(operand))}. "
             "A cotangent has the dtype of its primal: convert it in the rule."
         )
     return ct

@@ -10,7 +10,7 @@ from .diagnose import diagnose as diagnose
 from .flow.chains import Loop as Loop
 from .flow.flow import Flow as Flow
 from .flow.flow import Level as Level
-from .flow.flow import flow as flow
+from .flow.flow import gradient_flow as gradient_flow
 from .memory.ledger import Ledger as Ledger
 from .memory.ledger import Residual as Residual
 from .memory.residuals import assert_residuals as assert_residuals
@@ -21,4 +21,4 @@ from .reproduction import explain_bad_step as explain_bad_step
 from .reproduction import load_reproduction as load_reproduction
 from .reproduction import save_reproduction as save_reproduction
 from .thresholds import Thresholds as Thresholds
-from .zero.blocked import blocked as blocked
+from .zero.blocked import blocked_gradients as blocked_gradients

@@ -65,7 +65,7 @@ def diagnose(
         >>> finding = report[0]
         >>> finding.primitive, finding.element, finding.cause
         ('sqrt', (1,), 'sqrt at 0')
-        >>> finding.cure
+        >>> finding.fix
         'jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)'
     """
     passes = Passes(loss, argnums, has_aux, cotangent)

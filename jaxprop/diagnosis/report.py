@@ -33,7 +33,7 @@ class Finding:
         element: index into the array of the node, None where the finding is of the whole array.
         cause: the class of the cause, a short word.
         why: the cause in one sentence.
-        cure: what to do, one line of code or of advice.
+        fix: what to do, one line of code or of advice.
         numbers: what was measured, by name: numbers, texts, or lists of them.
         leaves: paths of the differentiated leaves concerned, such as `params['w']`.
     """
@@ -51,7 +51,7 @@ class Finding:
     element: tuple[int, ...] | None = None
     cause: str = ""
     why: str = ""
-    cure: str = ""
+    fix: str = ""
     numbers: Mapping[str, Any] = field(default_factory=dict)
     leaves: tuple[str, ...] = ()
 
@@ -92,8 +92,8 @@ class Finding:
             yield from _labelled("numbers", ", ".join(f"{k} = {spell(v)}" for k, v in self.numbers.items()))
         if self.why:
             yield from _labelled("why", self.why)
-        if self.cure:
-            yield f"{'cure':<8} {self.cure}"  # code: in one line, to be copied
+        if self.fix:
+            yield f"{'fix':<8} {self.fix}"  # code: in one line, to be copied
         if self.leaves:
             yield from _labelled("reaches", _some(self.leaves))
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _jaxpr
+from .._text import in_columns, type_name
 from ..core.aliases import BACK, OUT, Site
-from ..core.graph import Graph, Node, Place, Selector, Value, align, select, spell_type
+from ..core.graph import Graph, Node, Place, Selector, Value, select
 from ..core.interpreter import Plan, Sweep
 from ..core.local import LocalGradient, evaluate
 from ..core.rules import Recorder, Rule
@@ -289,7 +290,7 @@ class Tape:
         rows += [
             (
                 entry.name,
-                spell_type(*_type_of(entry)),
+                type_name(*_type_of(entry)),
                 _size(entry.value),
                 _size(entry.cotangent),
                 entry.node.label or entry.node.primitive,
@@ -297,7 +298,7 @@ class Tape:
             )
             for entry in self
         ]
-        return align(rows)
+        return in_columns(rows)
 
     # --- values --------------------------------------------------------------------------------------
 

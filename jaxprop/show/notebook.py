@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from .. import _jaxpr
-from ..core.graph import Graph, spell_type
+from .._text import type_name
+from ..core.graph import Graph
 from ..core.local import LocalGradient
 from ..record.statistics import Summary
 from ..record.tape import Entry, Tape
@@ -60,7 +61,7 @@ def entry_html(entry: Entry) -> str:
     """Name, type, place in the source, then value and cotangent."""
     value = entry.node.outputs[entry.node.names.index(entry.name)]
     node = entry.node
-    head = f"<b>{escape(entry.name)}</b> {escape(spell_type(value.dtype, value.shape))}"
+    head = f"<b>{escape(entry.name)}</b> {escape(type_name(value.dtype, value.shape))}"
     said = escape(
         " ".join(filter(None, (node.label or node.primitive, f"({node.source})" if node.source else "")))
     )

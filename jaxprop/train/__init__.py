@@ -5,8 +5,8 @@ from .checkpoint.checkpoint import CheckpointError as CheckpointError
 from .checkpoint.checkpoint import Store as Store
 from .checkpoint.checkpoint import open_store as open_store
 from .data.sharding import Placement as Placement
-from .data.sharding import by_hand as by_hand
 from .data.sharding import data_parallel as data_parallel
+from .data.sharding import explicit_sharding as explicit_sharding
 from .data.sharding import fully_sharded as fully_sharded
 from .examples.per_example import PerExample as PerExample
 from .examples.per_example import per_example as per_example

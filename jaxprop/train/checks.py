@@ -1,7 +1,6 @@
 """What is checked before anything is run, so that a mistake is named where it is made."""
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -133,9 +132,3 @@ def check_dtypes(params: PyTree, data: PyTree) -> None:
                 f"`{name}` is {dtype}, params are {narrow}: JAX would compute the whole loss in {dtype}. "
                 f"Convert the data once, `.astype({narrow})`, or the params."
             )
-
-
-def listed(names: Sequence[Any], most: int = 8) -> str:
-    """Names for a message: the first, and how many there are besides."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more

@@ -8,12 +8,12 @@ from typing import Any
 from ... import _jaxpr
 from ..._backprop import make_plan
 from ..._fingerprint import fingerprint
+from ..._text import one_line
 from ..._tracing import Traced, check_points, trace_call
 from ...core.graph import Graph, Node, Selector, matches, select
 from ...core.interpreter import Plan
 from ...core.rules import Recorder, Rule, Rules
 from ..report import Finding, Report, at
-from ..zero.wording import in_one_line
 from .inputs import Points
 from .mistakes import explain
 from .node_check import RuleError, Subject, Verdict, examine
@@ -246,7 +246,7 @@ def _check_node(graph: Graph, node: Node, subject: Subject, points: Points, sett
         except RuleError as error:
             return Outcome((float("inf"), _failed(graph, node, step, str(error))), margins, unread)
         except Exception as error:  # whatever JAX has against the program in double precision
-            return Outcome(None, margins, unread, f"{node.where}: {in_one_line(error, 100)}")
+            return Outcome(None, margins, unread, f"{node.where}: {one_line(error, 100)}")
         for verdict in verdicts:
             if verdict.undecided:
                 unread += 1
@@ -293,7 +293,7 @@ def _finding(
         element=told.element,
         cause=told.cause,
         why=told.why,
-        cure=f"{told.cure} {BY_DESIGN.format(name=node.name)}" if kind != "primitive" else told.cure,
+        fix=f"{told.fix} {BY_DESIGN.format(name=node.name)}" if kind != "primitive" else told.fix,
         numbers=numbers,
     )
 
@@ -307,7 +307,7 @@ def _failed(graph: Graph, node: Node, step: tuple[int, ...], error: str) -> Find
         step=step,
         cause="fails",
         why="JAX cannot apply it to these operands and a cotangent.",
-        cure="Return one cotangent for each operand, of its type; a jvp rule is linear in the tangent.",
+        fix="Return one cotangent for each operand, of its type; a jvp rule is linear in the tangent.",
     )
 
 
@@ -323,7 +323,7 @@ def _whole_finding(name: str, whole: Whole) -> Finding:
         f"the gradient of `{name}` differs from differences, though every node by itself is right.",
         cause="whole",
         why="It may lie in a loop at steps that were not looked at, or in a form that was not opened.",
-        cure="Check at more steps: check(..., steps=100).",
+        fix="Check at more steps: check(..., steps=100).",
         numbers={"relative error": whole.error, "tolerance": whole.allowed},
     )
 

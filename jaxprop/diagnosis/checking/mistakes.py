@@ -23,7 +23,7 @@ class Told:
     summary: str
     cause: str
     why: str
-    cure: str
+    fix: str
     element: tuple[int, ...] | None = None
     numbers: Mapping[str, Any] = field(default_factory=dict)
 

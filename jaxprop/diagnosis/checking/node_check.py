@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import _jaxpr
+from ..._text import one_line
 from ...core.graph import Node
 from ...core.local import Local, moved_operands, node_function, partial_function, scatter, take
 from ...core.rules import Rule, check_in_cts
-from ..zero.wording import in_one_line
 from .float64 import along, size_of, slope, wide_equation, widen
 
 #: Relative differences allowed between a rule and differences, by the dtype the rule computes in. Far above
@@ -350,7 +350,7 @@ def _pulled(subject: Subject, operands: list[Any], cts: list[Any]) -> list[Any]:
     try:
         return subject.pull(operands, cts)
     except Exception as error:
-        raise RuleError(in_one_line(error)) from error
+        raise RuleError(one_line(error)) from error
 
 
 def _verdict(

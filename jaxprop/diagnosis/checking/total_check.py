@@ -9,9 +9,9 @@ import numpy as np
 
 from ... import _jaxpr
 from ..._backprop import run
+from ..._text import one_line
 from ..._tracing import Traced
 from ...core.interpreter import Plan
-from ..zero.wording import in_one_line
 from .float64 import along, slope, wide_graph, widen
 from .inputs import Points
 from .node_check import apart, double, pairing, random_cotangent, random_tangent, tolerance_of
@@ -57,7 +57,7 @@ def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, direct
         grads = _gradient(traced, plan, dict(zip(kept, cts, strict=True)))
         results = _slopes(traced, plan, held, moved, kept, rng, directions)
     except Exception as error:
-        return Whole(0.0, 0.0, in_one_line(error, 200))
+        return Whole(0.0, 0.0, one_line(error, 200))
     if not all(np.isfinite(double(grads[i])).all() for i in moved):
         return Whole(0.0, 0.0, "it is not finite; `diagnose` says where that comes from.")
     dtypes = [value.dtype for node in graph.walk() if node.active for value in node.outputs]

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import _jaxpr
+from ..._text import in_columns
 from ...core.graph import Graph
-from ...core.graph import align as in_columns
 from ...record.tape import Tape
 from ..report import Finding, Report, at, plain
 from .alignment import Item, align

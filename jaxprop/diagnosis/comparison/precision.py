@@ -1,4 +1,4 @@
-"""What a lower precision does to a gradient: digits lost, underflow, overflow, and whether a scale cures it."""
+"""What a lower precision does to a gradient: digits lost, underflow, overflow, and whether a scale fixes it."""
 
 import functools
 import itertools
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import _api
+from ..._text import in_columns
 from ..._tracing import check_points, name_of
-from ...core.graph import align as in_columns
 from ...core.rules import Recorder
 from ...core.types import Array
 from ...record.tape import Tape
@@ -275,10 +275,10 @@ def _advice(scales: Sequence[Scaled], window: tuple[float, float] | None, scale:
     if scale > 1.0:
         least = min(scaled.underflow for scaled in scales if not scaled.nonfinite)
         return (
-            f"A scale helps but does not cure: with 2**{round(math.log2(scale))} {least} of "
+            f"A scale helps but does not fix: with 2**{round(math.log2(scale))} {least} of "
             f"{scales[0].underflow} elements are still lost. Compute this part in float32 or bfloat16."
         )
-    return "A scale of the loss does not cure it. Compute this part in float32, or all of it in bfloat16."
+    return "A scale of the loss does not fix it. Compute this part in float32, or all of it in bfloat16."
 
 
 # --- what is said --------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def _overflow(tape: Tape, compared: Comparison, dtype: str) -> list[Finding]:
                         element=side.element,
                         cause="overflow",
                         why=f"{dtype} ends at {float(jnp.finfo(dtype).max):.4g}.",
-                        cure="Compute it in float32 or bfloat16, or make the numbers smaller before it.",
+                        fix="Compute it in float32 or bfloat16, or make the numbers smaller before it.",
                         numbers={"low": side.a, "reference": side.b},
                     )
                 ]
@@ -340,7 +340,7 @@ def _underflow(tape: Tape, compared: Comparison, dtype: str, advice: str) -> lis
             element=side.element,
             cause="underflow",
             why=f"The smallest number of {dtype} is {float(jnp.finfo(dtype).smallest_subnormal):.2g}.",
-            cure=advice,
+            fix=advice,
             numbers={"low": side.a, "reference": side.b, "subnormal": side.subnormal},
             leaves=tuple(leaves),
         )
@@ -362,7 +362,7 @@ def _digits(tape: Tape, compared: Comparison, tolerance: float, dtype: str, most
                 **_at(tape, pair),
                 element=side.element,
                 cause="cancellation" if tape.graph[pair.name].primitive in ("sub", "add") else "rounding",
-                cure="Compute it in float32: `x.astype(jnp.float32)` before, `.astype(x.dtype)` after.",
+                fix="Compute it in float32: `x.astype(jnp.float32)` before, `.astype(x.dtype)` after.",
                 numbers={"relative": side.relative, "low": side.a, "reference": side.b},
             )
             found.append((side.lost, finding))

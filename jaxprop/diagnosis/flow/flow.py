@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..._text import in_columns
 from ..._tracing import name_of
-from ...core.graph import align
 from ..measures import Field, recorder, with_parents
 from ..passes import Passes
 from ..report import Finding, Report, at, plain
@@ -68,7 +68,7 @@ class Flow(Report):
     __repr__ = __str__
 
 
-def flow(
+def gradient_flow(
     fun: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,
     has_aux: bool = False,
@@ -106,7 +106,7 @@ def flow(
         >>> def loss(w, xs):
         ...     h, _ = jax.lax.scan(lambda h, x: (w @ h + x, None), jnp.zeros(2), xs)
         ...     return jnp.sum(h)
-        >>> report = jp.flow(loss)(3.0 * jnp.eye(2), jnp.ones((20, 2)))
+        >>> report = jp.gradient_flow(loss)(3.0 * jnp.eye(2), jnp.ones((20, 2)))
         >>> report[0].kind, round(report.loops[0].growth, 4), round(report.loops[0].gain, 4)
         ('exploding', 3.0, 3.0)
     """
@@ -198,7 +198,7 @@ def _chain_finding(field: Field, chain: Chain, kind: str, some: Sequence[Chain])
         **at(field.graph, worst.node),
         cause="one node" if alone else "many layers",
         why=f"{text_of(worst.node)} alone multiplies it by {worst.gain:.2g}." if alone else _spread(chain),
-        cure=_cure(kind, _most(chain.parts)),
+        fix=_fix(kind, _most(chain.parts)),
         numbers={"ratio": chain.ratio, "values": len(chain.parts) + 1, "gain here": worst.gain},
         leaves=leaves,
     )
@@ -224,7 +224,7 @@ def _most(parts: Sequence[Part]) -> str:
     return max(total, key=lambda name: sign * total[name])
 
 
-def _cure(kind: str, primitive: str) -> str:
+def _fix(kind: str, primitive: str) -> str:
     if kind == "exploding":
         return (
             "Begin with smaller weights (variance 1 / fan_in), normalise between layers, or bound the step: "
@@ -270,7 +270,7 @@ def _loop_finding(field: Field, carry: Carry, loop: Loop, kind: str) -> Finding:
         step=(step,) if alone else (),
         cause="one step" if alone else "recurrence",
         why=why,
-        cure=_loop_cure(kind, carry.out[0].name),
+        fix=_loop_fix(kind, carry.out[0].name),
         numbers=numbers,
         leaves=tuple(dict.fromkeys(leaf.name for out in carry.out for leaf in field.fed_by(out))),
     )
@@ -290,7 +290,7 @@ def _worst_step(loop: Loop) -> tuple[int, bool]:
     return step, total != 0 and logs[step] / total > 0.5
 
 
-def _loop_cure(kind: str, carry: str) -> str:
+def _loop_fix(kind: str, carry: str) -> str:
     if kind == "exploding":
         return (
             "Begin with an orthogonal recurrent matrix, bound the step "
@@ -337,7 +337,7 @@ def _cancelled(field: Field, fan: cancellation.Fan) -> Finding:
         cause="cancellation",
         why=f"What {names} send back is nearly equal and opposite: some {digits:.0f} digits of the sum "
         "are lost.",
-        cure="Write the two as one expression whose parts do not cancel (`jnp.var`, `log1p`, `expm1`, "
+        fix="Write the two as one expression whose parts do not cancel (`jnp.var`, `log1p`, `expm1`, "
         "`logsumexp`), or compute this part in float64.",
         numbers={"sum": fan.norm, **{f"share of {reader.name}": share for reader, share in ranked[:4]}},
     )
@@ -396,7 +396,7 @@ def _table(levels: Sequence[Level]) -> str:
             continue  # the next row says as much
         code = " ".join(level.code.split())
         rows.append((level.name, f"{level.norm:.3g}", _number(level.gain), _number(level.greatest), code[:60]))
-    return align(rows)
+    return in_columns(rows)
 
 
 def _number(x: float) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.graph import align, spell_type
+from ..._text import byte_count, type_name
 from ...naming.syntax import Source
 from ..report import Report, plain
 
@@ -44,7 +44,7 @@ class Residual:
     @property
     def type(self) -> str:
         """Shape and dtype as JAX writes them: `f32[8,16]`."""
-        return spell_type(self.dtype, self.shape)
+        return type_name(self.dtype, self.shape)
 
     def data(self) -> dict[str, Any]:
         """The residual as plain data, fit for JSON."""
@@ -92,16 +92,16 @@ class Ledger(Report):
         return super().data() | {"residuals": [residual.data() for residual in self.residuals]}
 
     def __str__(self) -> str:
-        head = f"{self.title}: {bytes_of(self.total)} kept in {len(self.kept)} arrays"
+        head = f"{self.title}: {byte_count(self.total)} kept in {len(self.kept)} arrays"
         rest = [residual for residual in self.residuals if residual.kind != "value"]
         parts = [head]
         if self.kept:
             parts.append(_table(self.kept))
         if rest:
-            size = bytes_of(sum(residual.bytes for residual in rest))
+            size = byte_count(sum(residual.bytes for residual in rest))
             parts.append(f"Kept but there anyway, arguments and constants: {size}\n{_table(rest)}")
         if "temporary" in self.figures:
-            parts.append(f"Temporary memory of the compiled gradient: {bytes_of(self.figures['temporary'])}")
+            parts.append(f"Temporary memory of the compiled gradient: {byte_count(self.figures['temporary'])}")
         parts += self.notes
         return "\n\n".join(parts)
 
@@ -143,12 +143,12 @@ class Difference:
         }
 
     def __str__(self) -> str:
-        a, b = bytes_of(self.a.total), bytes_of(self.b.total)
+        a, b = byte_count(self.a.total), byte_count(self.b.total)
         word = "more" if self.bytes >= 0 else "less"
-        parts = [f"{a} against {b}: {bytes_of(abs(self.bytes))} {word}"]
+        parts = [f"{a} against {b}: {byte_count(abs(self.bytes))} {word}"]
         for title, rows in (("Only the first keeps", self.only_a), ("Only the second keeps", self.only_b)):
             if rows:
-                parts.append(f"{title}: {bytes_of(sum(r.bytes for r in rows))}\n{_table(rows)}")
+                parts.append(f"{title}: {byte_count(sum(r.bytes for r in rows))}\n{_table(rows)}")
         return "\n\n".join(parts)
 
     __repr__ = __str__
@@ -172,16 +172,6 @@ def _likeness(residual: Residual) -> Any:
 
 # --- text ----------------------------------------------------------------------------------------------
 
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
-
-
-def bytes_of(count: int) -> str:
-    """A number of bytes as people write it: `1.5 MiB`."""
-    size, unit = float(count), 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{count} bytes" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
-
 
 def _table(rows: Sequence[Residual], most: int = 40) -> str:
     cells: list[tuple[str, ...]] = [("bytes", "type", "times", "name", "made by", "at", "read by")]
@@ -197,7 +187,7 @@ def _table(rows: Sequence[Residual], most: int = 40) -> str:
         )
         for row in rows[:most]
     ]
-    text = align(cells)
+    text = in_columns(cells)
     return text + (f"\n... and {len(rows) - most} more" if len(rows) > most else "")
 
 

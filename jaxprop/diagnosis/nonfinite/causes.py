@@ -1,4 +1,4 @@
-"""The table of causes: where, and with which numbers, to what is to blame, said in a sentence, and the cure.
+"""The table of causes: where, and with which numbers, to what is to blame, said in a sentence, and the fix.
 
 The first row that fits wins; where none does, the cause is unknown, and said to be.
 """
@@ -26,7 +26,7 @@ from .predicates import (
     two,
     zero_ct,
 )
-from .rewrites import Cure, around, called, double_where, first_argument, safe_norm
+from .rewrites import Fix, around, called, double_where, first_argument, safe_norm
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Cause:
         primitives: where it can be; () for everywhere.
         test: whether the numbers fit.
         why: the cause in one sentence; `{a}`, `{b}` stand for the operands' numbers, `{y}` for the result's.
-        cure: how the expression is to be written, or advice.
+        fix: how the expression is to be written, or advice.
     """
 
     word: str
@@ -47,33 +47,33 @@ class Cause:
     primitives: tuple[str, ...]
     test: Test
     why: str
-    cure: Cure | str
+    fix: Fix | str
 
 
 # --- the table ----------------------------------------------------------------------------------------
 
 
-def _where(test: str, instead: str = "1.0", otherwise: str = "0.0") -> Cure:
+def _where(test: str, instead: str = "1.0", otherwise: str = "0.0") -> Fix:
     return lambda code, primitive, position: double_where(code, primitive, position, test, instead, otherwise)
 
 
-def _instead(text: str) -> Cure:
+def _instead(text: str) -> Fix:
     return lambda code, primitive, position: around(code, primitive, position, text)
 
 
-def _norm_cure(code: str, primitive: str, position: int) -> str:
+def _norm_fix(code: str, primitive: str, position: int) -> str:
     return safe_norm(code) if called(code) == "norm" else double_where(code, primitive, position, "{x} > 0")
 
 
-def _argument(text: str) -> Cure:
+def _argument(text: str) -> Fix:
     return lambda code, primitive, position: first_argument(code, text)
 
 
-def _std_cure(code: str, primitive: str, position: int) -> str:
+def _std_fix(code: str, primitive: str, position: int) -> str:
     return f"jnp.sqrt({code.replace('std(', 'var(', 1)} + 1e-12)"
 
 
-def _atan2_cure(code: str, primitive: str, position: int) -> str:
+def _atan2_fix(code: str, primitive: str, position: int) -> str:
     return around(code, primitive, 1, "jnp.where({x} == 0, 1e-12, {x})")
 
 
@@ -127,7 +127,7 @@ CAUSES: tuple[Cause, ...] = (
         ("sqrt",),
         both(one(lambda x: x == 0), calls("std", "nanstd")),
         "the standard deviation of equal numbers is 0, and the derivative of sqrt at 0 is infinite.",
-        _std_cure,
+        _std_fix,
     ),
     Cause(
         "norm at 0",
@@ -135,7 +135,7 @@ CAUSES: tuple[Cause, ...] = (
         ("sqrt",),
         both(one(lambda x: x == 0), is_norm),
         "the norm of a zero vector is 0, and the derivative of sqrt at 0 is infinite.",
-        _norm_cure,
+        _norm_fix,
     ),
     Cause(
         "sqrt at 0",
@@ -207,7 +207,7 @@ CAUSES: tuple[Cause, ...] = (
         ("atan2",),
         two(lambda a, b: a == 0 and b == 0),
         "the derivative of arctan2 at (0, 0) is 0 / 0.",
-        _atan2_cure,
+        _atan2_fix,
     ),
     Cause(
         "degenerate eigenvalues",

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from ..._text import type_name
 from ...core.aliases import BACK
-from ...core.graph import Graph, spell_type
+from ...core.graph import Graph
 from ...record.tape import Tape
 from ..report import Finding, at, spell
 from .events import Event
@@ -32,7 +33,7 @@ def accused(origins: list[Origin]) -> frozenset[int]:
 
 def _finding(origin: Origin, point: Point, graph: Graph, batch: int | None) -> Finding:
     event = origin.event
-    cause, why, cure = explain(point, graph)
+    cause, why, fix = explain(point, graph)
     numbers = _numbers(point)
     if batch is not None and event.element and event.value.shape[0] == batch:
         numbers["example"] = event.element[0]
@@ -49,7 +50,7 @@ def _finding(origin: Origin, point: Point, graph: Graph, batch: int | None) -> F
         element=event.element,
         cause=cause,
         why=why,
-        cure=cure,
+        fix=fix,
         numbers=numbers,
         leaves=origin.leaves,
     )
@@ -133,7 +134,7 @@ def _brief(x: Any) -> Any:
     finite = wide[np.isfinite(wide)]
     between = f" from {spell(float(finite.min()))} to {spell(float(finite.max()))}" if finite.size else ""
     bad = x.size - finite.size
-    return f"{spell_type(x.dtype, x.shape)}{between}{f', {bad} not finite' if bad else ''}"
+    return f"{type_name(x.dtype, x.shape)}{between}{f', {bad} not finite' if bad else ''}"
 
 
 def _real(x: Any) -> Any:

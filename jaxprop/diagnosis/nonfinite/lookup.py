@@ -1,29 +1,30 @@
-"""Why a node makes what is not finite: the cause in words, and the cure, looked up in the table."""
+"""Why a node makes what is not finite: the cause in words, and the fix, looked up in the table."""
 
 from typing import Any
 
 import numpy as np
 
+from ..._text import type_name
 from ...core.aliases import BACK
-from ...core.graph import Graph, spell_type
+from ...core.graph import Graph
 from ..report import spell
 from .causes import CAUSES, UNKNOWN, Cause
 from .evidence import Point
 
 
 def explain(point: Point, graph: Graph) -> tuple[str, str, str]:
-    """The class of the cause, the cause in a sentence, and the cure."""
+    """The class of the cause, the cause in a sentence, and the fix."""
     row = next((row for row in CAUSES if _fits(row, point, graph)), UNKNOWN)
-    cure = row.cure
-    if not isinstance(cure, str) and any(map(np.iscomplexobj, point.operands)):
-        cure = "keep away from the singular point: complex numbers have no order to choose by"
-    elif not isinstance(cure, str):
-        cure = cure(point.node.label, point.node.primitive, _culprit(point))
+    fix = row.fix
+    if not isinstance(fix, str) and any(map(np.iscomplexobj, point.operands)):
+        fix = "keep away from the singular point: complex numbers have no order to choose by"
+    elif not isinstance(fix, str):
+        fix = fix(point.node.label, point.node.primitive, _culprit(point))
     numbers = {name: spell(_plain(x)) for name, x in zip("ab", point.x, strict=False)}
     numbers |= {"y": spell(_plain(point.y)), "name": point.node.primitive, "operand": _operand(point)}
-    numbers |= {"dtype": spell_type(point.node.dtype, ()).removesuffix("[]"), "a": numbers.get("a", "x")}
+    numbers |= {"dtype": type_name(point.node.dtype, ()).removesuffix("[]"), "a": numbers.get("a", "x")}
     numbers |= {"b": numbers.get("b", "p")}
-    return row.word, row.why.format(**numbers) + _behind_mask(point), cure
+    return row.word, row.why.format(**numbers) + _behind_mask(point), fix
 
 
 def _fits(row: Cause, point: Point, graph: Graph) -> bool:
@@ -33,7 +34,7 @@ def _fits(row: Cause, point: Point, graph: Graph) -> bool:
 
 
 def _culprit(point: Point) -> int:
-    """The operand a cure has to change: the divisor, the base, the only one."""
+    """The operand a fix has to change: the divisor, the base, the only one."""
     return 1 if point.node.primitive in ("div", "rem") else 0
 
 

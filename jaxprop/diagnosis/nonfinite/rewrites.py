@@ -1,4 +1,4 @@
-"""The cure in one line of code, built on the user's own expression."""
+"""The fix in one line of code, built on the user's own expression."""
 
 import ast
 from collections.abc import Callable, Sequence
@@ -161,5 +161,5 @@ def first_argument(code: str, text: str) -> str:
     return ast.unparse(tree)
 
 
-#: A cure: (code, primitive, position) -> text.
-Cure = Callable[[str, str, int], str]
+#: A fix: (code, primitive, position) -> text.
+Fix = Callable[[str, str, int], str]

@@ -16,7 +16,7 @@ from .dynamic import Pass, dynamic_findings
 from .static import static_findings
 
 
-def blocked(
+def blocked_gradients(
     fun: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,
     has_aux: bool = False,
@@ -49,7 +49,7 @@ def blocked(
         >>> import jax, jax.numpy as jnp, jaxprop as jp
         >>> def loss(w, x):
         ...     return jnp.sum(jnp.round(w * x))
-        >>> finding, = jp.blocked(loss)(jnp.ones(2), jnp.ones(2))
+        >>> finding, = jp.blocked_gradients(loss)(jnp.ones(2), jnp.ones(2))
         >>> finding.cause, finding.code, finding.leaves
         ('rounding', 'jnp.round(w * x)', ('w',))
     """

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..._text import sentence
 from ...core.graph import Graph, Node, Value
 from ...core.rules import Recorder
 from ...core.structure import makers
@@ -16,7 +17,6 @@ from ..thresholds import Thresholds
 from .experiments import Cause, Point, cause_of, words_of_dead, words_of_saturated
 from .static import subject, text_of
 from .suspects import Suspect, dead_units, saturated, zero_leaves
-from .wording import sentence
 
 #: So many nodes are looked at more closely, at most: each keeps its operands.
 MOST = 24
@@ -80,7 +80,7 @@ def _zero_finding(
             leaves=leaves,
             cause="zero seed",
             why="The result itself was given a zero cotangent, or nothing of it is differentiated.",
-            cure="Look at the seed and at what the loss returns.",
+            fix="Look at the seed and at what the loss returns.",
         )
     first = known[0]
     cause = causes[first]
@@ -99,7 +99,7 @@ def _zero_finding(
         **at(field.graph, first.node),
         cause=cause.words.cause,
         why=sentence(why) + also,
-        cure=sentence(cause.words.cure),
+        fix=sentence(cause.words.fix),
         numbers=cause.numbers,
         leaves=leaves,
     )
@@ -164,7 +164,7 @@ def _dead_finding(field: Field, suspect: Suspect) -> Finding:
         **at(field.graph, suspect.node),
         cause=words.cause,
         why=sentence(words.why),
-        cure=sentence(words.cure),
+        fix=sentence(words.fix),
         numbers={"dead": suspect.amount, "units": units},
         leaves=_behind(field, suspect),
     )
@@ -180,7 +180,7 @@ def _saturated_finding(field: Field, suspect: Suspect) -> Finding:
         **at(field.graph, suspect.node),
         cause=words.cause,
         why=sentence(words.why),
-        cure=sentence(words.cure),
+        fix=sentence(words.fix),
         numbers={"local gain": suspect.amount, "|out_ct|": field.norm(suspect.node.outputs[suspect.output])},
         leaves=_behind(field, suspect),
     )

@@ -27,7 +27,7 @@ class Cause:
     """Why nothing gets through a node.
 
     Attributes:
-        words: the class of the cause, why, and the cure.
+        words: the class of the cause, why, and the fix.
         numbers: what was seen.
         factor: the operand that multiplies by zero, where there is one.
     """
@@ -272,7 +272,7 @@ def words_of_dead(suspect: Suspect) -> Words:
     return Words(
         "dead relu",
         "for no example of the batch they are above zero: they get no gradient, and so they stay as they are.",
-        _DEAD_RELU.cure,
+        _DEAD_RELU.fix,
     )
 
 

@@ -3,10 +3,11 @@
 import functools
 from collections.abc import Sequence
 
+from ..._text import sentence
 from ...core.graph import Graph, Node, Value
 from ..report import Finding, at
 from .reachability import Cut, Lost, last_cuts, lost_leaves, partial_cuts
-from .wording import Words, sentence, words_of_cut, words_of_unused
+from .wording import Words, words_of_cut, words_of_unused
 
 
 @functools.lru_cache(maxsize=16)
@@ -55,7 +56,7 @@ def _finding(graph: Graph, group: Sequence[Lost], everything: bool) -> Finding:
         **(at(graph, node) if node is not None else {}),
         cause=words.cause,
         why=sentence(words.why) + also,
-        cure=sentence(words.cure),
+        fix=sentence(words.fix),
         leaves=names,
     )
 
@@ -70,7 +71,7 @@ def _note(graph: Graph, cut: Cut, leaves: Sequence[Value]) -> Finding:
         **at(graph, cut.node),
         cause=words.cause,
         why=sentence(words.why),
-        cure=sentence(words.cure),
+        fix=sentence(words.fix),
         leaves=names,
     )
 

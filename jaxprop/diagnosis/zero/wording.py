@@ -14,11 +14,11 @@ from .reachability import Cut, Lost
 
 
 class Words(NamedTuple):
-    """What is said of a cause: its class, why, and the cure."""
+    """What is said of a cause: its class, why, and the fix."""
 
     cause: str
     why: str
-    cure: str
+    fix: str
 
 
 _COMPARISONS = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "is_finite", "lt_to", "le_to"})
@@ -47,16 +47,6 @@ RECTIFYING: Mapping[str, str] = {
     "clamp": "clip",
     "relu6": "relu6",
 }
-
-
-def sentence(text: str) -> str:
-    """A phrase as the beginning of a sentence; code stays as it is."""
-    return text[:1].upper() + text[1:] if text and text[0] != "`" else text
-
-
-def in_one_line(error: Exception, most: int | None = None) -> str:
-    """What went wrong, with no more than so many characters of what was said about it."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
 
 
 def saturating(node: Node) -> str:
@@ -161,18 +151,18 @@ def _straight(node: Node, operand: str) -> str:
 
 def words_of_unused(lost: Lost) -> Words:
     """What is said of a leaf nothing of which gets to the result."""
-    cure = "use it, or leave it out of what is differentiated."
+    fix = "use it, or leave it out of what is differentiated."
     if lost.aux:
         return Words(
-            "only in aux", "it is read for the auxiliary output only, which is not differentiated.", cure
+            "only in aux", "it is read for the auxiliary output only, which is not differentiated.", fix
         )
     if not lost.readers:
-        return Words("never used", "nothing reads it.", cure)
+        return Words("never used", "nothing reads it.", fix)
     reader = lost.readers[0]
     place = f" at {reader.source}" if reader.source else ""
     text = reader.label or reader.name
     return Words(
-        "thrown away", f"`{text}`{place} reads it, and nothing made from that gets to the result.", cure
+        "thrown away", f"`{text}`{place} reads it, and nothing made from that gets to the result.", fix
     )
 
 

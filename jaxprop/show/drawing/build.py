@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from ... import _jaxpr
-from ...core.graph import Graph, Node, Value, spell_type
+from ..._text import type_name
+from ...core.graph import Graph, Node, Value
 from ...core.structure import sources
 from ...naming.syntax import Source
 from ...record.statistics import Summary
@@ -113,7 +114,7 @@ def _output(value: Value, numbers: "_Numbers | None") -> Output:
     shown = numbers.shown.get(value.id, (None, None)) if numbers else (None, None)
     return Output(
         name=value.name,
-        type=spell_type(value.dtype, value.shape),
+        type=type_name(value.dtype, value.shape),
         shape=value.shape,
         dtype=str(value.dtype),
         active=value.active,

@@ -56,11 +56,3 @@ def minus(text: str) -> str:
 
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def size_of(bytes_: int) -> str:
-    """A number of bytes as people read it."""
-    for unit, power in (("GB", 30), ("MB", 20), ("kB", 10)):
-        if bytes_ >= 1 << power:
-            return f"{bytes_ / (1 << power):.3g} {unit}"
-    return f"{bytes_} B"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import _jaxpr
-from ...core.graph import spell_type
+from ..._text import type_name
 from ...record.statistics import Summary
 from ..symbolic.notation import spell
 
@@ -41,7 +41,7 @@ def describe(x: Any, steps: Sequence[int] = (), brief: bool = False) -> Describe
     if isinstance(x, Summary):
         return _of_summary(x, len(steps))
     if _jaxpr.is_tracer(x):
-        return Described(f"{spell_type(x.dtype, x.shape)} (traced)", {"traced": True, "shape": list(x.shape)})
+        return Described(f"{type_name(x.dtype, x.shape)} (traced)", {"traced": True, "shape": list(x.shape)})
     dtype = getattr(x, "dtype", None)
     if dtype is None and not isinstance(x, int | float | complex):
         return Described(type(x).__name__, {"type": type(x).__name__})
@@ -98,7 +98,7 @@ def _short(x: Any) -> str:
 
 
 def _of_array(array: np.ndarray[Any, Any], brief: bool) -> str:
-    kind = spell_type(array.dtype, array.shape)
+    kind = type_name(array.dtype, array.shape)
     if array.size == 0:
         return f"{kind}, empty"
     if array.size <= _WHOLE and array.ndim == 1:
@@ -119,7 +119,7 @@ def _by_step(array: np.ndarray[Any, Any], depth: int) -> Described:
     inner = array.shape[depth:]
     rows = array.reshape(-1, *inner)
     norms = np.array([_norm(row) for row in rows])
-    text = f"{len(rows)} steps of {spell_type(array.dtype, inner)}, {_listed(norms, 'norms ')}{_bad(array)}"
+    text = f"{len(rows)} steps of {type_name(array.dtype, inner)}, {_listed(norms, 'norms ')}{_bad(array)}"
     return Described(text, _data(array) | {"steps": list(array.shape[:depth])})
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import _jaxpr
-from ...core.graph import Node, Value, spell_type
+from ..._text import type_name
+from ...core.graph import Node, Value
 from ...core.local import Local, LocalGradient
 from .derive import Derived, Route, derive_node, derive_route, distinct, operation, route_of
 from .expressions import Call, Expr, Num, Prod, Sum, Sym
@@ -193,7 +194,7 @@ def _write(
 ) -> Formula:
     form, right = derived.form, derived.right
     of, wrt = called
-    of_type, wrt_type = (spell_type(value.dtype, value.shape) for value in ends)
+    of_type, wrt_type = (type_name(value.dtype, value.shape) for value in ends)
     base = {"of": of, "wrt": wrt, "of_type": of_type, "wrt_type": wrt_type, "form": form}
     spelled = "" if right is None else text(right, names)
     if right is None or len(spelled) > _LONGEST[form]:

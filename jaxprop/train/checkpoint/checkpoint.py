@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._text import listed
 from ...core.types import PyTree
-from ..checks import listed
 from .leaves import Leaf, changed, data_of, differences, fingerprints, leaf_of, like, with_paths
 from .manifest import sealed, unsealed
 

@@ -17,15 +17,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ..._jaxpr import is_key
+from ..._text import listed
 from ...core.types import PyTree
-from ..checks import listed
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
     """How a state and its batches lie on the devices of a mesh.
 
-    Made by `data_parallel`, `fully_sharded` or `by_hand`.
+    Made by `data_parallel`, `fully_sharded` or `explicit_sharding`.
 
     Attributes:
         mesh: the devices.
@@ -190,7 +190,7 @@ def fully_sharded(
     return Placement(mesh, axes, layout)
 
 
-def by_hand(params: PyTree, batch: NamedSharding | None = None) -> Placement:
+def explicit_sharding(params: PyTree, batch: NamedSharding | None = None) -> Placement:
     """Put parameters where given `NamedSharding`s say.
 
     What the optimizer keeps for a parameter lies as the parameter does: an array of the state whose path ends
@@ -226,10 +226,10 @@ def by_hand(params: PyTree, batch: NamedSharding | None = None) -> Placement:
 
 
 def placement_of(sharding: Any) -> Placement:
-    """What `sharding=` of `fit` means: a Placement, a mesh (`data_parallel`), or shardings (`by_hand`)."""
+    """What `sharding=` of `fit` means: a Placement, a mesh (`data_parallel`), or shardings."""
     if isinstance(sharding, Placement):
         return sharding
-    return data_parallel(sharding) if isinstance(sharding, Mesh) else by_hand(sharding)
+    return data_parallel(sharding) if isinstance(sharding, Mesh) else explicit_sharding(sharding)
 
 
 # --- what lies behind -----------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._text import listed
 from ...core.types import PyTree
 from ...diagnosis import Report, explain_bad_step
-from ..checks import listed
 from ..step.step import State, Step
 from .history import Stop
 

@@ -1,0 +1,67 @@
+"""Words and numbers for people: one of each small helper, for the whole package."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_SHORT_DTYPES = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
+
+
+def number(x: Any) -> str:
+    """Write a number in six significant digits: `-2`, `0.5`, `1.5e-05`, `1+2j`."""
+    x = x.item() if hasattr(x, "item") else x
+    if isinstance(x, bool):
+        return str(x)
+    if isinstance(x, complex):
+        return f"{x.real:.6g}{x.imag:+.6g}j"
+    return f"{x:.6g}"
+
+
+def byte_count(count: int) -> str:
+    """Write a number of bytes in binary units: `512 bytes`, `1.5 MiB`."""
+    size, unit = float(count), 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{count} bytes" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
+
+
+def listed(names: Sequence[Any], most: int = 8) -> str:
+    """Join names with commas, at most `most` of them: `a, b and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Write a count with its noun: `1 node`, `3 nodes`."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def sentence(text: str) -> str:
+    """Start a text with a capital, unless it starts with code."""
+    return text[:1].upper() + text[1:]
+
+
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """Write an error as one line: its type, and at most `most` characters of its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
+def shortened(text: str, most: int) -> str:
+    """Cut a text to at most `most` characters, `...` included."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def type_name(dtype: Any, shape: tuple[int, ...]) -> str:
+    """Write a type as JAX does: `f32[2,3]`."""
+    text = re.sub(r"^(bfloat|float|uint|int|complex)(?=\d)", lambda m: _SHORT_DTYPES[m[1]], str(dtype or "ref"))
+    return f"{text}[{','.join(map(str, shape))}]"
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows as a table with aligned columns, a rule under the first row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
