@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..._text import byte_count, type_name
+from ..._text import byte_count, in_columns, type_name
 from ...naming.syntax import Source
 from ..report import Report, plain
 
