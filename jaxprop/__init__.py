@@ -14,10 +14,10 @@ from ._api import trace as trace
 from ._api import value_and_grad as value_and_grad
 from .core.graph import Graph as Graph
 from .core.graph import Node as Node
+from .core.graph import Source as Source
 from .core.graph import Value as Value
 from .core.local import Local as Local
-from .core.local import LocalGradient as LocalGradient
-from .core.rules import Recorder as Recorder
+from .core.recorders import Recorder as Recorder
 from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
 from .diagnosis import Thresholds as Thresholds
@@ -30,12 +30,12 @@ from .diagnosis import diagnose as diagnose
 from .diagnosis import gradient_flow as gradient_flow
 from .diagnosis import precision as precision
 from .diagnosis import residuals as residuals
-from .naming.syntax import Source as Source
+from .record.contributions import Shares as Shares
+from .record.local_gradient import LocalGradient as LocalGradient
 from .record.statistics import Summary as Summary
 from .record.statistics import summarize as summarize
 from .record.statistics import summary as summary
 from .record.tape import Entry as Entry
-from .record.tape import Shares as Shares
 from .record.tape import Tape as Tape
 from .show import draw as draw
 from .show import explain as explain

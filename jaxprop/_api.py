@@ -9,22 +9,23 @@ import jax
 from ._backprop import derivative_between, make_plan, run
 from ._seed import seed_of
 from ._tracing import CONCRETE, check_points, trace_abstract, trace_call
-from .core.graph import Graph, Selector
-from .core.interpreter import Plan
-from .core.rules import Recorder, Rules, full
+from .core.graph import Graph
+from .core.recorders import Recorder
+from .core.rules import Rules
+from .core.selectors import Selector
 from .core.types import PyTree
 from .record.tape import Tape
 
 
 def trace(fun: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Graph]:
-    """Trace a function to its computational graph. Runs nothing: shapes are enough.
+    """Trace a function to its computational graph. Nothing is evaluated: shapes are enough.
 
     Args:
         fun: any function JAX can trace.
-        argnums: the arguments taken as differentiated: what lies between them and the result is `active`.
+        argnums: the arguments that count as differentiated: what is between them and the result is `active`.
 
     Returns:
-        A function of the same arguments (arrays, numbers, or `jax.ShapeDtypeStruct`) that gives the `Graph`.
+        A function of the same arguments (arrays, numbers, or `jax.ShapeDtypeStruct`) that returns the `Graph`.
 
     Raises:
         TypeError: the function branches in Python on a traced value.
@@ -59,23 +60,25 @@ def backprop(
     holomorphic: bool = False,
     allow_int: bool = False,
 ) -> Callable[..., Tape]:
-    """Differentiate a function and keep everything in between.
+    """Differentiate a function and keep every intermediate value, local gradient and cotangent.
 
-    The gradient is that of `jax.grad`; beside it the tape holds values, cotangents and local gradients of the
-    nodes in between. The result composes with `jax.jit`, `vmap`, `grad`, `jvp` and `shard_map`.
+    The gradient is that of `jax.grad`; besides it the tape has the values, cotangents and local gradients of
+    the
+    intermediate nodes. The result composes with `jax.jit`, `vmap`, `grad`, `jvp` and `shard_map`: what is on a
+    tape can be differentiated in its turn.
 
     Args:
-        fun: a pure function, as it stands. It returns a scalar, or `cotangent` is given.
+        fun: an ordinary pure function. It returns a scalar, or `cotangent` is given.
         argnums: positional arguments to differentiate.
         has_aux: whether it returns a pair (value, aux).
-        nodes: what to record: a glob or globs on name, scope or primitive, or a predicate on `Node`. By default
-            all that lies between the differentiated arguments and the result.
-        record: what to write down there; by default value and cotangent as they are. `jaxprop.summary` keeps
-            bounded statistics.
-        rules: pairs (where, rule): how cotangents cross the nodes `where` picks. The first match wins. A
-            rule for a node it names stands in for a derivative that is zero (`round`, `stop_gradient`) too;
-            `*` means the nodes that the chain rule crosses.
-        cotangent: the cotangent to begin with, in the structure of the result; 1.0 for a scalar.
+        nodes: which nodes to record: a glob or globs on name, scope or primitive, or a predicate on `Node`. By
+            default every node on a path from a differentiated argument to the result.
+        record: what to record at these nodes; by default the unmodified value and cotangent. `jaxprop.summary`
+            records a few statistics instead.
+        rules: pairs (where, rule): how cotangents propagate through the nodes that `where` matches. The first
+            match wins. A rule for a node it names also replaces a derivative that is zero (`round`,
+            `stop_gradient`); `*` means the nodes that the chain rule propagates through.
+        cotangent: the initial cotangent (seed), in the structure of the result; 1.0 for a scalar.
         holomorphic: as in `jax.grad`.
         allow_int: as in `jax.grad`.
 
@@ -98,7 +101,7 @@ def backprop(
         >>> float(tape.value), float(tape.grads), float(tape["y_hat"].cotangent)
         (1.0, -2.0, -2.0)
     """
-    recorder = full if record is None else _checked_recorder(record)
+    recorder = None if record is None else _checked_recorder(record)
 
     @functools.wraps(fun, updated=())
     def with_tape(*args: Any, **kwargs: Any) -> Tape:
@@ -122,7 +125,7 @@ def value_and_grad(
 ) -> Callable[..., tuple[Any, Any]]:
     """Return a function for value and gradient: `jax.value_and_grad`, with `rules`.
 
-    Without rules the function is handed to JAX as it is.
+    Without rules the function is passed to JAX unmodified.
 
     Args:
         fun: as in `jax.value_and_grad`, and so `argnums`, `has_aux`, `holomorphic`, `allow_int`.
@@ -219,7 +222,8 @@ def derivative(fun: Callable[..., Any], of: str, wrt: str, *, rules: Rules = ())
         graph = traced.graph
         if graph[of] not in graph.nodes:
             raise ValueError(
-                f"{of!r} stands inside a body: a derivative is taken of a value of the function itself. "
+                f"{of!r} is defined inside a nested body (scan/cond/checkpoint), and `derivative` "
+                "differentiates values of the function itself. "
                 "Return it from the body, or record it with `backprop`."
             )
         return derivative_between(traced, of, wrt, rules)
@@ -227,7 +231,7 @@ def derivative(fun: Callable[..., Any], of: str, wrt: str, *, rules: Rules = ())
     return derivative_fun
 
 
-# --- how it is done ------------------------------------------------------------------------------------
+# --- helpers ------------------------------------------------------------------------------------
 
 
 def _checked_recorder(recorder: Any) -> Recorder:
@@ -248,7 +252,7 @@ def _by_jax(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Hand the function to JAX as it is; where it fails, say more than JAX does."""
+    """Pass the unmodified function to JAX; where that fails, explain more than JAX does."""
     numbers = argnums if not isinstance(argnums, list) else tuple(argnums)
     both = jax.value_and_grad(fun, numbers, has_aux, holomorphic, allow_int)
     try:
@@ -270,14 +274,14 @@ def _explain(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Exception | None:
-    """The error of the opened function, where it fails by something that has a name here."""
+    """The error of our own pass, if it fails for a reason that it can name."""
     try:
         traced = trace_call(fun, args, kwargs, argnums, has_aux)
     except Exception:
         return None
     try:
         seed = seed_of(traced, None, holomorphic)
-        run(traced, Plan(traced.graph, guarded=True), seed, argnums)
+        run(traced, make_plan(traced, (), Recorder(), ()), seed, argnums)
     except (TypeError, ValueError) as error:
         return error
     except Exception:

@@ -1,7 +1,8 @@
-"""One pass: a plan for a traced call, run forward and back, and put on a tape."""
+"""One pass: a traced call is planned, evaluated forward, differentiated by JAX, and put on a tape."""
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,50 +11,122 @@ import jax.numpy as jnp
 from . import _jaxpr
 from ._seed import ONE
 from ._tracing import Traced
-from .core.activity import Ends
-from .core.graph import Graph, Node, Selector, Value, matches, select
-from .core.interpreter import Plan, Sweep
-from .core.rules import Recorder, Rule, Rules, match_rules
+from .core.graph import Graph, Node, Value
+from .core.interpreter import Interpreter, Plan
+from .core.recorders import Recorder
+from .core.rules import Rule, Rules, match_rules
+from .core.selectors import Selector, matches, select
 from .core.structure import loop_constants
-from .record.batching import gather
+from .core.types import Array, NodeIndex, PyTree, ValueId
+from .record.batching import Recording, recording
 from .record.tape import Static, Tape
 
 #: The selector of all nodes.
 EVERY = "*"
 
+#: Records every cotangent unchanged.
+_FULL = Recorder.each(cotangent=lambda ct: ct)
 
-def make_plan(traced: Traced, nodes: Selector | None, recorder: Recorder, rules: Rules) -> Plan:
-    """Say what is to be done where.
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What one pass does: the plan of its evaluation, and how its records are put together.
+
+    Attributes:
+        plan: what is asked for, by node.
+        recording: the recorder at the watched nodes.
+        watched: indices of the recorded nodes.
+        is_full: whether values and cotangents are kept unchanged.
+    """
+
+    plan: Plan
+    recording: Recording
+    watched: frozenset[NodeIndex]
+    is_full: bool
+
+    @property
+    def graph(self) -> Graph:
+        return self.plan.graph
+
+    @property
+    def rules(self) -> Mapping[NodeIndex, Rule]:
+        return self.plan.rules
+
+
+def make_plan(traced: Traced, nodes: Selector | None, record: Recorder | None, rules: Rules) -> Pass:
+    """Plan a pass. `record` None keeps values and cotangents unchanged; `Recorder()` records nothing.
 
     Raises:
-        ValueError: a selector matches nothing, or a rule only what no cotangent can reach.
+        ValueError: a selector matches no node, or a rule only nodes that no cotangent can reach.
+    """
+    graph, matched = _with_rules(traced, rules)
+    records = record is None or record.forward is not None or record.backward is not None
+    return plan_at(graph, _watched(graph, nodes) if records else [], record, matched)
+
+
+def plan_at(
+    graph: Graph, watched: Sequence[Node], record: Recorder | None, rules: Mapping[NodeIndex, Rule]
+) -> Pass:
+    """Plan a pass from nodes: which are recorded, and which have a rule."""
+    recorder = recording(_FULL if record is None else record, graph, watched, frozenset(rules))
+    kept = _needed_by(graph, watched) if record is None else frozenset()
+    plan = Plan(graph, rules, recorder.forward, recorder.backward, kept)
+    return Pass(plan, recorder, frozenset(node.index for node in watched), record is None)
+
+
+def run(traced: Traced, planned: Pass, seed: list[Any], argnums: Any) -> Tape:
+    """Evaluate a plan forward, let JAX differentiate the evaluation, and put the tape together.
+
+    Raises:
+        ValueError: a cotangent reaches a `while`.
+    """
+    plan = planned.plan
+    interpreter = Interpreter(plan)
+    seeded = [i for i, ct in enumerate(seed) if ct is not None]
+
+    def forward(points: list[Any], carriers: Any) -> Any:
+        outputs, recorded = interpreter.run(plan.graph, [*points, *traced.program.consts], carriers)
+        return [outputs[i] for i in seeded], (outputs, recorded)
+
+    roots, pull, (outputs, recorded) = jax.vjp(forward, traced.points, plan.carriers(), has_aux=True)
+    for i, root in zip(seeded, roots, strict=True):
+        if seed[i] is ONE:
+            seed[i] = jnp.ones_like(root)
+    point_cts, backward = pull([seed[i] for i in seeded])
+    groups, where = planned.recording.gather(recorded.records, backward, interpreter.arrived)
+    leaves = traced.outputs.merge(outputs)
+    grads = jax.tree.unflatten(traced.point_tree, point_cts)
+    return Tape(
+        value=traced.outputs.value(leaves),
+        aux=traced.outputs.aux(leaves),
+        grads=grads if isinstance(argnums, tuple | list) else grads[0],
+        seed=seed,
+        _records=groups,
+        _values=recorded.values,
+        _branches=recorded.branches,
+        _static=Static(
+            graph=plan.graph,
+            rules=tuple(sorted(plan.rules.items())),
+            watched=planned.watched,
+            where=tuple(sorted(where.items(), key=repr)),
+            is_full=planned.is_full,
+        ),
+    )
+
+
+# --- rules ------------------------------------------------------------------------------------------------
+
+
+def _with_rules(traced: Traced, rules: Rules) -> tuple[Graph, dict[NodeIndex, Rule]]:
+    """The rule of each node, and the graph in which rules replace derivatives that are zero (`round`).
+
+    They do so for nodes that a selector names: `*` means every node that the chain rule propagates through.
     """
     matched = {
         index: rule
         for index, rule in match_rules(traced.graph, rules).items()
         if not _holds_reference(traced.graph.by_index[index])
     }
-    graph = _with_rules(traced, matched, rules)
-    _check_rules_live(graph, rules)
-    watched = _watched(graph, nodes) if recorder.forward or recorder.backward else []
-    kept: frozenset[int] = frozenset()
-    if recorder.keeps_operands:
-        kept = _kept(graph, watched)
-        # Values are kept once, by id: what is left to record is the way back.
-        recorder = replace(recorder, forward=None)
-    return Plan(graph, recorder, frozenset(node.index for node in watched), matched, kept)
-
-
-def _holds_reference(node: Node) -> bool:
-    """Whether a node reads or makes a mutable reference: those are left to JAX."""
-    return any(_jaxpr.is_ref(value.aval) for value in (*node.operands, *node.outputs))
-
-
-def _with_rules(traced: Traced, matched: dict[int, Rule], rules: Rules) -> Graph:
-    """The graph in which a rule stands in for a derivative that is zero (`round`, `stop_gradient`).
-
-    That is for rules whose selector names the node: `*` means every node the chain rule crosses.
-    """
     named = [where for where, _ in rules if where != EVERY]
     uncut = frozenset(
         node.index
@@ -63,7 +136,9 @@ def _with_rules(traced: Traced, matched: dict[int, Rule], rules: Rules) -> Graph
         and node.eqn is not None
         and any(matches(where, node) for where in named)
     )
-    return traced.build(uncut=uncut) if uncut else traced.graph
+    graph = traced.graph_with(uncut) if uncut else traced.graph
+    _check_rules_live(graph, rules)
+    return graph, matched
 
 
 def _check_rules_live(graph: Graph, rules: Rules) -> None:
@@ -72,127 +147,71 @@ def _check_rules_live(graph: Graph, rules: Rules) -> None:
         live = any(node.active and not _holds_reference(node) for node in picked)
         if not live and where != EVERY:
             raise ValueError(
-                f"the rule for {where!r} would do nothing: no cotangent comes to {picked[0].where}"
-                f"{' and the others it picks' if len(picked) > 1 else ''}. It lies on no path from a "
+                f"the rule for {where!r} has no effect: no cotangent reaches {picked[0].where}"
+                f"{' or the other nodes it matches' if len(picked) > 1 else ''}. It is on no path from a "
                 "differentiated argument to the result."
             )
 
 
+def _holds_reference(node: Node) -> bool:
+    """Whether a node reads or produces a mutable reference: those are left to JAX."""
+    return any(_jaxpr.is_ref(value.aval) for value in (*node.operands, *node.outputs))
+
+
+# --- what is recorded --------------------------------------------------------------------------------------
+
+
 def _watched(graph: Graph, nodes: Selector | None) -> list[Node]:
-    """The nodes the recorder looks at: by default all that a cotangent can reach."""
-    constants = loop_constants(graph)
-    fixed = {node.index for node in graph.fixed}
-    open_to_us = [
+    """The nodes that are recorded: by default all that a cotangent can reach."""
+    constants = loop_constants(graph) | {node.index for node in graph.fixed}
+    recordable = [
         node
         for node in graph.walk()
         if all(parent.opened for parent, _ in graph.places[node.index].parents)
-        and node.index not in constants | fixed
+        and node.index not in constants
         and not _holds_reference(node)
     ]
     if nodes is None:
-        return [node for node in open_to_us if node.active]
+        return [node for node in recordable if node.active]
     if isinstance(nodes, tuple | list) and not nodes:
         return []
     picked = {node.index for node in select(graph, nodes)}
-    return [node for node in open_to_us if node.index in picked]
+    return [node for node in recordable if node.index in picked]
 
 
-def _kept(graph: Graph, watched: list[Node]) -> frozenset[int]:
+def _needed_by(graph: Graph, watched: Sequence[Node]) -> frozenset[ValueId]:
     """Ids of the values that local gradients at the watched nodes need."""
     constants = {graph.by_index[i].outputs[0].id for i in loop_constants(graph)}
-    return (
-        frozenset(
-            value.id for node in watched for value in (*node.operands, *node.outputs) if value.literal is None
-        )
-        - constants
-    )
+    values = (value for node in watched for value in (*node.operands, *node.outputs))
+    return frozenset(value.id for value in values if value.literal is None) - constants
 
 
-def run(traced: Traced, plan: Plan, seed: list[Any], argnums: Any) -> Tape:
-    """Run a plan forward and back, and put the tape together.
-
-    Raises:
-        ValueError: a cotangent reaches a `while`.
-    """
-    outputs = traced.outputs
-    sweep = Sweep(plan)
-    carriers = plan.carriers()
-    seeded = [i for i, ct in enumerate(seed) if ct is not None]
-
-    def forward(points: list[Any], carriers: Any) -> Any:
-        outs, written = sweep.run(plan.graph, [*points, *traced.program.consts], carriers)
-        return [outs[i] for i in seeded], (outs, written)
-
-    try:
-        roots, pull, (outs, written) = jax.vjp(forward, traced.points, carriers, has_aux=True)
-        for i, root in zip(seeded, roots, strict=True):
-            if seed[i] is ONE:
-                seed[i] = jnp.ones_like(root)
-        point_cts, records = pull([seed[i] for i in seeded])
-    except ValueError as error:
-        if plan.guarded or not _is_while_error(error):
-            raise
-        # JAX says that there is such a loop, not which: the second time each speaks for itself.
-        return run(traced, replace(plan, guarded=True), seed, argnums)
-    leaves = outputs.merge(outs)
-    grads = jax.tree.unflatten(traced.point_tree, point_cts)
-    groups, where = gather(plan, written.records, _reached(plan, records, sweep.reached))
-    return Tape(
-        value=outputs.value(leaves),
-        aux=outputs.aux(leaves),
-        grads=grads if isinstance(argnums, tuple | list) else grads[0],
-        seed=seed,
-        _records=groups,
-        _values=written.values,
-        _branches=written.branches,
-        _static=Static(
-            graph=plan.graph,
-            recorder=plan.recorder,
-            rules=tuple(sorted(plan.rules.items())),
-            watched=plan.watched,
-            where=tuple(sorted(where.items(), key=repr)),
-        ),
-    )
+# --- the derivative between any two values -------------------------------------------------------------------
 
 
-def _reached(plan: Plan, records: Any, reached: set[tuple[int, int]]) -> dict[int, Any]:
-    """What was written on the way back, None where no cotangent came: there the carriers are still zero."""
-    if plan.recorder.per_value:
-        return {
-            index: tuple(x if (index, i) in reached else None for i, x in enumerate(record))
-            for index, record in records.items()
-        }
-    came = {index for index, _ in reached}
-    return {index: record for index, record in records.items() if index in came}
-
-
-def _is_while_error(error: ValueError) -> bool:
-    return "Reverse-mode differentiation does not work for lax.while_loop" in str(error)
-
-
-def derivative_between(traced: Traced, of: str, wrt: str, rules: Rules) -> Any:
+def derivative_between(traced: Traced, of: str, wrt: str, rules: Rules) -> Array:
     """The derivative of one value with respect to another: the cotangent of a carrier at `wrt`.
 
     Raises:
-        ValueError: one of them carries no derivative, or there is no path.
+        ValueError: one of them has no derivative, or there is no path.
     """
-    out, into = (_value_named(traced.graph, name) for name in (of, wrt))
-    graph = traced.build(ends=Ends(frozenset({into.id}), frozenset({out.id})))
+    out, source = (_value_named(traced.graph, name) for name in (of, wrt))
+    graph = traced.graph_between(source.id, out.id)
     if not graph.by_name[of].active:
         raise ValueError(f"{of!r} does not depend on {wrt!r}: there is no differentiable path between them.")
     graph = replace(graph, outputs=(out,))
-    source = graph.by_name[wrt].index
-    watch = Recorder.each(cotangent=lambda ct: ct)
-    plan = Plan(graph, watch, frozenset({source}), match_rules(graph, rules))
+    node = graph.by_name[wrt]
+    watch: Recording = recording(_FULL, graph, [node])
+    plan = Plan(graph, match_rules(graph, rules), backward=watch.backward)
 
     def forward(carriers: Any) -> Any:
-        (result,), _ = Sweep(plan).run(graph, traced.operands, carriers)
+        (result,), _ = Interpreter(plan).run(graph, traced.operands, carriers)
         return result
 
     value, pull = jax.vjp(forward, plan.carriers())
 
-    def row(ct: Any) -> Any:
-        return pull(ct)[0][source][graph.by_name[wrt].names.index(wrt)]
+    def row(ct: Any) -> PyTree:
+        return pull(ct)[0][node.index].parts[node.names.index(wrt)]
 
     if out.shape == ():
         return row(jnp.ones_like(value))
@@ -204,7 +223,7 @@ def derivative_between(traced: Traced, of: str, wrt: str, rules: Rules) -> Any:
 def _value_named(graph: Graph, name: str) -> Value:
     value = graph.value(name)
     if not _jaxpr.is_inexact(value.dtype):
-        raise ValueError(f"{name!r} is {value.dtype}, which carries no derivative: only floating point does.")
+        raise ValueError(f"{name!r} is {value.dtype}, which has no derivative: only floating point has one.")
     if value.literal is not None:
         raise ValueError(
             f"{name!r} is a plain Python number, which the function reads as it is: make it an array."

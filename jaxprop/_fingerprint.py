@@ -40,7 +40,7 @@ def fingerprint(x: Any, depth: int = _DEPTH) -> Any:
     if depth == 0:
         return _Identity(x)
     down = functools.partial(fingerprint, depth=depth - 1)
-    if isinstance(x, np.generic | np.ndarray) or type(x).__name__ == "TypedNdArray":
+    if isinstance(x, np.generic | np.ndarray) or _jaxpr.is_numpy_wrapper(x):
         array = np.asarray(x)
         if array.size <= 64 and array.dtype != object:
             return "array", array.dtype.str, array.shape, array.tobytes()

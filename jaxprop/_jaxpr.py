@@ -7,6 +7,7 @@ and nested programs as `Program`s.
 
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, NamedTuple
@@ -85,6 +86,11 @@ def is_literal(atom: Any) -> bool:
 
 def is_tracer(x: Any) -> bool:
     return isinstance(x, Tracer)
+
+
+def is_numpy_wrapper(x: Any) -> bool:
+    """Whether an array is JAX's wrapper around a NumPy array that is a constant of a program."""
+    return type(x).__name__ == "TypedNdArray"
 
 
 def is_dropped(var: Any) -> bool:
@@ -205,6 +211,17 @@ def nested_programs(eqn: Any) -> tuple[Program, ...]:
             if is_program(item):
                 found.append(as_program(item))
     return tuple(found)
+
+
+def bodies_of(eqn: Any) -> tuple[Program, ...]:
+    """The programs that become nested graphs of an equation, in the order of its opened form."""
+    match opened_form(eqn):
+        case Cond(branches):
+            return branches
+        case Scan(body=body) | Remat(body=body):
+            return (body,)
+        case _:
+            return nested_programs(eqn)
 
 
 def primitives(jaxpr: Any) -> frozenset[str]:
@@ -405,16 +422,70 @@ def is_whole(aval: Any) -> bool:
 
 def eval_shape(fun: Callable[..., Any], *structs: Any) -> Any:
     """`jax.eval_shape`, inside `shard_map` too, where it takes no types that vary over a mesh axis."""
-
-    def varies(struct: Any) -> bool:
-        return bool(getattr(struct.manual_axis_type, "varying", None))
-
-    if any(map(varies, jax.tree.leaves(structs))):
+    if any(map(_varies, jax.tree.leaves(structs))):
         return jax.eval_shape(lambda: fun(*jax.tree.map(zeros, structs)))
     return jax.eval_shape(fun, *structs)
 
 
+def traced_reads(fun: Callable[..., Any], *structs: Any) -> tuple[Any, list[bool]]:
+    """The types of what a function returns, and for each leaf of its first argument whether it is read."""
+    leaves, tree = jax.tree.flatten(structs)
+    count = len(jax.tree.leaves(structs[0]))
+    if any(map(_varies, leaves)):  # `make_jaxpr` takes no types that vary over a mesh axis
+        return eval_shape(fun, *structs), [True] * count
+    jaxpr, out = jax.make_jaxpr(lambda *flat: fun(*jax.tree.unflatten(tree, flat)), return_shape=True)(*leaves)
+    read = {id(atom) for eqn in jaxpr.eqns for atom in eqn.invars} | {id(atom) for atom in jaxpr.jaxpr.outvars}
+    return out, [id(var) in read for var in jaxpr.jaxpr.invars[:count]]
+
+
+def _varies(struct: Any) -> bool:
+    """Whether a type varies over a mesh axis."""
+    return bool(getattr(struct.manual_axis_type, "varying", None))
+
+
+# --- which maps are elementwise -----------------------------------------------------------------
+
+#: Primitives that map arrays element by element: of what they are linear in, an element reaches itself only.
+_ELEMENTWISE = frozenset(
+    {"mul", "div", "neg", "add", "sub", "add_any", "select_n", "convert_element_type"}
+    | {"real", "imag", "conj", "complex", "copy", "copy_p", "reduce_precision"}
+)
+
+
+def is_elementwise(program: Program) -> bool:
+    """Whether a linear map sends each element of its last argument to the same element of each result only."""
+    jaxpr = program.jaxpr
+    depends = [var is jaxpr.invars[-1] for var in jaxpr.invars]
+    return None not in _elementwise_in(jaxpr, depends)
+
+
+def _elementwise_in(jaxpr: Any, depends: Sequence[bool | None]) -> list[bool | None]:
+    """For each output: True if it depends on the marked inputs elementwise, False if not at all, else None."""
+    state: dict[Any, bool | None] = dict(zip(jaxpr.invars, depends, strict=True))
+
+    def of(atom: Any) -> bool | None:
+        return False if is_literal(atom) else state.get(atom, False)
+
+    for eqn in jaxpr.eqns:
+        reads = [of(atom) for atom in eqn.invars]
+        found: list[bool | None] = [None] * len(eqn.outvars)
+        if not any(read is not False for read in reads):
+            found = [False] * len(eqn.outvars)
+        elif (body := inlined_program(eqn)) is not None:
+            found = _elementwise_in(body.jaxpr, reads)
+        elif eqn.primitive.name in _ELEMENTWISE and None not in reads:
+            shapes = {shape_of(atom.aval) for atom, read in zip(eqn.invars, reads, strict=True) if read}
+            found = [True if shapes == {shape_of(var.aval)} else None for var in eqn.outvars]
+        state.update(zip(eqn.outvars, found, strict=True))
+    return [of(atom) for atom in jaxpr.outvars]
+
+
 # --- which derivatives are zero ----------------------------------------------------------------
+
+
+#: At most this many answers of `zero_tangents` are kept.
+_MOST_ANSWERS = 4096
+_zero_tangents: dict[Any, tuple[bool, ...]] = {}
 
 
 def zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
@@ -425,22 +496,25 @@ def zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
     key = _tangent_key(eqn, perturbed)
     if key is None:
         return _ask_zero_tangents(eqn, perturbed)
-    if key not in _TANGENTS:
-        _TANGENTS[key] = _ask_zero_tangents(eqn, perturbed)
-    return _TANGENTS[key]
-
-
-_TANGENTS: dict[Any, tuple[bool, ...]] = {}
+    if key not in _zero_tangents:
+        if len(_zero_tangents) >= _MOST_ANSWERS:
+            _zero_tangents.clear()
+        _zero_tangents[key] = _ask_zero_tangents(eqn, perturbed)
+    return _zero_tangents[key]
 
 
 def _tangent_key(eqn: Any, perturbed: tuple[bool, ...]) -> Any:
-    """What decides the answer for a primitive without nested programs and functions, else None."""
-    if any(callable(param) or is_program(param) for param in eqn.params.values()):
+    """What decides the answer: the primitive itself, its parameters, types. None where that cannot be told."""
+    if nested_programs(eqn) or any(callable(param) for param in eqn.params.values()):
         return None
-    if nested_programs(eqn):
-        return None
+    params = tuple((name, type(param), param) for name, param in sorted(eqn.params.items()))
     dtypes = tuple(str(dtype_of(atom.aval)) for atom in (*eqn.invars, *eqn.outvars))
-    return eqn.primitive.name, dtypes, perturbed
+    key = eqn.primitive, params, dtypes, perturbed
+    try:
+        hash(key)
+    except TypeError:  # a parameter that cannot be compared
+        return None
+    return key
 
 
 def _ask_zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
@@ -512,6 +586,51 @@ def frames(eqn: Any, jaxpr: Any) -> tuple[Frame, ...]:
     return found
 
 
+_TRANSFORMED = re.compile(r"\b[A-Za-z_]+\(([^()]*)\)")
+
+
+def join_scopes(*parts: str) -> str:
+    """Join name stacks by `/`, without the marks of the transformations (`jvp(...)`) they went through."""
+    scope = "/".join(part for part in parts if part)
+    while _TRANSFORMED.search(scope):
+        scope = _TRANSFORMED.sub(r"\1", scope)
+    return "/".join(part for part in scope.split("/") if part)
+
+
 def scope_of(eqn: Any) -> str:
     """The name stack of an equation (named scopes, Flax and Equinox modules), relative to its program."""
     return str(getattr(eqn.source_info, "name_stack", ""))
+
+
+# --- JAX's own functions in a call stack, by name; seen on JAX 0.10.2, 0.11 and 0.12.0.1 -------------------
+
+#: Functions through which the value of an inner function does not come back: they return its derivative.
+DERIVATIVE_WRAPPERS = frozenset({"grad_f", "value_and_grad_f", "vjp", "jvp", "linearize", "jacfun", "hessian"})
+#: Functions whose result holds the outputs of one equation, by name: the path in it of what the body of
+#: the equation returns.
+RESULT_PATHS: dict[str, tuple[int | str, ...]] = {
+    "scan": (),
+    "map": (1,),
+    "cond": (),
+    "switch": (),
+    "while_loop": (),
+    "fun_remat": (),
+    "__call__": (),  # of a custom rule
+    "top_k": (),
+    "sort": (),
+    "split": (),
+    "unstack": (),
+}
+#: The same for `fori_loop`, by primitive: it carries a counter along.
+FORI_RESULT_PATHS: dict[str, tuple[int | str, ...]] = {"scan": (0, 1), "while": (2,)}
+FORI_COUNTERS = {"scan": 1, "while": 2}
+#: Frames between a call and what is called.
+CALL_WRAPPERS = frozenset({"reraise_with_filtered_traceback"})
+#: Functions that call what they are given exactly once.
+CALL_ONCE = frozenset({"vmap_f"})
+
+
+def result_paths(program: Program) -> tuple[str, ...]:
+    """Where each output of a program is in the result of its function, as JAX spells it; () if unknown."""
+    paths = getattr(getattr(program.jaxpr, "debug_info", None), "result_paths", None)
+    return tuple(paths) if paths is not None and all(isinstance(path, str) for path in paths) else ()

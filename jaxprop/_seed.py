@@ -1,4 +1,4 @@
-"""The cotangents a backward pass begins with."""
+"""Seeds: the cotangents that a backward pass starts from."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from . import _jaxpr
 from ._tracing import Traced
 from .core.types import PyTree
 
-#: The seed of a scalar: made where the result is there, in its own type (which mesh axes it varies over).
+#: The seed of a scalar: created once the result is known, in its type (which mesh axes it varies over).
 ONE = object()
 
 
 def seed_of(traced: Traced, cotangent: PyTree | None, holomorphic: bool) -> list[Any]:
-    """The cotangents to begin with, one for each output that is not aux.
+    """The initial cotangents (seed), one for each output that is not aux.
 
     Raises:
-        TypeError: the output is no scalar and there is no cotangent, or one of another structure or dtype.
-        ValueError: a cotangent of another shape.
+        TypeError: the output is not a scalar and there is no cotangent, or it has another structure or dtype.
+        ValueError: the cotangent has another shape.
     """
     name = traced.name
     outs = [_jaxpr.struct_of(var) for var in traced.program.jaxpr.outvars[: traced.outputs.count]]
@@ -29,7 +29,7 @@ def seed_of(traced: Traced, cotangent: PyTree | None, holomorphic: bool) -> list
     if tree != traced.outputs.tree:
         raise TypeError(
             f"`cotangent` has the structure {tree}, but `{name}` returns {traced.outputs.tree}. A cotangent "
-            "has the structure of what it belongs to."
+            "has the structure of its primal."
         )
     return [_seed_leaf(name, ct, out) for ct, out in zip(leaves, outs, strict=True)]
 
@@ -40,20 +40,20 @@ def _seed_leaf(name: str, ct: Any, out: jax.ShapeDtypeStruct) -> Any:
     if np.shape(ct) != out.shape:
         raise ValueError(
             f"`cotangent` has shape {np.shape(ct)}, but `{name}` returns shape {out.shape}. A cotangent has "
-            "the shape of what it belongs to."
+            "the shape of its primal."
         )
     given = getattr(ct, "dtype", None)
     if given is not None and jax.dtypes.canonicalize_dtype(given) != given:
         raise TypeError(
-            f"`cotangent` is {given}, which JAX would cut down to {jax.dtypes.canonicalize_dtype(given)}: x64 "
-            "is off. Set `jax.config.update('jax_enable_x64', True)` before anything else, or pass "
+            f"`cotangent` is {given}, which JAX would downcast to {jax.dtypes.canonicalize_dtype(given)} "
+            "because x64 is disabled. Set `jax.config.update('jax_enable_x64', True)` at startup, or pass "
             f"{out.dtype}."
         )
     dtype = jnp.result_type(ct)
     if dtype != out.dtype and not isinstance(ct, bool | int | float | complex):
         raise TypeError(
-            f"`cotangent` is {dtype}, but `{name}` returns {out.dtype}. A cotangent has the dtype of what it "
-            f"belongs to: pass `cotangent.astype({out.dtype})`."
+            f"`cotangent` is {dtype}, but `{name}` returns {out.dtype}. A cotangent has the dtype of its "
+            f"primal: pass `cotangent.astype({out.dtype})`."
         )
     return jnp.asarray(ct, out.dtype)
 
@@ -62,23 +62,23 @@ def _scalar_seed(name: str, traced: Traced, outs: list[Any], holomorphic: bool) 
     if len(outs) != 1 or outs[0].shape != ():
         shapes = ", ".join(f"{out.dtype}{list(out.shape)}" for out in outs) or "nothing"
         raise TypeError(
-            f"the gradient is that of a scalar, but `{name}` returned {shapes}. Reduce it to one number, for "
-            "instance with `jnp.mean` or `jnp.sum`; or pass `cotangent=`, shaped like the result, to "
-            "`backprop`."
+            f"a gradient requires a scalar-output function, but `{name}` returned {shapes}. Reduce it to one "
+            "number, for instance with `jnp.mean` or `jnp.sum`; or pass `cotangent=`, shaped like the result, "
+            "to `backprop`."
         )
     dtype = outs[0].dtype
     if jnp.issubdtype(dtype, np.complexfloating) and not holomorphic:
         raise TypeError(
-            f"the gradient is that of a real number, but `{name}` returned {dtype}. For a holomorphic function "
-            "pass holomorphic=True; else take `jnp.real` or `jnp.abs` of the result."
+            f"a gradient requires a real-valued function, but `{name}` returned {dtype}. For a holomorphic "
+            "function pass holomorphic=True; otherwise take `jnp.real` or `jnp.abs` of the result."
         )
     if holomorphic and not jnp.issubdtype(dtype, np.complexfloating):
         raise TypeError(
-            f"holomorphic=True differentiates functions with complex results, but `{name}` returned {dtype}."
+            f"holomorphic=True requires a function with complex outputs, but `{name}` returned {dtype}."
         )
     if not _jaxpr.is_inexact(dtype):
         raise TypeError(
-            f"the gradient is that of a floating point number, but `{name}` returned {dtype}, which carries no "
+            f"a gradient requires a floating-point output, but `{name}` returned {dtype}, which has no "
             "derivative."
         )
     return ONE

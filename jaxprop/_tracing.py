@@ -1,4 +1,4 @@
-"""One call of a user's function, traced: which arguments are differentiated, what came out, the graph."""
+"""A call of a user's function, traced: which arguments are differentiated, what it returned, its graph."""
 
 import functools
 import inspect
@@ -6,17 +6,26 @@ import numbers
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from . import _jaxpr
-from .core.build import Argument, build
-from .core.graph import Graph
-from .core.types import PyTree
+from .core.activity import active_values
+from .core.build import build
+from .core.graph import Graph, with_activity
+from .core.types import NodeIndex, PyTree, ValueId
+from .naming.labels import Naming, named
 from .naming.syntax import is_library
+
+
+class Argument(NamedTuple):
+    """An input of the program: its name and whether it is differentiated."""
+
+    name: str
+    differentiated: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +33,13 @@ class Traced:
     """A function traced at its arguments.
 
     Attributes:
-        program: the traced program. Its inputs are the differentiated leaves, all else is closed over.
+        program: the traced program. Its inputs are the differentiated leaves; the rest is closed over.
         points: the differentiated leaves.
         point_tree: their structure.
-        outputs: how to put the results together.
+        outputs: how the results are put together.
         name: the name of the function.
-        describe: what naming needs, for building graphs.
+        differentiated: for each input of the program, whether it is differentiated.
+        naming: what the call tells about names.
     """
 
     program: _jaxpr.Program
@@ -37,14 +47,29 @@ class Traced:
     point_tree: Any
     outputs: "Outputs"
     name: str
-    describe: Mapping[str, Any]
+    differentiated: tuple[bool, ...]
+    naming: Naming
 
     @functools.cached_property
     def graph(self) -> Graph:
-        return self.build()
+        """The graph; active is what is between the differentiated arguments and the results."""
+        return self.graph_with(uncut=frozenset())
 
-    def build(self, **options: Any) -> Graph:
-        return build(self.program, **self.describe, **options)
+    @functools.cached_property
+    def _named(self) -> Graph:
+        return named(build(self.program), self.naming)
+
+    def graph_with(self, uncut: frozenset[NodeIndex]) -> Graph:
+        """The graph in which some nodes count as differentiable although their derivative is zero."""
+        graph = self._named
+        pairs = zip(graph.inputs, self.differentiated, strict=True)
+        sources = [value.id for value, differentiated in pairs if differentiated]
+        return with_activity(graph, active_values(graph, sources, [v.id for v in graph.outputs], uncut))
+
+    def graph_between(self, source: ValueId, sink: ValueId) -> Graph:
+        """The graph in which active is what is between two values."""
+        graph = self._named
+        return with_activity(graph, active_values(graph, [source], [sink]))
 
     @property
     def operands(self) -> list[Any]:
@@ -54,12 +79,12 @@ class Traced:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The results of the function: traced leaves, and those that are no arrays."""
+    """The results of the function: traced leaves, and those that are not arrays."""
 
     tree: Any
     aux_tree: Any
-    count: int  # traced leaves that are not aux
-    fixed: Mapping[int, Any]  # leaves left as they are, by position
+    count: int  # number of traced leaves that are not aux
+    fixed: Mapping[int, Any]  # leaves that were not traced, by position
     total: int
 
     def value(self, leaves: Sequence[Any]) -> PyTree:
@@ -98,8 +123,8 @@ def normalize_argnums(argnums: Any, count: int) -> tuple[int, ...]:
     for i, position in zip(given, positions, strict=True):
         if not 0 <= position < count:
             raise ValueError(
-                f"`argnums={argnums!r}` asks for positional argument {i}, but the function was called with "
-                f"{count}. Pass what is differentiated by position."
+                f"`argnums={argnums!r}` refers to positional argument {i}, but the function was called with "
+                f"{count}. Pass differentiated arguments by position."
             )
     if len(set(positions)) != len(positions):
         raise ValueError(f"`argnums={argnums!r}` names an argument twice.")
@@ -117,8 +142,8 @@ def _trace_call(
 ) -> Traced:
     """Trace a call.
 
-    Only differentiated arguments are traced; the others stay what they are, so Python may branch on them, as
-    under `jax.grad`. With `abstract` all arguments are traced.
+    Only differentiated arguments are traced; the others stay concrete, so Python may branch on them, as under
+    `jax.grad`. With `abstract` all arguments are traced.
     """
     if not callable(fun):
         raise TypeError(f"expected a function to differentiate, got {type(fun).__name__}.")
@@ -151,26 +176,27 @@ def _trace_call(
     program = _jaxpr.trace(flat, *points)
     code = unwrapped(fun)
     function = getattr(code, "__name__", None)
-    described = {
-        "arguments": arguments,
-        "constants": _constant_names(program.consts, args, kwargs, names),
-        "scalars": {} if abstract else _scalars(args, kwargs, names, chosen),
-        "function": function if function and function.isidentifier() else None,
-        "home": getattr(getattr(code, "__code__", None), "co_filename", None),
-    }
-    return Traced(program, points, point_tree, box[-1], name_of(fun), described)
+    naming = Naming(
+        inputs=tuple(argument.name for argument in arguments),
+        constants=_constant_names(program.consts, args, kwargs, names),
+        function=function if function and function.isidentifier() else None,
+        home=getattr(getattr(code, "__code__", None), "co_filename", None),
+        scalars={} if abstract else _scalars(args, kwargs, names, chosen),
+    )
+    moved = tuple(argument.differentiated for argument in arguments)
+    return Traced(program, points, point_tree, box[-1], name_of(fun), moved, naming)
 
 
 def _check_structs(arguments: Sequence[Argument], points: Sequence[Any]) -> None:
-    """Refuse types that JAX would silently make others."""
+    """Refuse types that JAX would silently replace."""
     for argument, point in zip(arguments, points, strict=True):
         if not isinstance(point, jax.ShapeDtypeStruct):
             continue
         dtype = jax.dtypes.canonicalize_dtype(point.dtype)
         if dtype != point.dtype:
             raise TypeError(
-                f"`{argument.name}` is asked for as {point.dtype}, which JAX would cut down to {dtype}: x64 is "
-                "off. Set `jax.config.update('jax_enable_x64', True)` before anything else, or ask for "
+                f"`{argument.name}` is given as {point.dtype}, which JAX would downcast to {dtype} because x64 "
+                "is disabled. Set `jax.config.update('jax_enable_x64', True)` at startup, or pass "
                 f"{dtype}."
             )
 
@@ -221,14 +247,14 @@ def leaf_names(fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 def _constant_names(
     consts: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
 ) -> list[str | None]:
-    """Names of closed-over arrays that are leaves of arguments, known by identity."""
+    """Names of closed-over arrays that are leaves of arguments, recognized by identity."""
     by_identity = {_identity(leaf): name for name, leaf in reversed(_all_leaves(args, kwargs, names))}
     return [by_identity.get(_identity(const)) for const in consts]
 
 
 def _identity(x: Any) -> Any:
-    """What makes an array this one: JAX wraps those of NumPy anew, around the same numbers in memory."""
-    if not isinstance(x, np.ndarray) and type(x).__name__ != "TypedNdArray":
+    """What identifies an array: JAX wraps one of NumPy in another object around the same memory."""
+    if not isinstance(x, np.ndarray) and not _jaxpr.is_numpy_wrapper(x):
         return id(x)
     array = np.asarray(x)
     if array.size == 0:
@@ -239,7 +265,7 @@ def _identity(x: Any) -> Any:
 def _scalars(
     args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str], chosen: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Plain Python numbers among the arguments, which stand in the program as literals."""
+    """Plain Python numbers among the arguments, which are literals in the program."""
     fixed = {name: arg for i, (name, arg) in enumerate(zip(names, args, strict=True)) if i not in chosen}
     return {
         name: arg
@@ -275,7 +301,8 @@ def check_points(
     """Check that the differentiated arguments can be differentiated.
 
     Raises:
-        TypeError: a leaf is an integer, a boolean, or no array; complex without `holomorphic` is JAX's to say.
+        TypeError: a leaf is an integer, a boolean, or not an array; complex without `holomorphic` is left to
+            JAX.
     """
     names = argument_names(fun, len(args))
     for position in normalize_argnums(argnums, len(args)):
@@ -284,9 +311,9 @@ def check_points(
             _check_point(name, leaf, holomorphic, allow_int, word)
 
 
-#: What to do with a model that holds functions and the like beside its arrays.
+#: What to do with a model object that holds functions and the like besides its arrays.
 OF_A_MODEL = (
-    "of a model object, split the arrays off (`eqx.partition(model, eqx.is_inexact_array)`, "
+    "from a model object, split off the arrays (`eqx.partition(model, eqx.is_inexact_array)`, "
     "`nnx.split(model, nnx.Param, ...)`)"
 )
 
@@ -297,19 +324,19 @@ def _check_point(name: str, leaf: Any, holomorphic: bool, allow_int: bool, word:
     except (TypeError, ValueError):
         model = f"; {OF_A_MODEL}" if callable(leaf) else ""
         raise TypeError(
-            f"`{name}` is a {type(leaf).__name__}, which is no array and cannot be differentiated. Leave it "
-            f"out of `argnums`, or close over it{model}."
+            f"`{name}` has type {type(leaf).__name__}, which is not an array and cannot be differentiated. "
+            f"Leave it out of `argnums`, or close over it{model}."
         ) from None
     if holomorphic and not jnp.issubdtype(dtype, np.complexfloating):
         raise TypeError(
-            f"holomorphic=True differentiates complex arguments, but `{name}` is {dtype}. Leave out "
-            "holomorphic=True, or make the argument complex."
+            f"holomorphic=True requires complex arguments, but `{name}` is {dtype}. Drop holomorphic=True, or "
+            "make the argument complex."
         )
     if not _jaxpr.is_inexact(dtype) and not allow_int:
         raise TypeError(
-            f"`{name}` is {dtype}: only real and complex floating point arguments can be differentiated. Leave "
-            f"it out of `argnums`, convert it to a float, or pass allow_int=True to {word} for a gradient of "
-            "dtype float0 in its place."
+            f"`{name}` is {dtype}: only real and complex floating-point arguments can be differentiated. "
+            "Leave it out of `argnums`, convert it to a float, or pass allow_int=True to "
+            f"{word} to get a gradient of dtype float0."
         )
 
 
@@ -339,24 +366,24 @@ def trace_call(
         return _trace_call(fun, args, kwargs, argnums, has_aux, **options)
     except CONCRETE as error:
         raise TypeError(
-            f"`{name_of(fun)}` cannot be traced: Python asks for the number behind a differentiated "
-            "value, which stands for any number here. Write the choice with `jnp.where` or `jax.lax.cond`, "
-            f"or leave the argument out of `argnums`.{_users_line(error)}"
+            f"`{name_of(fun)}` cannot be traced: it needs a concrete value where only a tracer is available "
+            "(Python control flow on a differentiated value). Use `jnp.where` or `jax.lax.cond`, or leave the "
+            f"argument out of `argnums`.{_users_line(error)}"
         ) from error
 
 
 def _users_line(error: BaseException) -> str:
-    """The innermost line of the user's own code that an error went through."""
+    """The innermost line of the user's own code in the traceback of an error."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
     if not frames:
         return ""
-    return f" It stands at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`."
+    return f" The line is {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`."
 
 
 def trace_abstract(
     fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], argnums: Any
 ) -> Traced:
-    """Trace with all arguments abstract; where Python branches on one that is not differentiated, it may."""
+    """Trace with all arguments abstract, or, where Python branches on one, only the differentiated ones."""
     try:
         return trace_call(fun, args, kwargs, argnums, False, abstract=True)
     except TypeError:

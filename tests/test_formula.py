@@ -181,7 +181,7 @@ def test_several_ways_are_summed():
 def test_direct_needs_an_operation_that_reads_the_value():
     tape = jp.backprop(loss)(1.0, 1.0, 2.0)
     with pytest.raises(
-        ValueError, match=r"'loss' is not made from 'w': there is no local gradient between them\."
+        ValueError, match=r"'loss' does not depend on 'w': there is no local gradient between them\."
     ):
         tape.local("loss", wrt="w", direct=True)
 

@@ -191,10 +191,10 @@ def test_selectors(pick):
 
 NOTHING = {
     "a misspelt name": ("params['w2']", ValueError, "params['w1']"),
-    "case": ("H", ValueError, "matches nothing"),
-    "an empty list": ([], ValueError, "matches nothing"),
-    "a set of characters": ("[hx]", ValueError, "matches nothing"),
-    "a predicate": (lambda node: False, ValueError, "picks no node"),
+    "case": ("H", ValueError, "matches no node"),
+    "an empty list": ([], ValueError, "matches no node"),
+    "a set of characters": ("[hx]", ValueError, "matches no node"),
+    "a predicate": (lambda node: False, ValueError, "matches no node"),
     "a number": (3, TypeError, "a glob, a list of globs, or a predicate"),
     "a list of other things": (["h", 3], TypeError, "a glob, a list of globs, or a predicate"),
 }

@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "jaxprop"
 
 # What each folder holds, from the lowest up: a file or a folder may import only what is named before it.
 LAYERS = {
-    "": """_text _jaxpr _fingerprint naming core _tracing record _seed _backprop _api
+    "": """_text _jaxpr _fingerprint core naming _tracing record _seed _backprop _api
         rules show diagnosis train __init__ cli __main__""",
-    "naming": "syntax assign",
-    "core": """types draft graph structure activity build local rules taps aliases control_flow interpreter""",
-    "record": "statistics batching tape",
+    "naming": "syntax assign labels",
+    "core": """types selectors graph build structure activity local rules recorders taps control_flow interpreter""",
+    "record": "statistics aliases batching brief kept local_gradient contributions tape",
     "rules": "basic",
     "show": "symbolic explanation drawing plots notebook",
     "show.symbolic": "notation expressions names kinds einsum reader text derive latex formula",

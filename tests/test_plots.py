@@ -61,7 +61,7 @@ def test_gradient_flow_of_chosen_values_and_infinities():
     (bad,) = [line for line in ax.lines if line.get_label() == "not finite"]
     assert list(bad.get_xdata()) == [0]
     constant = jp.backprop(lambda w: w * 2.0, nodes="w")(1.0)
-    with pytest.raises(ValueError, match="the selector 'x' matches nothing"):
+    with pytest.raises(ValueError, match="the selector 'x' matches no node"):
         plot_gradient_flow(constant, nodes="x")
 
 

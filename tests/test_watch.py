@@ -260,7 +260,7 @@ def test_errors(case):
 
 def test_a_selector_that_matches_nothing():
     step = jp.make_step(mlp, watch=jp.Watch(nodes="attention"))
-    with pytest.raises(ValueError, match="the selector 'attention' matches nothing"):
+    with pytest.raises(ValueError, match="the selector 'attention' matches no node"):
         step(step.init(PARAMS), X, Y)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.graph import nearest
+from ..core.selectors import nearest
 from .command import CommandError
 from .values import read_value
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.graph import nearest
+from ..core.selectors import nearest
 from .command import CommandError
 
 _TYPE = re.compile(r"(f|bf|i|u|c)(4|8|16|32|64|128)\[([\d\s,]*)\]|bool\[([\d\s,]*)\]")

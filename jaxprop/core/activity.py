@@ -1,105 +1,112 @@
-"""Activity: which values lie between what is differentiated and the output."""
+"""Activity: which values are on a path from what is differentiated to the output."""
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
 
 from .. import _jaxpr
-from .draft import Draft, Level, around, into, out_of
+from .graph import Graph, Node, Value
+from .structure import joints
+from .types import NodeIndex, ValueId
 
 
-class Ends(NamedTuple):
-    """What a derivative is taken between, where this is not from the arguments to the results.
+def active_values(
+    graph: Graph,
+    sources: Iterable[ValueId],
+    sinks: Iterable[ValueId],
+    uncut: frozenset[NodeIndex] = frozenset(),
+) -> frozenset[ValueId]:
+    """Find the values that depend on a source with a nonzero tangent, and that a sink depends on.
 
-    Attributes:
-        sources: ids of the values differentiated.
+    Args:
+        sources: ids of the differentiated values.
         sinks: ids of the values whose derivative is asked for.
+        uncut: nodes that count as differentiable although JAX's rule says that their tangents are zero.
     """
+    values = {value.id: value for node in graph.walk() for value in node.outputs}
+    spread = _Spread(values, uncut, set(sources), set(sinks))
+    spread.forward(graph)
+    spread.backward(graph)
+    return frozenset(id_ for id_ in spread.perturbed & spread.needed if _carries(values[id_]))
 
-    sources: frozenset[int]
-    sinks: frozenset[int]
+
+def _carries(value: Value) -> bool:
+    """Whether a value can carry a tangent at all."""
+    return _jaxpr.is_ref(value.aval) or _jaxpr.is_inexact(value.dtype)
 
 
-class Activity:
-    """Which values lie between the sources and the sinks of a derivative."""
+class _Spread:
+    """Perturbations spread forward through a graph, needs spread backward."""
 
-    def __init__(self, avals: list[Any], uncut: frozenset[int], ends: Ends) -> None:
-        self.avals, self.uncut, self.ends = avals, uncut, ends
-        self.perturbed: set[Any] = set(ends.sources)
-        self.reaching: set[Any] = set(ends.sinks)
+    def __init__(
+        self,
+        values: dict[ValueId, Value],
+        uncut: frozenset[NodeIndex],
+        perturbed: set[ValueId],
+        needed: set[ValueId],
+    ) -> None:
+        self.values, self.uncut = values, uncut
+        self.perturbed, self.needed = perturbed, needed
 
-    def of(self, top: Level) -> set[int]:
-        self.perturb(top)
-        self.reach(top)
-        return {id_ for id_ in self.perturbed & self.reaching if self.carries(id_)}
-
-    def carries(self, id_: int) -> bool:
-        aval = self.avals[id_]
-        return _jaxpr.is_ref(aval) or _jaxpr.is_inexact(_jaxpr.dtype_of(aval))
-
-    def perturb(self, level: Level) -> None:
-        """Add the values of a program whose tangents are not zero, as JAX's own rules have it."""
-        for draft in level.drafts:
-            moved = tuple(operand in self.perturbed for operand in draft.operands)
-            if not any(moved) and not draft.levels:
+    def forward(self, graph: Graph) -> None:
+        """Add the values whose tangents are not zero, according to JAX's own rules."""
+        for node in graph.equations():
+            if node.opened:
+                self.forward_nested(node)
                 continue
-            if draft.opened:
-                self.perturb_nested(draft)
-                continue
+            moved = tuple(value.id in self.perturbed for value in node.operands)
             if not any(moved):
                 continue
-            if draft.index in self.uncut:
-                zero: tuple[bool, ...] = (False,) * len(draft.outputs)
-            else:
-                zero = _jaxpr.zero_tangents(draft.seen.eqn, moved)
-            pairs = zip(draft.outputs, zero, strict=True)
-            self.perturbed.update(id_ for id_, none in pairs if not none and self.carries(id_))
-            # What is written into a reference comes out of it again.
-            self.perturbed.update(
-                id_ for id_ in draft.operands if isinstance(id_, int) and _jaxpr.is_ref(self.avals[id_])
-            )
+            zero: Sequence[bool] = (False,) * len(node.outputs)
+            if node.index not in self.uncut:
+                zero = _jaxpr.zero_tangents(node.eqn, moved)
+            pairs = zip(node.outputs, zero, strict=True)
+            self.perturbed.update(value.id for value, none in pairs if not none and _carries(value))
+            # What is written into a reference can be read from it again.
+            self.perturbed.update(value.id for value in node.operands if _jaxpr.is_ref(value.aval))
 
-    def perturb_nested(self, draft: Draft) -> None:
-        for level in draft.levels:
+    def forward_nested(self, node: Node) -> None:
+        for nested in node.graphs:
+            bound = joints(node, nested)
             self.perturbed.update(
-                inner for outer, inner in into(draft, level) if outer in self.perturbed and self.carries(inner)
+                inner.id for outer, inner in bound.into if outer.id in self.perturbed and _carries(inner)
             )
-            self.perturb(level)
-            # A carry that is moved in one step is moved in the next.
-            while new := {
-                into
-                for out, into in around(draft, level)
-                if out in self.perturbed and into not in self.perturbed
-            }:
+            self.forward(nested)
+            # A carry that is perturbed in one step is perturbed in the next.
+            while new := _across(bound.around, self.perturbed):
                 self.perturbed |= new
-                self.perturb(level)
-            self.perturbed.update(outer for inner, outer in out_of(draft, level) if inner in self.perturbed)
-        if draft.index in self.uncut:
-            self.perturbed.update(id_ for id_ in draft.outputs if self.carries(id_))
+                self.forward(nested)
+            self.perturbed.update(outer.id for inner, outer in bound.out_of if inner.id in self.perturbed)
+        if node.index in self.uncut:
+            self.perturbed.update(value.id for value in node.outputs if _carries(value))
 
-    def reach(self, level: Level) -> None:
-        """Add the values of a program on which a sink depends."""
-        for draft in reversed(level.drafts):
-            if draft.opened:
-                self.reach_nested(draft)
-            elif self.passes(draft):
-                self.reaching.update(draft.operands)
+    def backward(self, graph: Graph) -> None:
+        """Add the values on which a sink depends."""
+        for node in reversed(list(graph.equations())):
+            if node.opened:
+                self.backward_nested(node)
+            elif self.propagates(node):
+                self.needed.update(value.id for value in node.operands)
 
-    def passes(self, draft: Draft) -> bool:
-        """Whether a cotangent can cross a node: an output has a tangent, and a sink depends on it."""
-        if any(isinstance(id_, int) and _jaxpr.is_ref(self.avals[id_]) for id_ in draft.operands):
-            return True  # what a reference holds is not followed
-        return any(id_ in self.reaching and id_ in self.perturbed for id_ in draft.outputs)
+    def propagates(self, node: Node) -> bool:
+        """Whether a cotangent can pass a node: an output has a tangent, and a sink depends on it."""
+        if any(_jaxpr.is_ref(value.aval) for value in node.operands):
+            return True  # the contents of a reference are not followed
+        return any(value.id in self.needed and value.id in self.perturbed for value in node.outputs)
 
-    def reach_nested(self, draft: Draft) -> None:
-        for level in draft.levels:
-            self.reaching.update(
-                inner
-                for inner, outer in out_of(draft, level)
-                if outer in self.reaching and outer in self.perturbed
+    def backward_nested(self, node: Node) -> None:
+        for nested in node.graphs:
+            bound = joints(node, nested)
+            self.needed.update(
+                inner.id
+                for inner, outer in bound.out_of
+                if outer.id in self.needed and outer.id in self.perturbed
             )
-            self.reach(level)
-            while new := {
-                out for out, into in around(draft, level) if into in self.reaching and out not in self.reaching
-            }:
-                self.reaching |= new
-                self.reach(level)
-            self.reaching.update(outer for outer, inner in into(draft, level) if inner in self.reaching)
+            self.backward(nested)
+            while new := _across(((into, out) for out, into in bound.around), self.needed):
+                self.needed |= new
+                self.backward(nested)
+            self.needed.update(outer.id for outer, inner in bound.into if inner.id in self.needed)
+
+
+def _across(pairs: Iterable[tuple[Value, Value]], marked: set[ValueId]) -> set[ValueId]:
+    """The second of each pair whose first is marked, where it is not marked yet."""
+    return {to.id for from_, to in pairs if from_.id in marked and to.id not in marked}

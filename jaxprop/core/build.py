@@ -1,192 +1,101 @@
-"""From a traced program to a `Graph`: number the variables, name the values, find what is active, freeze."""
+"""From a jaxpr to a `Graph`: every variable gets an id, every equation an index, calls are inlined."""
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .. import _jaxpr
 from .._text import type_name
-from ..naming import assign
-from ..naming.syntax import Source
-from .activity import Activity, Ends
-from .draft import Draft, DraftCall, Fixed, Level, Numbering, into
-from .graph import Call, Graph, Node, Value
+from .graph import LITERAL, Call, Graph, Node, Value
+from .types import NodeIndex, ValueId
+
+_Env = dict[Any, Value]  # by variable of the jaxpr
 
 
-class Argument(NamedTuple):
-    """An input of the program: its name and whether it is differentiated."""
+def build(program: _jaxpr.Program) -> Graph:
+    """Build the graph of a traced program, complete but for names, places in the source and activity.
 
-    name: str
-    differentiated: bool
-
-
-def build(
-    program: _jaxpr.Program,
-    arguments: Sequence[Argument],
-    constants: Sequence[str | None] = (),
-    function: str | None = None,
-    home: str | None = None,
-    scalars: Mapping[str, Any] | None = None,
-    *,
-    uncut: frozenset[int] = frozenset(),
-    ends: Ends | None = None,
-) -> Graph:
-    """Build the graph of a program.
-
-    Args:
-        program: the traced program.
-        arguments: one for each of its inputs.
-        constants: names of the arrays it closes over, None where one has none.
-        function: the name of the traced function.
-        home: the file it stands in.
-        scalars: arguments that are plain Python numbers. They stand in the program as literals, and are known
-            again by the source: `x` in `w * x`.
-        uncut: indices of nodes whose own rule sends nothing back, but another rule stands in for it.
-        ends: what lies between these is active; by default what lies between the differentiated arguments
-            and the results.
+    Calls (`jit`) are inlined under their own scope; the bodies of `scan`, `cond`, `while`, `jax.checkpoint`
+    and of custom rules become nested graphs of the node that holds them.
     """
-    numbering = Numbering(home, function, scalars or {})
-    top = numbering.level(program, outermost=True)
-    names = _name_values(top, arguments, constants, function, numbering.scalars)
-    names |= {fixed.id: name for name, fixed in numbering.scalars.items()}
-    if ends is None:
-        pairs = zip(top.inputs, arguments, strict=True)
-        sources = frozenset(id_ for id_, argument in pairs if argument.differentiated)
-        ends = Ends(sources, frozenset(id_ for id_ in top.outputs if isinstance(id_, int)))
-    active = Activity(numbering.avals, uncut, ends).of(top)
-    freezer = _Freezer(numbering.avals, names, active)
-    graph = freezer.graph(top)
-    if not numbering.scalars:
-        return graph
-    numbers = map(freezer.scalar, numbering.scalars.values())
-    heads = (Node(numbering.take(1), "input", "", "", None, (), (value,)) for value in numbers)
-    return replace(graph, fixed=tuple(heads))
+    builder = _Builder()
+    consts = tuple(builder.value(var) for var in program.jaxpr.constvars)
+    return builder.graph(program, consts, "", True)
 
 
-def _name_values(
-    top: Level,
-    arguments: Sequence[Argument],
-    constants: Sequence[str | None],
-    function: str | None,
-    scalars: Iterable[str],
-) -> dict[int, str]:
-    """Second pass: a unique name for each value."""
-    unique = assign.Unique()
-    for name in scalars:
-        unique(name)
-    names = {id_: unique(argument.name) for id_, argument in zip(top.inputs, arguments, strict=True)}
-    given = [*constants, *(None,) * (len(top.consts) - len(constants))]
-    names |= {id_: unique(name or "const") for id_, name in zip(top.consts, given, strict=True)}
+class _Builder:
+    """Numbers values and nodes in program order."""
 
-    # Outer programs first: where a body and the code around it both have an `h`, the outer is plain `h`.
-    queue: list[tuple[Level, str | None, bool]] = [(top, function, False)]
-    for level, root, derived in queue:
-        assigned = assign.assigned_names([draft.seen for draft in level.drafts], root, derived)
-        for draft, found in zip(level.drafts, assigned, strict=True):
-            primitive = _jaxpr.display_primitive(draft.seen.eqn)
-            fallback = assign.fallback_name(draft.seen, draft.scope, primitive, function)
-            several = len(draft.outputs) > 1
-            for position, id_ in enumerate(draft.outputs):
-                plain = f"{fallback}[{position}]" if several else fallback
-                dropped = _jaxpr.is_dropped(draft.seen.eqn.outvars[position])
-                names[id_] = "" if dropped else unique(found[position] or plain)
-            for nested in draft.levels:
-                queue.append((nested, None, derived or bool(draft.seen.deriving)))
-                for id_, name in zip(nested.inputs, _input_names(nested, draft, primitive, names), strict=True):
-                    names[id_] = unique(name)
-    return names
+    def __init__(self) -> None:
+        self.ids: Iterator[int] = itertools.count()
+        self.indices: Iterator[int] = itertools.count()
 
+    def value(self, var: Any) -> Value:
+        id_ = ValueId(next(self.ids))
+        shape, dtype = _jaxpr.shape_of(var.aval), _jaxpr.dtype_of(var.aval)
+        return Value(f"v{id_}", shape, dtype, False, id_, aval=var.aval)
 
-def _input_names(level: Level, draft: Draft, primitive: str, names: Mapping[int, str]) -> list[str]:
-    """Names of the inputs of a nested program: its function's arguments, under the function's name.
+    def index(self) -> NodeIndex:
+        return NodeIndex(next(self.indices))
 
-    What it closes over has the name it has outside.
-    """
-    outside: dict[int, str] = {}
-    if draft.opened:
-        outside = {inner: names[outer] for outer, inner in into(draft, level) if outer in names}
-    function = level.program.function_name
-    prefix = function if function and function.isidentifier() else primitive
-    given = level.program.argument_names or ("",) * len(level.inputs)
-    return [
-        f"{prefix}/{name or outside.get(id_) or f'in[{i}]'}"
-        for i, (id_, name) in enumerate(zip(level.inputs, given, strict=True))
-    ]
-
-
-class _Freezer:
-    """Third pass: frozen nodes, numbered in program order."""
-
-    def __init__(self, avals: list[Any], names: dict[int, str], active: set[int]) -> None:
-        self.avals, self.names, self.active = avals, names, active
-
-    @functools.cache  # noqa: B019
-    def value(self, id_: int) -> Value:
-        aval = self.avals[id_]
-        return Value(
-            name=self.names[id_],
-            shape=_jaxpr.shape_of(aval),
-            dtype=_jaxpr.dtype_of(aval),
-            active=id_ in self.active,
-            id=id_,
-            aval=aval,
-        )
-
-    def atom(self, atom: Any) -> Value:
-        if isinstance(atom, int):
-            return self.value(atom)
-        if atom.id >= 0:
-            return self.scalar(atom)
-        shape = _jaxpr.shape_of(atom.aval)
-        name = f"{atom.val}" if shape == () else type_name(_jaxpr.dtype_of(atom.aval), shape)
-        return Value(name, shape, _jaxpr.dtype_of(atom.aval), False, -1, atom.val, atom.aval)
-
-    def scalar(self, fixed: Fixed) -> Value:
-        dtype = _jaxpr.dtype_of(fixed.aval)
-        return Value(self.names[fixed.id], (), dtype, False, fixed.id, fixed.val, fixed.aval)
-
-    def graph(self, level: Level, source: Source | None = None) -> Graph:
-        """`source` is the place of the node around, for what has none of its own."""
-        kinds = ("input",) * len(level.inputs) + ("const",) * len(level.consts)
+    def graph(self, program: _jaxpr.Program, consts: tuple[Value, ...], scope: str, opened: bool) -> Graph:
+        """Build one level. `consts` are the closed-over arrays that are values; else they are literals."""
+        jaxpr = program.jaxpr
+        inputs = tuple(self.value(var) for var in jaxpr.invars)
+        env: _Env = dict(zip(jaxpr.invars, inputs, strict=True))
+        env |= dict(zip(jaxpr.constvars, consts, strict=True)) if consts else _literals(program)
+        kinds = ("input",) * len(inputs) + ("const",) * len(consts)
         heads = tuple(
-            Node(level.head + i, kind, "", "", None, (), (self.value(id_),))
-            for i, (kind, id_) in enumerate(zip(kinds, level.inputs + level.consts, strict=True))
+            Node(self.index(), kind, "", "", None, (), (value,))
+            for kind, value in zip(kinds, (*inputs, *consts), strict=True)
         )
-        return Graph(
-            inputs=tuple(map(self.value, level.inputs)),
-            consts=tuple(map(self.value, level.consts)),
-            outputs=tuple(map(self.atom, level.outputs)),
-            items=self.items(level.items, source),
-            heads=heads,
-        )
+        items = self.items(jaxpr, env, scope, opened)
+        outputs = tuple(_read(env, atom) for atom in jaxpr.outvars)
+        return Graph(inputs, consts, outputs, items, heads, jaxpr=jaxpr)
 
-    def items(self, drafts: list[Draft | DraftCall], source: Source | None) -> tuple[Node | Call, ...]:
-        return tuple(
-            self.call(draft, source) if isinstance(draft, DraftCall) else self.node(draft, source)
-            for draft in drafts
-        )
+    def items(self, jaxpr: Any, env: _Env, scope: str, opened: bool) -> tuple[Node | Call, ...]:
+        """Build the equations of a jaxpr, reading and writing `env`."""
+        items: list[Node | Call] = []
+        for eqn in jaxpr.eqns:
+            inside = _jaxpr.join_scopes(scope, _jaxpr.scope_of(eqn))
+            operands = tuple(_read(env, atom) for atom in eqn.invars)
+            call = _jaxpr.inlined_program(eqn)
+            if call is None:
+                item = self.node(eqn, operands, inside, opened)
+                outputs = item.outputs
+            else:
+                named = _jaxpr.join_scopes(inside, str(eqn.params.get("name") or ""))
+                body: _Env = dict(zip(call.jaxpr.invars, operands, strict=True)) | _literals(call)
+                inner = self.items(call.jaxpr, body, named, opened)
+                outputs = tuple(_read(body, atom) for atom in call.jaxpr.outvars)
+                item = Call(inner, operands, outputs, eqn)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+            items.append(item)
+        return tuple(items)
 
-    def call(self, draft: DraftCall, source: Source | None) -> Call:
-        return Call(
-            items=self.items(draft.items, source),
-            operands=tuple(map(self.atom, draft.operands)),
-            outputs=tuple(map(self.atom, draft.outputs)),
-            eqn=draft.eqn,
-        )
-
-    def node(self, draft: Draft, around: Source | None) -> Node:
-        label, own = assign.label_and_source(draft.seen)
-        source = own or around
+    def node(self, eqn: Any, operands: tuple[Value, ...], scope: str, opened: bool) -> Node:
+        index = self.index()
+        outputs = tuple(self.value(var) for var in eqn.outvars)
+        form = _jaxpr.opened_form(eqn)
+        bodies: Sequence[_jaxpr.Program] = _jaxpr.bodies_of(eqn)
+        opens = opened and form is not None
+        graphs = tuple(self.graph(body, (), scope, opens) for body in bodies)
         return Node(
-            index=draft.index,
-            primitive=_jaxpr.display_primitive(draft.seen.eqn),
-            scope=draft.scope,
-            label=label,
-            source=source,
-            operands=tuple(map(self.atom, draft.operands)),
-            outputs=tuple(map(self.value, draft.outputs)),
-            graphs=tuple(self.graph(level, source) for level in draft.levels),
-            opened=draft.opened,
-            eqn=draft.seen.eqn,
+            index, _jaxpr.display_primitive(eqn), scope, "", None, operands, outputs, graphs, opens, eqn
         )
+
+
+def _literals(program: _jaxpr.Program) -> _Env:
+    """The arrays that a nested program closes over."""
+    pairs = zip(program.jaxpr.constvars, program.consts, strict=True)
+    return {var: _literal(const, var.aval) for var, const in pairs}
+
+
+def _literal(number: Any, aval: Any) -> Value:
+    shape, dtype = _jaxpr.shape_of(aval), _jaxpr.dtype_of(aval)
+    name = f"{number}" if shape == () else type_name(dtype, shape)
+    return Value(name, shape, dtype, False, LITERAL, number, aval)
+
+
+def _read(env: _Env, atom: Any) -> Value:
+    return _literal(atom.val, atom.aval) if _jaxpr.is_literal(atom) else env[atom]

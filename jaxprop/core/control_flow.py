@@ -1,8 +1,8 @@
-"""The opened forms: scan, cond and remat, rebuilt around a body that is swept by hand.
+"""The opened forms: scan, cond and remat, rebuilt around a body that is interpreted.
 
 Each is rebuilt from the public function it came from, so JAX differentiates it as it always does: the same
-residuals, the same hoisting, the same remat policy. The sweep of the body is handed in. What is written down
-inside comes out beside the results: with a step axis from a scan, with zeros from branches not taken.
+residuals, the same hoisting, the same remat policy. The interpreter of the body is passed in. What is recorded
+inside comes out as further results: with a step axis from a scan, as zeros from branches not taken.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,71 +13,75 @@ import jax.numpy as jnp
 
 from .. import _jaxpr
 from .graph import Graph, Node
-from .types import PyTree
+from .types import Array, NodeIndex, PyTree, ValueId
 
-#: Zeros by which records leave on the way back, by index of the node.
-Carriers: TypeAlias = Mapping[int, PyTree]
+#: Zeros by which records leave the backward pass, by index of the node.
+Carriers: TypeAlias = Mapping[NodeIndex, PyTree]
 
 
-class Written(NamedTuple):
-    """What was written down on the way out.
+class Recorded(NamedTuple):
+    """What was recorded in the forward pass.
 
     Attributes:
-        records: what the recorder wrote, by index of the node.
-        values: values kept as they are, by id.
+        records: what the recorder recorded, by index of the node.
+        values: values kept unchanged, by id.
         branches: the branch taken, by index of the cond.
     """
 
-    records: dict[int, PyTree]
-    values: dict[int, Any]
-    branches: dict[int, Any]
+    records: dict[NodeIndex, PyTree]
+    values: dict[ValueId, Array]
+    branches: dict[NodeIndex, Array]
 
     @classmethod
-    def nothing(cls) -> "Written":
+    def nothing(cls) -> "Recorded":
         return cls({}, {}, {})
 
-    def take(self, other: "Written") -> None:
-        for mine, its in zip(self, other, strict=True):
-            mine.update(its)
+    def update(self, other: "Recorded") -> None:
+        """Add what was recorded elsewhere."""
+        self.records.update(other.records)
+        self.values.update(other.values)
+        self.branches.update(other.branches)
 
 
-#: The sweep of a graph: (graph, operands, carriers) -> (outputs, what was written).
-Sweep: TypeAlias = Callable[[Graph, Sequence[Any], Carriers], tuple[list[Any], Written]]
-#: An opened node: (operands, carriers) -> (outputs, what was written).
-Opened: TypeAlias = Callable[[Sequence[Any], Carriers], tuple[list[Any], Written]]
+#: The results of a graph or a node, and what was recorded on the way.
+Results: TypeAlias = tuple[list[Any], Recorded]
+#: Evaluates a graph: (graph, operands, carriers) -> results.
+Interpret: TypeAlias = Callable[[Graph, Sequence[Any], Carriers], Results]
+#: Evaluates a node: (operands, carriers) -> results.
+Evaluate: TypeAlias = Callable[[Sequence[Any], Carriers], Results]
 
 
-def open_node(node: Node, sweep: Sweep) -> Opened:
-    """An opened node as a function, its body swept by `sweep`."""
+def open_node(node: Node, interpret: Interpret) -> Evaluate:
+    """Rebuild an opened node around its interpreted body."""
     form = _jaxpr.opened_form(node.eqn)
     match form:
         case _jaxpr.Scan():
-            return lambda operands, carriers: _scan(node, form, sweep, operands, carriers)
+            return lambda operands, carriers: _scan(node, form, interpret, operands, carriers)
         case _jaxpr.Cond():
-            return lambda operands, carriers: _cond(node, sweep, operands, carriers)
+            return lambda operands, carriers: _cond(node, interpret, operands, carriers)
         case _jaxpr.Remat():
-            return lambda operands, carriers: _remat(node, form, sweep, operands, carriers)
+            return lambda operands, carriers: _remat(node, form, interpret, operands, carriers)
         case _:
             raise AssertionError(f"{node.primitive} has no opened form")
 
 
-def _inside(graph: Graph, carriers: Carriers) -> dict[int, PyTree]:
+def _inside(graph: Graph, carriers: Carriers) -> dict[NodeIndex, PyTree]:
     return {index: carrier for index, carrier in carriers.items() if index in graph.indices}
 
 
 def _scan(
-    node: Node, form: _jaxpr.Scan, sweep: Sweep, operands: Sequence[Any], carriers: Carriers
-) -> tuple[list[Any], Written]:
+    node: Node, form: _jaxpr.Scan, interpret: Interpret, operands: Sequence[Any], carriers: Carriers
+) -> Results:
     (body,) = node.graphs
     first, last = form.num_consts, form.num_consts + form.num_carry
     consts, carry, xs = operands[:first], operands[first:last], operands[last:]
 
-    def step(carry: Any, slices: Any) -> Any:
+    def step(carry: list[Any], slices: tuple[list[Any], Carriers]) -> tuple[list[Any], Results]:
         xs, step_carriers = slices
-        outs, written = sweep(body, [*consts, *carry, *xs], step_carriers)
-        return outs[: form.num_carry], (outs[form.num_carry :], written)
+        outputs, recorded = interpret(body, [*consts, *carry, *xs], step_carriers)
+        return outputs[: form.num_carry], (outputs[form.num_carry :], recorded)
 
-    carry, (ys, written) = jax.lax.scan(
+    carry, (ys, recorded) = jax.lax.scan(
         step,
         list(carry),
         (list(xs), _inside(body, carriers)),
@@ -85,45 +89,41 @@ def _scan(
         reverse=form.reverse,
         unroll=form.unroll,
     )
-    return [*carry, *ys], written
+    return [*carry, *ys], recorded
 
 
-def _cond(node: Node, sweep: Sweep, operands: Sequence[Any], carriers: Carriers) -> tuple[list[Any], Written]:
+def _cond(node: Node, interpret: Interpret, operands: Sequence[Any], carriers: Carriers) -> Results:
     index, *rest = operands
     inside = [_inside(graph, carriers) for graph in node.graphs]
 
-    def shapes(graph: Graph, number: int) -> Any:
-        return jax.eval_shape(lambda r, c: sweep(graph, r, c[number])[1], rest, inside)
+    def recorded_by(number: int, graph: Graph) -> Recorded:
+        return jax.eval_shape(lambda r, c: interpret(graph, r, c[number])[1], rest, inside)
 
-    written_by = [shapes(graph, number) for number, graph in enumerate(node.graphs)]
+    structs = [recorded_by(number, graph) for number, graph in enumerate(node.graphs)]
 
-    def branch(number: int) -> Callable[..., Any]:
-        def run(rest: list[Any], inside: list[Carriers]) -> Any:
-            outs, written = sweep(node.graphs[number], rest, inside[number])
-            for other, structs in enumerate(written_by):
+    def branch(number: int) -> Callable[..., Results]:
+        def run(rest: list[Any], inside: list[Carriers]) -> Results:
+            outputs, recorded = interpret(node.graphs[number], rest, inside[number])
+            for other, struct in enumerate(structs):
                 if other != number:
-                    written.take(jax.tree.map(_zeros, structs))
-            return outs, written
+                    recorded.update(jax.tree.map(lambda leaf: jnp.asarray(_jaxpr.zeros(leaf)), struct))
+            return outputs, recorded
 
         return run
 
     branches = [branch(number) for number in range(len(node.graphs))]
-    outs, written = jax.lax.switch(index, branches, rest, inside)
-    written.branches[node.index] = jax.lax.stop_gradient(index)
-    return outs, written
-
-
-def _zeros(struct: jax.ShapeDtypeStruct) -> Any:
-    return jnp.asarray(_jaxpr.zeros(struct))
+    outputs, recorded = jax.lax.switch(index, branches, rest, inside)
+    recorded.branches[node.index] = index
+    return outputs, recorded
 
 
 def _remat(
-    node: Node, form: _jaxpr.Remat, sweep: Sweep, operands: Sequence[Any], carriers: Carriers
-) -> tuple[list[Any], Written]:
+    node: Node, form: _jaxpr.Remat, interpret: Interpret, operands: Sequence[Any], carriers: Carriers
+) -> Results:
     (body,) = node.graphs
 
-    def run(operands: list[Any], inside: Carriers) -> Any:
-        return sweep(body, operands, inside)
+    def run(operands: list[Any], inside: Carriers) -> Results:
+        return interpret(body, operands, inside)
 
     remat = jax.checkpoint(run, policy=form.policy, prevent_cse=form.prevent_cse)
     return remat(list(operands), _inside(body, carriers))

@@ -1,45 +1,57 @@
-"""The computational graph of a traced function: frozen nodes with names, nested where the program is.
+"""The computational graph of a traced function: values and nodes, nested where the program is nested.
 
-`build` turns a program into a `Graph`. Calls (`jit`) are inlined under their own scope; the bodies of `scan`,
-`cond`, `while`, `jax.checkpoint` and of custom rules become nested graphs of the node that holds them.
+A `Graph` is complete as `core.build` makes it from a jaxpr: values are told apart by their ids, nodes by their
+indices. Names, places in the source and activity are tables by id, made elsewhere and put in by `annotate`,
+which returns another graph.
 """
 
-import difflib
-import fnmatch
 import functools
-import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from .. import _jaxpr
 from .._fingerprint import fingerprint
-from .._text import in_columns, type_name
-from ..naming.syntax import Source
+from .._text import in_columns, shortened, type_name
+from .selectors import Selector, select, unknown_name
+from .types import Dtype, NodeIndex, Shape, Steps, ValueId
 
-#: A glob, several globs (on a node's name, scope or primitive), or a predicate on `Node`.
-Selector: TypeAlias = str | Sequence[str] | Callable[["Node"], bool]
+#: The id of a literal that is written in the program.
+LITERAL = ValueId(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place in the user's source: file, line, and the function around it."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{os.path.basename(self.file)}:{self.line}"
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value of the program: what one variable stands for.
+    """A value of the program: what one variable of the jaxpr stands for.
 
     Attributes:
         name: its unique name in the whole graph; the number itself for a literal.
         shape: its shape, without the step axes it has inside a scan.
         dtype: its dtype.
-        active: whether a cotangent can reach it: it lies between a differentiated argument and the output.
-        id: its number in the graph, -1 for a literal.
+        active: whether a cotangent can reach it: it is on a path from a differentiated argument to the output.
+        id: identifies it in the graph; -1 for a literal.
         literal: the number, for a literal.
+        aval: JAX's own type of it.
     """
 
     name: str
-    shape: tuple[int, ...]
-    dtype: Any
+    shape: Shape
+    dtype: Dtype
     active: bool
-    id: int
+    id: ValueId
     literal: Any = field(default=None, compare=False)
     aval: Any = field(default=None, compare=False, repr=False)
 
@@ -55,16 +67,16 @@ class Node:
         index: its number in the graph, in program order.
         primitive: the JAX primitive; the function's name for a custom rule; `input` or `const`.
         scope: named scopes, module names and inlined calls around it, joined by `/`.
-        label: the expression in the source it stems from, "" where the source is unknown.
+        label: the expression in the source it comes from, "" where the source is unknown.
         source: file, line and function in the user's code, or None.
-        operands: the values it reads, in the order of its positions.
-        outputs: the values it makes.
+        operands: the values it reads, by position.
+        outputs: the values it produces.
         graphs: nested graphs: the body of a scan, the branches of a cond, ...
-        opened: whether the nested graphs take part in the sweep (scan, cond, remat) or are only shown.
-        params: the parameters of the primitive, as text.
+        opened: whether the nested graphs are differentiated through (scan, cond, remat) or only shown.
+        eqn: the equation of the jaxpr; None for an input or a constant.
     """
 
-    index: int
+    index: NodeIndex
     primitive: str
     scope: str
     label: str
@@ -77,19 +89,22 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The name of the first output that is kept."""
+        """The name of the first output that is used."""
         return next((value.name for value in self.outputs if value.name), self.primitive)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of its outputs, "" for one that is dropped."""
         return tuple(value.name for value in self.outputs)
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
+        """The shape of its first output."""
         return self.outputs[0].shape if self.outputs else ()
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> Dtype:
+        """The dtype of its first output."""
         return self.outputs[0].dtype if self.outputs else None
 
     @property
@@ -99,11 +114,12 @@ class Node:
 
     @property
     def params(self) -> Mapping[str, Any]:
+        """The parameters of the primitive."""
         return {} if self.eqn is None else dict(self.eqn.params)
 
     @property
     def where(self) -> str:
-        """`name` and the place in the source, for messages."""
+        """Its name and its place in the source, for messages."""
         place = f" at {self.source.file}:{self.source.line}" if self.source else ""
         return f"`{self.name}` ({self.primitive}){place}"
 
@@ -113,12 +129,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that means no more than its body (`jit`): run as one piece where nobody looks inside.
+    """A call that means no more than its body (`jit`): evaluated as one piece where nobody looks inside.
 
     Attributes:
-        items: the operations of its body, which read and make the values of the graph around it.
+        items: the operations of its body, on the values of the graph around it.
         operands: the values it reads.
-        outputs: the values it makes; None where a result is a literal.
+        outputs: the values it produces.
+        eqn: the equation of the jaxpr.
     """
 
     items: tuple["Node | Call", ...]
@@ -128,11 +145,12 @@ class Call:
 
     @property
     def nodes(self) -> Iterator[Node]:
+        """The operations of its body, calls inlined."""
         return flatten(self.items)
 
 
-def flatten(items: Iterable["Node | Call"]) -> Iterator[Node]:
-    """The operations among items, calls inlined."""
+def flatten(items: Iterable[Node | Call]) -> Iterator[Node]:
+    """Inline the calls among operations."""
     stack = [iter(items)]
     while stack:
         item = next(stack[-1], None)
@@ -154,7 +172,8 @@ class Graph:
         outputs: the values returned.
         items: the operations, calls not yet inlined. `nodes` is what one usually wants.
         heads: the nodes of inputs and consts.
-        fixed: nodes of arguments that are plain numbers, read as literals.
+        fixed: the nodes of arguments that are plain numbers, which the program holds as literals.
+        jaxpr: the jaxpr it was built from.
     """
 
     inputs: tuple[Value, ...]
@@ -163,6 +182,8 @@ class Graph:
     items: tuple[Node | Call, ...]
     heads: tuple[Node, ...]
     fixed: tuple[Node, ...] = ()
+    jaxpr: Any = field(default=None, repr=False)
+    answers: dict[str, Any] = field(default_factory=dict, repr=False)  # see `structure.once`
 
     @functools.cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -182,20 +203,22 @@ class Graph:
 
     @functools.cached_property
     def by_name(self) -> Mapping[str, Node]:
+        """The node that produces the value of each name."""
         return {name: node for node in self.walk() for name in node.names if name}
 
     @functools.cached_property
-    def by_index(self) -> Mapping[int, Node]:
+    def by_index(self) -> Mapping[NodeIndex, Node]:
+        """Each node by its index."""
         return {node.index: node for node in self.walk()}
 
     @functools.cached_property
-    def indices(self) -> frozenset[int]:
-        """The numbers of all nodes, nested ones included."""
+    def indices(self) -> frozenset[NodeIndex]:
+        """The indices of all nodes, nested ones included."""
         return frozenset(self.by_index)
 
     @functools.cached_property
-    def places(self) -> Mapping[int, "Place"]:
-        """Where each node stands among the nested graphs, by index."""
+    def places(self) -> Mapping[NodeIndex, "Place"]:
+        """Where each node is among the nested graphs, by index."""
         return dict(_places(self, (), ()))
 
     def __getitem__(self, name: str) -> Node:
@@ -212,16 +235,16 @@ class Graph:
         return name in self.by_name
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.walk())
+        return len(self.by_index)
 
     def __iter__(self) -> Iterator[Node]:
         return self.walk()
 
     def find(self, selector: Selector) -> tuple[Node, ...]:
-        """The nodes a selector picks, in program order.
+        """The nodes a selector matches, in program order.
 
         Raises:
-            ValueError: the selector picks nothing.
+            ValueError: the selector matches no node.
         """
         return select(self, selector)
 
@@ -250,11 +273,27 @@ class Graph:
         return f"Graph({len(self)} nodes, {active} active)"
 
     def __str__(self) -> str:
-        return table(self)
+        rows = [("node", "type", "operation", "source", ""), *_rows(self, 0)]
+        return f"{in_columns(rows)}\nreturns {', '.join(value.name for value in self.outputs)}"
+
+
+def _rows(graph: Graph, depth: int) -> Iterator[tuple[str, ...]]:
+    indent = "  " * depth
+    for node in graph.nodes:
+        read = f"({', '.join(value.name for value in node.operands)})" if node.operands else ""
+        yield (
+            indent + ", ".join(name or "_" for name in node.names),
+            ", ".join(type_name(value.dtype, value.shape) for value in node.outputs),
+            shortened(node.primitive + read, 60),
+            str(node.source or ""),
+            "active" if node.active else "",
+        )
+        for nested in node.graphs:
+            yield from _rows(nested, depth + 1)
 
 
 class Place(NamedTuple):
-    """Where a node stands among nested graphs.
+    """Where a node is among nested graphs.
 
     Attributes:
         graph: the graph it belongs to.
@@ -263,13 +302,13 @@ class Place(NamedTuple):
     """
 
     graph: Graph
-    steps: tuple[int, ...]
+    steps: Steps
     parents: tuple[tuple[Node, int], ...]
 
 
 def _places(
-    graph: Graph, steps: tuple[int, ...], parents: tuple[tuple[Node, int], ...]
-) -> Iterator[tuple[int, Place]]:
+    graph: Graph, steps: Steps, parents: tuple[tuple[Node, int], ...]
+) -> Iterator[tuple[NodeIndex, Place]]:
     place = Place(graph, steps, parents)
     for node in graph.nodes:
         yield node.index, place
@@ -279,81 +318,56 @@ def _places(
             yield from _places(nested, inner, (*parents, (node, number)))
 
 
-# --- selecting -----------------------------------------------------------------------------------
+# --- another graph of the same program ------------------------------------------------------------
 
 
-def unknown_name(name: str, names: Mapping[str, Any] | Sequence[str]) -> str:
-    return f"there is no value named {name!r} in the graph.{nearest(name, names)}"
+def annotate(
+    graph: Graph,
+    of_value: Callable[[Value], Value],
+    of_node: Callable[[Node], Node] = lambda node: node,
+) -> Graph:
+    """Rebuild a graph with other details: the same ids and indices, the same wiring.
 
+    Args:
+        of_value: from a value to the value that replaces it; called once for each id.
+        of_node: from a node, its values replaced already, to the node that replaces it.
+    """
+    known: dict[ValueId, Value] = {}
 
-def nearest(name: str, names: Mapping[str, Any] | Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    if close:
-        return " Nearest names: " + ", ".join(close) + "."
-    some = ", ".join(itertools.islice(names, 8))
-    return f" Names there are: {some}{', ...' if len(names) > 8 else ''}."
+    def value(old: Value) -> Value:
+        if old.literal is not None or old.id == LITERAL:
+            return of_value(old)
+        if old.id not in known:
+            known[old.id] = of_value(old)
+        return known[old.id]
 
+    def values(old: Iterable[Value]) -> tuple[Value, ...]:
+        return tuple(map(value, old))
 
-def matches(selector: Selector, node: Node) -> bool:
-    """Whether a selector picks a node."""
-    if callable(selector):
-        return bool(selector(node))
-    patterns = (selector,) if isinstance(selector, str) else selector
-    texts = (*node.names, node.scope, node.primitive)
-    return any(_glob(pattern)(text) for pattern in patterns for text in texts if text)
+    def item(old: Node | Call) -> Node | Call:
+        if isinstance(old, Call):
+            return Call(tuple(map(item, old.items)), values(old.operands), values(old.outputs), old.eqn)
+        return node(old)
 
+    def node(old: Node) -> Node:
+        graphs = tuple(map(level, old.graphs))
+        return of_node(replace(old, operands=values(old.operands), outputs=values(old.outputs), graphs=graphs))
 
-@functools.lru_cache(maxsize=4096)
-def _glob(pattern: str) -> Callable[[str], Any]:
-    # `params['w']` is a name, not a set of characters: brackets stand for themselves.
-    escaped = "".join(f"[{char}]" if char == "[" else char for char in pattern)
-    return re.compile(fnmatch.translate(escaped)).match
-
-
-def select(graph: Graph, selector: Selector) -> tuple[Node, ...]:
-    _check_selector(selector)
-    found = tuple(node for node in graph.walk() if matches(selector, node))
-    if found:
-        return found
-    if callable(selector):
-        raise ValueError(f"the selector {selector!r} picks no node of the graph.")
-    patterns = [selector] if isinstance(selector, str) else list(selector)
-    hint = nearest(patterns[0], graph.by_name) if patterns else ""
-    raise ValueError(
-        f"the selector {selector!r} matches nothing: no node has such a name, scope or primitive.{hint}"
-    )
-
-
-def _check_selector(selector: Any) -> None:
-    if callable(selector) or isinstance(selector, str):
-        return
-    if isinstance(selector, Sequence) and all(isinstance(pattern, str) for pattern in selector):
-        return
-    raise TypeError(f"a selector is a glob, a list of globs, or a predicate on `Node`; got {selector!r}.")
-
-
-# --- text ------------------------------------------------------------------------------------------
-
-
-def table(graph: Graph) -> str:
-    """The graph as a table: one row a node, nested graphs indented."""
-    rows = [("node", "type", "operation", "source", ""), *_rows(graph, 0)]
-    outputs = ", ".join(value.name for value in graph.outputs)
-    return f"{in_columns(rows)}\nreturns {outputs}"
-
-
-def _rows(graph: Graph, depth: int) -> Iterator[tuple[str, str, str, str, str]]:
-    indent = "  " * depth
-    for node in graph.nodes:
-        operation = node.primitive
-        if node.operands:
-            operation += f"({', '.join(value.name for value in node.operands)})"
-        yield (
-            indent + ", ".join(name or "_" for name in node.names),
-            ", ".join(type_name(value.dtype, value.shape) for value in node.outputs),
-            operation if len(operation) <= 60 else operation[:57] + "...",
-            str(node.source or ""),
-            "active" if node.active else "",
+    def level(old: Graph) -> Graph:
+        heads = tuple(map(node, old.heads))
+        return Graph(
+            inputs=values(old.inputs),
+            consts=values(old.consts),
+            items=tuple(map(item, old.items)),
+            outputs=values(old.outputs),
+            heads=heads,
+            fixed=tuple(map(node, old.fixed)),
+            jaxpr=old.jaxpr,
         )
-        for nested in node.graphs:
-            yield from _rows(nested, depth + 1)
+
+    return level(graph)
+
+
+def with_activity(graph: Graph, active: frozenset[ValueId]) -> Graph:
+    """The same graph with other active values."""
+    return annotate(graph, lambda value: replace(value, active=value.id in active))

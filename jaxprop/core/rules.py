@@ -1,7 +1,6 @@
-"""The two seams: rules say how cotangents cross a node, recorders what is written down there."""
+"""The first seam: a rule says how cotangents propagate through a node."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
@@ -9,77 +8,23 @@ import numpy as np
 
 from .. import _jaxpr
 from .._text import type_name
-from .graph import Graph, Selector, select
+from .graph import Graph
 from .local import Local
-from .types import InCts, OutCts, PyTree
+from .selectors import Selector, select
+from .types import InCts, NodeIndex, OutCts
 
-#: How cotangents cross a node. The default is the chain rule, `local.vjp(out_cts)`.
+#: How cotangents propagate through a node. The default is the chain rule, `local.vjp(out_cts)`.
 Rule: TypeAlias = Callable[[Local, OutCts], InCts]
 Rules: TypeAlias = Sequence[tuple[Selector, Rule]]
 
 
-@dataclass(frozen=True)
-class Recorder:
-    """What is written down at a node: one half on the way out, one on the way back.
-
-    Two halves, so that a statistic of a value is taken when the value is there, and nothing is kept for the
-    way back that the backward half does not read.
-
-    Attributes:
-        forward: `local -> pytree`; None writes nothing.
-        backward: `(local, out_cts) -> pytree`; `out_cts` holds one for each output, None where no cotangent
-            comes. It is only called where one comes.
-        per_value: the halves take one value, one cotangent at a time (see `Recorder.each`).
-        finish: `(parts, sizes) -> record`, where `parts` is what a half wrote, of many arrays at once: stacked
-            on the first axis, `sizes` their numbers of elements. None keeps the parts.
-        deferred: outside of loops, arrays of at most so many elements are carried along as they are, and the
-            halves run once for all of one size: the fewer reductions, the shorter the compilation.
-        order_free: what is written does not depend on the order of the elements, so a reshaped or transposed
-            array shares the record of the array it is a view of.
-        keeps_operands: the operands are kept as well, so that local gradients can be had afterwards.
-    """
-
-    forward: Callable[..., PyTree] | None = None
-    backward: Callable[..., PyTree] | None = None
-    per_value: bool = False
-    finish: Callable[[PyTree, Any], PyTree] | None = None
-    deferred: int = 0
-    order_free: bool = False
-    keeps_operands: bool = False
-
-    @classmethod
-    def each(
-        cls,
-        value: Callable[[Any], PyTree] | None = None,
-        cotangent: Callable[[Any], PyTree] | None = None,
-    ) -> "Recorder":
-        """Record a function of every value and of every cotangent.
-
-        Examples:
-            >>> import jax.numpy as jnp, jaxprop as jp
-            >>> largest = jp.Recorder.each(cotangent=lambda ct: jnp.max(jnp.abs(ct)))
-            >>> tape = jp.backprop(lambda w: jnp.sum(3.0 * w), record=largest)(jnp.ones(2))
-            >>> float(tape["w"].cotangent)
-            3.0
-        """
-        return cls(value, cotangent, per_value=True)
-
-
-def _same(x: Any) -> Any:
-    return x
-
-
-#: Keeps values and cotangents as they are, and the operands for local gradients.
-full = Recorder(_same, _same, per_value=True, keeps_operands=True)
-
-
-def match_rules(graph: Graph, rules: Rules) -> dict[int, Rule]:
-    """The rule of each node that has one: the first that matches.
+def match_rules(graph: Graph, rules: Rules) -> dict[NodeIndex, Rule]:
+    """Find the rule of each node that has one: the first that matches.
 
     Raises:
         ValueError: a selector matches no node.
     """
-    found: dict[int, Rule] = {}
+    found: dict[NodeIndex, Rule] = {}
     for entry in rules:
         if not (isinstance(entry, tuple | list) and len(entry) == 2 and callable(entry[1])):
             raise TypeError(
@@ -93,7 +38,7 @@ def match_rules(graph: Graph, rules: Rules) -> dict[int, Rule]:
 
 
 def check_in_cts(in_cts: Any, local: Local) -> tuple[Any, ...]:
-    """Hold what a rule returned against what it must return.
+    """Compare what a rule returned with what it must return.
 
     Raises:
         TypeError: wrong number, or wrong dtype.
@@ -104,13 +49,13 @@ def check_in_cts(in_cts: Any, local: Local) -> tuple[Any, ...]:
     if not isinstance(in_cts, tuple | list):
         raise TypeError(
             f"the rule for {node.where} returned {_kind(in_cts)}, expected a tuple of cotangents, one "
-            f"for each operand ({count}); None for an operand that gets none."
+            f"for each operand ({count}); `None` for an operand without cotangent."
         )
     if len(in_cts) != count:
         raise TypeError(
             f"the rule for {node.where} returned {len(in_cts)} cotangents, expected {count} (one for each "
-            f"operand: {', '.join(value.name for value in node.operands) or node.name}). Return `None` in the "
-            "place of an operand that gets no cotangent."
+            f"operand: {', '.join(value.name for value in node.operands) or node.name}). Return `None` for an "
+            "operand without cotangent."
         )
     return tuple(None if ct is None else _check_one(ct, position, local) for position, ct in enumerate(in_cts))
 
@@ -128,7 +73,7 @@ def _check_one(ct: Any, position: int, local: Local) -> Any:
     if not _jaxpr.is_inexact(dtype):
         raise TypeError(
             f"the rule for {node.where} returned a cotangent for operand {position}, `{value.name}`, which is "
-            f"{dtype} and has none. Return `None` in its place."
+            f"{dtype} and has no cotangent. Return `None` for it."
         )
     if np.shape(ct) != np.shape(operand):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Questions about the wiring of a graph, each answered once."""
+"""Graph algorithms: producers, paths, how a nested graph is bound to its node. Answered once for each graph."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -6,43 +6,42 @@ from typing import NamedTuple, TypeVar
 
 from .. import _jaxpr
 from .graph import Graph, Node, Value
+from .types import NodeIndex, Position, ValueId
 
 T = TypeVar("T")
 
 
 def once(question: Callable[[Graph], T]) -> Callable[[Graph], T]:
-    """Answer a question once for each graph, and keep the answer with it.
+    """Answer a question once for each graph, and keep the answer with the graph.
 
     A cache by equality would compare two graphs node by node at every look.
     """
-    key = f"_{question.__name__}"
 
     @functools.wraps(question)
     def answer(graph: Graph) -> T:
-        held = vars(graph)
-        if key not in held:
-            held[key] = question(graph)
-        return held[key]
+        if question.__qualname__ not in graph.answers:
+            graph.answers[question.__qualname__] = question(graph)
+        return graph.answers[question.__qualname__]
 
     return answer
 
 
 @once
-def sources(graph: Graph) -> Mapping[int, tuple[Node, int]]:
-    """By id of a value: the node that makes it, and the number of its output."""
-    return {value.id: (node, i) for node in graph.walk() for i, value in enumerate(node.outputs)}
+def sources(graph: Graph) -> Mapping[ValueId, tuple[Node, Position]]:
+    """By id of a value: the node that produces it, and the position of the output."""
+    return {value.id: (node, Position(i)) for node in graph.walk() for i, value in enumerate(node.outputs)}
 
 
 @once
-def makers(graph: Graph) -> Mapping[int, Node]:
-    """By id of a value: the node that makes it."""
+def makers(graph: Graph) -> Mapping[ValueId, Node]:
+    """By id of a value: the node that produces it."""
     return {id_: node for id_, (node, _) in sources(graph).items()}
 
 
 @once
-def outside(graph: Graph) -> Mapping[int, Value]:
+def outside(graph: Graph) -> Mapping[ValueId, Value]:
     """For each input of a body that is one value outside of it (no carry, no slice): that value."""
-    found: dict[int, Value] = {}
+    found: dict[ValueId, Value] = {}
     for node in graph.walk():
         form = _jaxpr.opened_form(node.eqn) if node.opened else None
         if form is None:
@@ -57,7 +56,7 @@ def outside(graph: Graph) -> Mapping[int, Value]:
 
 
 def between(graph: Graph, source: Value, target: Value) -> list[Node]:
-    """The nodes through which `target` is made from `source`, in program order."""
+    """The nodes on the paths from `source` to `target`, in program order."""
     made = {source.id}
     forward = []
     for node in graph.equations():
@@ -73,7 +72,7 @@ def between(graph: Graph, source: Value, target: Value) -> list[Node]:
 
 
 @once
-def loop_constants(graph: Graph) -> frozenset[int]:
+def loop_constants(graph: Graph) -> frozenset[NodeIndex]:
     """Indices of the input nodes of scan bodies that are the same in every step."""
     made_by = makers(graph)
     return frozenset(
@@ -84,7 +83,7 @@ def loop_constants(graph: Graph) -> frozenset[int]:
 
 
 class Joints(NamedTuple):
-    """How a nested graph joins the node that holds it: pairs of values.
+    """How a nested graph is bound to the node that holds it: pairs of values.
 
     Attributes:
         into: (operand of the node, input of the nested graph).
@@ -98,7 +97,7 @@ class Joints(NamedTuple):
 
 
 def joints(node: Node, nested: Graph) -> Joints:
-    """The joints of one of the graphs an opened node holds."""
+    """How one of the graphs of an opened node is bound to it."""
     form = _jaxpr.opened_form(node.eqn)
     operands = node.operands[1:] if isinstance(form, _jaxpr.Cond) else node.operands
     carries: tuple[Value, ...] = ()

@@ -1,14 +1,14 @@
-"""How what is written down on the way back leaves the derivative: as cotangents of zeros.
+"""How what is recorded in the backward pass leaves it: as cotangents of zeros.
 
-A tap is an identity with a second argument, its carrier, that it ignores. To JAX the tap is a function whose
-derivative is ours to say (`jax.custom_vjp`): what it answers as the cotangent of the carrier is what the
-recorder writes. So records are ordinary results of `jax.vjp`, from inside scan, cond and remat too: no
-callbacks and no global state. Carriers are never read, so they cost nothing in a compiled program.
+A tap is an identity with a second argument, its carrier, that it ignores. To JAX the tap is a function with a
+custom derivative (`jax.custom_vjp`): what it returns as the cotangent of the carrier is the record. So records
+are ordinary results of `jax.vjp`, from inside scan, cond and remat too: no callbacks and no global state.
+Carriers are never read, so they cost nothing in a compiled program.
 
 Cotangents are floating point: integers and booleans travel as floats that hold them exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,58 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _jaxpr
-from .types import PyTree, Steps
+from .types import Array, Dtype, OutCts, PyTree, Steps
 
 _CHUNK = 16  # bits of an integer that a float32 holds exactly
+
+
+def tap(
+    outputs: Sequence[Array], kept: PyTree, carrier: PyTree, write: Callable[[PyTree, OutCts], PyTree]
+) -> list[Array]:
+    """Return `outputs`; let `write(kept, out_cts)` leave the backward pass as the cotangent of the carrier.
+
+    `out_cts` has None for a cotangent that JAX knows to be zero; `write` is not called where all of them are.
+    """
+    # Where there is one output, JAX does not call the backward half for a cotangent that is zero.
+    symbolic = len(outputs) > 1
+
+    def identity(outputs: Sequence[Array], kept: PyTree, carrier: PyTree) -> Sequence[Array]:
+        return outputs
+
+    def forward(outputs: Any, kept: Any, carrier: Any) -> tuple[Sequence[Array], PyTree]:
+        return (primals(outputs), primals(kept)) if symbolic else (outputs, kept)
+
+    def backward(kept: PyTree, cts: Sequence[Array]) -> tuple[PyTree, None, PyTree]:
+        present = tuple(map(present_ct, cts))
+        return list(present), None, encode(write(kept, present))
+
+    tapped = jax.custom_vjp(identity)
+    tapped.defvjp(forward, backward, symbolic_zeros=symbolic)
+    return list(tapped(list(outputs), kept, carrier))
+
+
+def primals(tree: PyTree) -> PyTree:
+    """The arrays in what `custom_vjp` with symbolic zeros passes to the forward half."""
+    return jax.tree.map(lambda primal: primal.value, tree)
+
+
+def present_ct(ct: Any) -> Array | None:
+    """A cotangent; None for one that JAX knows to be zero, and for that of an integer."""
+    if isinstance(ct, jax.custom_derivatives.SymbolicZero) or ct.dtype == _jaxpr.float0:
+        return None
+    return ct
+
+
+# --- carriers ---------------------------------------------------------------------------------------------
+
+
+def carriers(struct: PyTree, steps: Steps) -> PyTree:
+    """Zeros whose cotangents carry records of these types out, `steps` of them."""
+    return jax.tree.map(lambda leaf: _jaxpr.zeros(_carrier(leaf), steps), struct)
+
+
+def _carrier(struct: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return struct if _jaxpr.is_inexact(struct.dtype) else _jaxpr.eval_shape(_encode, struct)
 
 
 def encode(tree: PyTree) -> PyTree:
@@ -26,29 +75,20 @@ def encode(tree: PyTree) -> PyTree:
     return jax.tree.map(_encode, tree)
 
 
-def decode(tree: PyTree, structs: PyTree) -> PyTree:
-    """The inverse of `encode`. `structs` says what the numbers were."""
-    return jax.tree.map(_decode, structs, tree)
+def decode(tree: PyTree, struct: PyTree) -> PyTree:
+    """Read numbers written by `encode`; `struct` has their types."""
+    return jax.tree.map(_decode, struct, tree)
 
 
-def carriers(structs: PyTree, steps: Steps) -> PyTree:
-    """Zeros whose cotangents carry records of these types, `steps` of them."""
-    return jax.tree.map(lambda struct: _jaxpr.zeros(_carrier(struct), steps), structs)
-
-
-def _carrier(struct: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return _jaxpr.eval_shape(_encode, struct) if not _jaxpr.is_inexact(struct.dtype) else struct
-
-
-def _encode(x: Any) -> Any:
-    dtype = jnp.result_type(x)
+def _encode(x: Any) -> Array:
+    dtype: Dtype = jnp.result_type(x)
     if _jaxpr.is_inexact(dtype):
-        return jnp.asarray(x)
+        return x if isinstance(x, jax.Array) else jnp.asarray(x)
     if dtype == np.bool_:
         return jnp.asarray(x, jnp.float32)
-    if not jnp.issubdtype(dtype, np.integer):
-        raise TypeError(f"a recorder cannot write down {dtype} on the way back, only numbers.")
-    unsigned = jnp.dtype(f"uint{max(dtype.itemsize * 8, 32)}")
+    if dtype is None or not jnp.issubdtype(dtype, np.integer):
+        raise TypeError(f"a recorder cannot record {dtype} in the backward pass, only numbers.")
+    unsigned = _unsigned(dtype)
     bits = jnp.asarray(x).astype(unsigned)
     mask = jnp.asarray((1 << _CHUNK) - 1, unsigned)
     chunks = [
@@ -58,13 +98,13 @@ def _encode(x: Any) -> Any:
     return jnp.stack(chunks, axis=-1)
 
 
-def _decode(struct: jax.ShapeDtypeStruct, x: Any) -> Any:
+def _decode(struct: jax.ShapeDtypeStruct, x: Array) -> Array:
     dtype = struct.dtype
     if _jaxpr.is_inexact(dtype):
         return x
     if dtype == np.bool_:
         return x != 0
-    unsigned = jnp.dtype(f"uint{max(dtype.itemsize * 8, 32)}")
+    unsigned = _unsigned(dtype)
     parts = x.astype(unsigned)
     bits = sum(
         jax.lax.shift_left(parts[..., i], jnp.asarray(i * _CHUNK, unsigned)) for i in range(parts.shape[-1])
@@ -72,49 +112,5 @@ def _decode(struct: jax.ShapeDtypeStruct, x: Any) -> Any:
     return jnp.asarray(bits).astype(dtype)
 
 
-def tap(x: Any, carrier: PyTree, write: Callable[[Any], PyTree]) -> Any:
-    """Return `x`; where a cotangent comes back to it, let `write(ct)` leave by the carrier."""
-
-    @jax.custom_vjp
-    def tapped(x: Any, carrier: PyTree) -> Any:
-        return x
-
-    def fwd(x: Any, carrier: PyTree) -> Any:
-        return x, None
-
-    def bwd(_: None, ct: Any) -> Any:
-        return ct, encode(write(ct))
-
-    tapped.defvjp(fwd, bwd)
-    return tapped(x, carrier)
-
-
-def tap_all(xs: list[Any], extra: PyTree, carrier: PyTree, write: Callable[..., PyTree]) -> list[Any]:
-    """Return `xs`; let `write(xs, extra, cts)` leave by the carrier, with None for a cotangent that is zero."""
-
-    @jax.custom_vjp
-    def tapped(xs: list[Any], extra: PyTree, carrier: PyTree) -> list[Any]:
-        return xs
-
-    def fwd(xs: list[Any], extra: PyTree, carrier: PyTree) -> Any:
-        xs, extra = values((xs, extra))
-        return xs, (xs, extra)
-
-    def bwd(kept: Any, cts: list[Any]) -> Any:
-        present = tuple(map(present_ct, cts))
-        return list(present), None, encode(write(*kept, present))
-
-    tapped.defvjp(fwd, bwd, symbolic_zeros=True)
-    return tapped(xs, extra, carrier)
-
-
-def values(tree: PyTree) -> PyTree:
-    """The numbers in what `custom_vjp` with symbolic zeros hands to the forward half."""
-    return jax.tree.map(lambda primal: primal.value, tree)
-
-
-def present_ct(ct: Any) -> Any:
-    """None for a cotangent that JAX knows to be zero, and for that of an integer."""
-    if isinstance(ct, jax.custom_derivatives.SymbolicZero) or ct.dtype == _jaxpr.float0:
-        return None
-    return ct
+def _unsigned(dtype: np.dtype) -> np.dtype:
+    return jnp.dtype(f"uint{max(dtype.itemsize * 8, 32)}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _jaxpr
 from ..core.graph import Graph, Node, Value
-from ..core.rules import Recorder
+from ..core.recorders import Recorder
 from ..core.structure import joints, once
 from ..core.types import Array
 from ..record.tape import Tape

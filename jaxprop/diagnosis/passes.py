@@ -11,8 +11,8 @@ import numpy as np
 from .. import _jaxpr
 from .._api import backprop
 from .._tracing import CONCRETE, leaf_names, normalize_argnums
-from ..core.graph import Selector
-from ..core.rules import Recorder
+from ..core.recorders import Recorder
+from ..core.selectors import Selector
 from ..core.types import PyTree
 from ..record.tape import Tape
 

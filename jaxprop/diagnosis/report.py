@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
-from ..core.graph import Graph, Node
-from ..naming.syntax import Source
+from ..core.graph import Graph, Node, Source
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 
 from .. import _jaxpr
+from ..core.graph import Source
 from .syntax import (
     Expression,
     Path,
-    Source,
     Target,
     expression_at,
     is_library,
@@ -27,30 +27,6 @@ from .syntax import (
     spell,
 )
 
-#: Functions through which the value of an inner function does not come back: they return its derivative.
-_DERIVING = frozenset({"grad_f", "value_and_grad_f", "vjp", "jvp", "linearize", "jacfun", "hessian"})
-#: JAX's functions whose result holds the outputs of one equation, by the name of the function: where it stands
-#: in what the body of the equation returns.
-_RESULT_OF: dict[str, Path] = {
-    "scan": (),
-    "map": (1,),
-    "cond": (),
-    "switch": (),
-    "while_loop": (),
-    "fun_remat": (),
-    "__call__": (),  # of a custom rule
-    "top_k": (),
-    "sort": (),
-    "split": (),
-    "unstack": (),
-}
-#: The same for `fori_loop`, by primitive: it counts along.
-_FORI_RESULT: dict[str, Path] = {"scan": (0, 1), "while": (2,)}
-_FORI_COUNTERS = {"scan": 1, "while": 2}
-#: Frames that JAX puts between a call and what is called.
-_WRAPPERS = frozenset({"reraise_with_filtered_traceback"})
-#: Functions of JAX's that call what they are given one time.
-_ONCE = frozenset({"vmap_f"})
 _JAX = package_root(jax.__file__)
 
 
@@ -104,7 +80,7 @@ def sight(eqn: Any, jaxpr: Any, around: tuple[_jaxpr.Frame, ...], home: str | No
 
 
 def _derives(frame: _jaxpr.Frame) -> bool:
-    return frame.code.co_name in _DERIVING and is_library(frame.code.co_filename)
+    return frame.code.co_name in _jaxpr.DERIVATIVE_WRAPPERS and is_library(frame.code.co_filename)
 
 
 def label_and_source(seen: Sight) -> tuple[str, Source | None]:
@@ -166,7 +142,7 @@ def _may_repeat(seen: Sight) -> bool:
     """Whether one run of the function may come to this place several times: by a loop, or called back."""
     for inner, outer in itertools.pairwise(seen.at):
         between = seen.raw[inner + 1 : outer]
-        if between and not any(frame.code.co_name in _ONCE for frame in between):
+        if between and not any(frame.code.co_name in _jaxpr.CALL_ONCE for frame in between):
             return True
     return any(expression is None or expression.in_loop for expression in map(expression_at, seen.user))
 
@@ -240,9 +216,11 @@ def _outputs_named(seen: Sight, found: _Found | None) -> list[str | None]:
     if found is None:
         return [None] * count
     called = _called(seen)
-    if not _jaxpr.nested_programs(seen.eqn) or (called not in _RESULT_OF and called != "fori_loop"):
+    if not _jaxpr.nested_programs(seen.eqn) or (called not in _jaxpr.RESULT_PATHS and called != "fori_loop"):
         return (
-            _spread(found.target, found.path, count) if count == 1 or called in _RESULT_OF else [None] * count
+            _spread(found.target, found.path, count)
+            if count == 1 or called in _jaxpr.RESULT_PATHS
+            else [None] * count
         )
     paths = _paths_of_results(seen, called) or _paths_of_carries(seen, called)
     if paths is None or len(paths) != count:  # a derived loop may hand on more than its function returned
@@ -265,11 +243,14 @@ def _paths_of_results(seen: Sight, called: str) -> list[Path | None] | None:
     JAX leaves out of a loop or a choice what is only passed through: counting the outputs would not tell. None
     where JAX did not keep it.
     """
-    info = getattr(_jaxpr.nested_programs(seen.eqn)[0].jaxpr, "debug_info", None)
-    texts = getattr(info, "result_paths", None)
-    if texts is None or len(texts) != len(seen.eqn.outvars) or not all(isinstance(t, str) and t for t in texts):
+    texts = _jaxpr.result_paths(_jaxpr.nested_programs(seen.eqn)[0])
+    if len(texts) != len(seen.eqn.outvars) or not all(texts):
         return None
-    result = _FORI_RESULT[seen.eqn.primitive.name] if called == "fori_loop" else _RESULT_OF[called]
+    result = (
+        _jaxpr.FORI_RESULT_PATHS[seen.eqn.primitive.name]
+        if called == "fori_loop"
+        else _jaxpr.RESULT_PATHS[called]
+    )
     paths = (_steps(text.removeprefix("result")) for text in texts)
     return [path[len(result) :] if path[: len(result)] == result else None for path in paths]
 
@@ -286,7 +267,7 @@ def _paths_of_carries(seen: Sight, called: str) -> list[Path | None] | None:
     names = (_jaxpr.nested_programs(seen.eqn)[0].argument_names or ("",) * count)[first:][:carries]
     known = [_steps(name) if name else None for name in names]
     if called == "fori_loop":
-        counters = _FORI_COUNTERS[seen.eqn.primitive.name]
+        counters = _jaxpr.FORI_COUNTERS[seen.eqn.primitive.name]
         return [None] * counters + known[counters:]
     inside = [None if path is None else (0, *path) if called == "scan" else path for path in known]
     stacked: Path = (1,) if called == "scan" else ()
@@ -295,7 +276,9 @@ def _paths_of_carries(seen: Sight, called: str) -> list[Path | None] | None:
 
 def _called(seen: Sight) -> str | None:
     """The name of the function of JAX's that the user's code calls there, None where it is another's."""
-    inner = (frame for frame in reversed(seen.raw[: seen.at[0]]) if frame.code.co_name not in _WRAPPERS)
+    inner = (
+        frame for frame in reversed(seen.raw[: seen.at[0]]) if frame.code.co_name not in _jaxpr.CALL_WRAPPERS
+    )
     frame = next(inner, None)
     if frame is None or package_root(frame.code.co_filename) != _JAX:
         return None
@@ -320,15 +303,6 @@ def _spread(target: Target, path: Path, count: int) -> list[str | None]:
 
 #: Before Python 3.12 these had frames of their own.
 _COMPREHENSIONS = frozenset({"<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>"})
-_WRAPPED = re.compile(r"\b[A-Za-z_]+\(([^()]*)\)")
-
-
-def clean_scope(*parts: str) -> str:
-    """Join name stacks, without the marks of the transformations (`jvp(...)`) they went through."""
-    scope = "/".join(part for part in parts if part)
-    while _WRAPPED.search(scope):
-        scope = _WRAPPED.sub(r"\1", scope)
-    return "/".join(part for part in scope.split("/") if part)
 
 
 def fallback_name(seen: Sight, scope: str, primitive: str, root: str | None) -> str:

@@ -17,6 +17,7 @@ from types import CodeType
 from typing import TypeAlias
 
 from .._jaxpr import Frame
+from ..core.graph import Source
 
 #: What stands left of an assignment: a name, several of them, or None where nothing is kept.
 Target: TypeAlias = "str | tuple[Target, ...] | None"
@@ -48,18 +49,6 @@ class Expression:
     binding: Binding | None
     words: tuple[str, ...] = ()  # plain names among its direct parts
     in_loop: bool = False  # whether one run of its function may evaluate it several times
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A place in the user's source: file, line, and the function around it."""
-
-    file: str
-    line: int
-    function: str
-
-    def __str__(self) -> str:
-        return f"{os.path.basename(self.file)}:{self.line}"
 
 
 def place_of(frame: Frame) -> Source:

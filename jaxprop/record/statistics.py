@@ -1,5 +1,7 @@
-"""The ready recorder of bounded statistics."""
+"""Statistics of arrays, and the recorder of a few numbers for each value and each cotangent."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -7,16 +9,40 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.rules import Recorder
-from ..core.types import Array
+from .. import _jaxpr
+from ..core.recorders import Recorder
+from ..core.types import Array, PyTree
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic of an array, computed in two parts, so that the second is computed for many arrays at once.
+
+    A statistic of many arrays, each by itself, is many small kernels, and it is their number that costs compile
+    time (`record.batching`). Called on an array it is simply `finish(measure(x), x.size)`.
+
+    Attributes:
+        measure: `array -> parts`, the reductions.
+        finish: `(parts, sizes) -> record`; `parts` of many arrays are stacked on the first axis, `sizes` are
+            their numbers of elements.
+        order_free: whether it does not depend on the order of the elements: then a reshaped or transposed array
+            has the record of the array it was made from.
+    """
+
+    measure: Callable[[Array], PyTree]
+    finish: Callable[[PyTree, np.ndarray], PyTree]
+    order_free: bool = False
+
+    def __call__(self, x: Array) -> PyTree:
+        return self.finish(self.measure(x), np.array(x.size))
 
 
 class Summary(NamedTuple):
-    """Seven numbers that say what an array is like.
+    """Seven numbers that describe an array.
 
-    For an array `x` of `n` numbers; of complex numbers the absolute values are taken. Computed in float32, in
-    float64 where `x` is. What NumPy gives: a NaN in `x` makes the first five NaN. Of an empty array the norm
-    and the count are 0, the rest is NaN.
+    For an array `x` of `n` numbers; for complex numbers their absolute values. Computed in float32, or in
+    float64 if `x` is. As in NumPy, a NaN in `x` makes the first five NaN. For an empty array the norm and the
+    count are 0, the rest is NaN.
 
     Attributes:
         norm: `sqrt(sum(x**2))`, in units of `x`.
@@ -55,7 +81,7 @@ _EXACT = 2**24
 
 
 class _Measures(NamedTuple):
-    """What one pass over an array gives."""
+    """What one pass over an array computes."""
 
     total: Array
     squares: Array
@@ -67,32 +93,52 @@ class _Measures(NamedTuple):
 
 @jax.jit  # traced once for each shape, not once for each array
 def _measure(x: Array) -> _Measures:
-    """Reduce an array. How, is measured on XLA for CPUs (`benchmarks/`).
+    """Reduce an array. The form was chosen by measurements on XLA for CPUs (`benchmarks/`).
 
-    A plain sum goes to a vectorised library; a sum among other reductions does not. The other four go over the
-    array together: there `min` and `max` see NaN, which the plain reductions of XLA for CPUs lose in large
-    arrays.
+    A plain sum goes to a vectorised library; a sum among other reductions does not. The other four are one
+    reduction: there `min` and `max` see NaN, which the plain reductions of XLA for CPUs lose in large arrays.
     """
     x = real(x)
-    axes, zero, infinity = tuple(range(x.ndim)), np.zeros((), x.dtype), np.array(np.inf, x.dtype)
-    none = np.int32(0)
-    total, squares = (lax.reduce(y, zero, lax.add, axes) for y in (x, x * x))
+    zero = np.zeros((), x.dtype)
+    total, squares = (lax.reduce(y, zero, lax.add, tuple(range(x.ndim))) for y in (x, x * x))
+    return _Measures(total, squares, *_extremes_and_counts(x))
+
+
+@jax.custom_jvp
+def _extremes_and_counts(x: Array) -> tuple[Array, Array, Array, Array]:
+    """The minimum, the maximum, and counts of zeros and of numbers that are not finite, in one reduction."""
+    zero, infinity, none = np.zeros((), x.dtype), np.array(np.inf, x.dtype), np.int32(0)
     least, most, zeros, nonfinite = lax.reduce(
         (x, x, (x == zero).astype(np.int32), (~jnp.isfinite(x)).astype(np.int32)),
         (infinity, -infinity, none, none),
         lambda a, b: (lax.min(a[0], b[0]), lax.max(a[1], b[1]), a[2] + b[2], a[3] + b[3]),
-        axes,
+        tuple(range(x.ndim)),
     )
-    return _Measures(total, squares, least, most, portable(zeros, x), portable(nonfinite, x))
+    return least, most, portable(zeros, x), portable(nonfinite, x)
+
+
+@_extremes_and_counts.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    """JAX has no derivative of this reduction; of its parts it has."""
+
+    def parts(x: Array) -> tuple[Array, Array]:
+        return jnp.min(x, initial=np.inf), jnp.max(x, initial=-np.inf)
+
+    outputs = _extremes_and_counts(*primals)
+    _, (least, most) = jax.jvp(parts, primals, tangents)
+    counts = (
+        jnp.zeros_like(x) if _jaxpr.is_inexact(x.dtype) else np.zeros((), _jaxpr.float0) for x in outputs[2:]
+    )
+    return outputs, (least, most, *counts)
 
 
 def portable(count: Array, x: Array) -> Array:
-    """A count of numbers of `x`, as it travels back: as a float, where that is exact."""
+    """A count of elements of `x` as a float where that is exact: so it travels through the backward pass."""
     return count.astype(x.dtype) if x.size <= _EXACT else count
 
 
 def real(x: Array) -> Array:
-    """What is measured of an array: of complex numbers the absolute values; in float32, float64 where it is."""
+    """What is measured of an array: in float32, or in float64 if it is; for complex numbers absolute values."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.abs(x)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
@@ -113,5 +159,7 @@ def _finish(m: _Measures, sizes: np.ndarray[Any, Any]) -> Summary:
     )
 
 
+_SUMMARY = Statistic(_measure, _finish, order_free=True)
+
 #: Record the `Summary` of every value and of every cotangent.
-summary = Recorder(_measure, _measure, per_value=True, finish=_finish, deferred=4096, order_free=True)
+summary = Recorder.each(_SUMMARY, _SUMMARY)

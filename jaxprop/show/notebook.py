@@ -15,7 +15,7 @@ import numpy as np
 from .. import _jaxpr
 from .._text import type_name
 from ..core.graph import Graph
-from ..core.local import LocalGradient
+from ..record.local_gradient import LocalGradient
 from ..record.statistics import Summary
 from ..record.tape import Entry, Tape
 from .drawing.arrays import heat_map as thumb_of
@@ -76,7 +76,7 @@ def local_html(local: LocalGradient) -> str:
     """Its formula, and the numbers of its Jacobian where they are few."""
     latex = formula(local).latex  # type: ignore[union-attr]
     parts = [f"<div>$\\displaystyle {escape(latex)}$</div>"]
-    if math.prod(local.shape) <= MOST_NUMBERS and not _jaxpr.is_tracer(local._point):
+    if math.prod(local.shape) <= MOST_NUMBERS and not local.is_traced:
         parts.append(_array_html(local.jacobian()))
     return f"<div>{''.join(parts)}</div>"
 

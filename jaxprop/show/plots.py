@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from .. import _jaxpr
-from ..core.graph import Selector
+from ..core.selectors import Selector
 from ..record.statistics import Summary
 from ..record.tape import Entry, Tape
 from .drawing import palette

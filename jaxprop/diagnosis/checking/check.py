@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ... import _jaxpr
-from ..._backprop import make_plan
+from ..._backprop import Pass, make_plan
 from ..._fingerprint import fingerprint
 from ..._text import one_line
 from ..._tracing import Traced, check_points, trace_call
-from ...core.graph import Graph, Node, Selector, matches, select
-from ...core.interpreter import Plan
-from ...core.rules import Recorder, Rule, Rules
+from ...core.graph import Graph, Node
+from ...core.recorders import Recorder
+from ...core.rules import Rule, Rules
+from ...core.selectors import Selector, matches, select
 from ..report import Finding, Report, at
 from .inputs import Points
 from .mistakes import explain
@@ -137,7 +138,7 @@ class Settings:
     seed: int
 
 
-def _report(traced: Traced, plan: Plan, settings: Settings) -> Report:
+def _report(traced: Traced, plan: Pass, settings: Settings) -> Report:
     graph = plan.graph
     chosen = _checkable(graph, settings.nodes)
     reading = [node for node in graph.walk() if node.active] if settings.total else chosen

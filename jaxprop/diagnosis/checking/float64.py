@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import _jaxpr
-from ...core.control_flow import Carriers, Written, open_node
+from ...core.control_flow import Carriers, Recorded, open_node
 from ...core.graph import Graph, Node
+from ...core.types import NodeIndex
 
 #: Values held where they are, by index of the node that makes them and number of its output.
-Held = Mapping[int, Mapping[int, Any]]
+Held = Mapping[NodeIndex, Mapping[int, Any]]
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -94,7 +95,7 @@ def wide_graph(graph: Graph, operands: Sequence[Any], held: Held) -> list[Any]:
     return _sweep(graph, operands, held)[0]
 
 
-def _sweep(graph: Graph, operands: Sequence[Any], held: Carriers) -> tuple[list[Any], Written]:
+def _sweep(graph: Graph, operands: Sequence[Any], held: Carriers) -> tuple[list[Any], Recorded]:
     env: dict[int, Any] = {}
 
     def read(value: Any) -> Any:
@@ -115,7 +116,7 @@ def _sweep(graph: Graph, operands: Sequence[Any], held: Carriers) -> tuple[list[
             write(node, open_node(node, _sweep)(given, held)[0])
         else:
             write(node, wide_equation(node.eqn)(*given))
-    return list(map(read, graph.outputs)), Written.nothing()
+    return list(map(read, graph.outputs)), Recorded.nothing()
 
 
 def _factors(graph: Graph, solve: Node, read: Callable[[Any], Any]) -> dict[int, Any]:

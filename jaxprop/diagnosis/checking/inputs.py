@@ -10,7 +10,7 @@ import numpy as np
 from ... import _jaxpr
 from ..._tracing import Traced
 from ...core.graph import Graph, Node, Value
-from ...core.interpreter import Plan, Sweep
+from ...core.interpreter import Interpreter, Plan
 from ...core.structure import makers, outside
 
 
@@ -37,7 +37,7 @@ class Points:
         plan = Plan(graph, kept=kept)
 
         def run(operands: list[Any]) -> Any:
-            outputs, written = Sweep(plan).run(graph, operands, {})
+            outputs, written = Interpreter(plan).run(graph, operands, {})
             return outputs, written.values, written.branches
 
         return cls(graph, *jax.jit(run)(traced.operands))

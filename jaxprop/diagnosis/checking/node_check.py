@@ -22,7 +22,7 @@ import numpy as np
 from ... import _jaxpr
 from ..._text import one_line
 from ...core.graph import Node
-from ...core.local import Local, moved_operands, node_function, partial_function, scatter, take
+from ...core.local import Local, active_operands, node_function, partial_function, scatter, take
 from ...core.rules import Rule, check_in_cts
 from .float64 import along, size_of, slope, wide_equation, widen
 
@@ -115,7 +115,7 @@ class Subject:
         They move as one: `jax.lax.custom_root(f, ...)` reads what is in `f` once to solve, once for the rule.
         """
         found: dict[int, list[int]] = {}
-        for i in moved_operands(self.node):
+        for i in active_operands(self.node):
             value = self.node.operands[i]
             if _jaxpr.is_inexact(value.dtype):
                 found.setdefault(value.id if value.literal is None else -1 - i, []).append(i)

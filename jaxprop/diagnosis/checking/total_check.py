@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import _jaxpr
-from ..._backprop import run
+from ..._backprop import Pass, run
 from ..._text import one_line
 from ..._tracing import Traced
-from ...core.interpreter import Plan
 from .float64 import along, slope, wide_graph, widen
 from .inputs import Points
 from .node_check import apart, double, pairing, random_cotangent, random_tangent, tolerance_of
@@ -37,7 +36,7 @@ class Whole:
         return not self.failed and not self.error <= self.allowed
 
 
-def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, directions: int = 2) -> Whole:
+def whole_gradient(traced: Traced, plan: Pass, points: Points, seed: int, directions: int = 2) -> Whole:
     """Hold the gradient against differences of the function, what carries no derivative held where it is."""
     rng = np.random.default_rng(seed)
     graph = plan.graph
@@ -77,7 +76,7 @@ def whole_gradient(traced: Traced, plan: Plan, points: Points, seed: int, direct
     return whole or Whole(0.0, 0.0, "there is a kink within the step in every direction tried.")
 
 
-def _gradient(traced: Traced, plan: Plan, cts: dict[int, Any]) -> list[Any]:
+def _gradient(traced: Traced, plan: Pass, cts: dict[int, Any]) -> list[Any]:
     def pull(points: list[Any], cts: dict[int, Any]) -> Any:
         seed: list[Any] = [cts.get(i) for i in range(traced.outputs.count)]
         return jax.tree.leaves(run(replace(traced, points=points), plan, seed, (0,)).grads)
@@ -86,7 +85,7 @@ def _gradient(traced: Traced, plan: Plan, cts: dict[int, Any]) -> list[Any]:
 
 
 def _slopes(
-    traced: Traced, plan: Plan, held: Any, moved: list[int], kept: list[int], rng: Any, directions: int
+    traced: Traced, plan: Pass, held: Any, moved: list[int], kept: list[int], rng: Any, directions: int
 ) -> list[tuple[list[Any], list[Any]]]:
     ts = [
         [random_tangent(traced.points[i], rng, relative=k % 2 == 0) for i in moved] for k in range(directions)

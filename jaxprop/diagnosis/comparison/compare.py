@@ -177,7 +177,7 @@ def compare(a: Tape, b: Tape, *, tolerance: float | None = None) -> Comparison:
         [('forward', 'slope'), ('backward', 'y')]
     """
     for tape in (a, b):
-        if not tape._static.recorder.keeps_operands:
+        if not tape.is_full:
             raise TypeError("compare needs values and cotangents as they are: record them with record=None.")
     aligned = align(a, b)
     if not aligned:

@@ -14,7 +14,7 @@ import numpy as np
 from ... import _api
 from ..._text import in_columns
 from ..._tracing import check_points, name_of
-from ...core.rules import Recorder
+from ...core.recorders import Recorder
 from ...core.types import Array
 from ...record.tape import Tape
 from ..passes import as_numpy

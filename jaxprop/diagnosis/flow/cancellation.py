@@ -8,7 +8,7 @@ import numpy as np
 
 from ...core.graph import Graph, Node, Value
 from ...core.local import Local
-from ...core.rules import Recorder
+from ...core.recorders import Recorder
 from ...core.types import OutCts, PyTree
 from ...record.tape import Tape
 from ..measures import Field, active_readers, measure

@@ -384,8 +384,8 @@ def _with_gains(field: Field, carry: Carry, loop: Loop, run: Pass) -> Loop:
     tape = run(with_parents(field.graph, [carry.node]))
     operands = []
     for value in carry.node.operands:
-        x = jnp.asarray(tape._value_of(value))
-        operands.append(x[(-1,) * tape._axes_of(value)])  # of loops around it, the last step
+        last = (-1,) * len(tape.graph.places[carry.node.index].steps)  # of the loops around it, the last step
+        operands.append(jnp.asarray(tape.value_of(value, last)))
     return replace(loop, gains=tuple(map(float, gains_of_steps(field.graph, carry, operands))))
 
 

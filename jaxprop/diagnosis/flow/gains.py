@@ -6,7 +6,6 @@ stretches most, and the stretch towards the greatest singular value. No Jacobian
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.graph import Graph
-from ...core.interpreter import Plan, Sweep
-from ...core.local import LocalGradient
+from ...core.interpreter import Interpreter, Plan
+from ...record.local_gradient import LocalGradient
 from ...record.tape import Tape
 from ..measures import measure
 from .dominators import Carry
@@ -29,20 +28,16 @@ def greatest_gains(tape: Tape, parts: Sequence[tuple[str, str]], power_steps: in
     locals_ = [tape.local(of, wrt) for of, wrt in parts]
 
     @jax.jit
-    def run(points: list[Any]) -> list[Any]:
-        at_points = [
-            replace(local, _point=point, _held=held)
-            for local, (point, held) in zip(locals_, points, strict=True)
-        ]
-        return [_greatest(local, power_steps) for local in at_points]
+    def run(locals_: list[LocalGradient]) -> list[Any]:
+        return [_greatest(local, power_steps) for local in locals_]
 
-    return [float(np.max(gain)) for gain in run([(local._point, local._held) for local in locals_])]
+    return [float(np.max(gain)) for gain in run(locals_)]
 
 
 def _greatest(local: LocalGradient, power_steps: int) -> Any:
     shape = (*local.steps, *local.in_shape)
     axes = tuple(range(len(local.steps), len(shape)))
-    dtype = local._point.dtype
+    dtype = local.point.dtype
 
     def unit(x: Any) -> tuple[Any, Any]:
         size = jnp.sqrt(jnp.sum(jnp.abs(x) ** 2, axis=axes, keepdims=True))
@@ -75,7 +70,7 @@ def gains_of_steps(graph: Graph, carry: Carry, operands: Sequence[Any]) -> np.nd
     Source: Benettin et al., Lyapunov characteristic exponents for smooth dynamical systems (1980).
     """
     consts, count = carry.form.num_consts, carry.form.num_carry
-    compiled = vars(graph).setdefault("_gains", {})  # with the graph, so that it is compiled once
+    compiled = graph.answers.setdefault("_gains", {})  # with the graph, so that it is compiled once
     if carry.node.index not in compiled:
         compiled[carry.node.index] = jax.jit(_pull_through(graph, carry))
     run = compiled[carry.node.index]
@@ -88,7 +83,7 @@ def _pull_through(graph: Graph, carry: Carry) -> Callable[[list[Any], list[Any],
     form, body = carry.form, carry.body
     consts, count = form.num_consts, form.num_carry
     active = [i for i, value in enumerate(body.inputs[consts : consts + count]) if value in carry.into]
-    sweep = Sweep(Plan(graph))
+    sweep = Interpreter(Plan(graph))
 
     def run(held: list[Any], start: list[Any], xs: list[Any]) -> Any:
         def step(state: list[Any], x: Sequence[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..._text import byte_count, in_columns, type_name
-from ...naming.syntax import Source
+from ...core.graph import Source
 from ..report import Report, plain
 
 

@@ -3,15 +3,18 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 
 from ... import _jaxpr
 from ..._tracing import Traced, check_points, name_of, trace_call
-from ...core.build import Argument, build
+from ...core.build import build
 from ...core.graph import Graph, Node, Value
 from ...core.structure import makers
+from ...naming.labels import Naming
+from ...naming.labels import named as name_values
 from .ledger import Ledger, Residual
 
 
@@ -116,12 +119,11 @@ def assert_residuals(
 def _ledger(traced: Traced) -> tuple[Residual, ...]:
     """Trace both halves of the derivative, and follow what goes from one to the other."""
     forward, backward, count = _halves(traced)
-    constants = tuple(traced.describe["constants"])
-    described = {**traced.describe, "constants": _constants_of(traced, forward, constants), "scalars": {}}
-    ahead = build(forward, **described)
+    constants = _constants_of(traced, forward, tuple(traced.naming.constants))
+    ahead = name_values(build(forward), replace(traced.naming, constants=constants, scalars={}))
     named = _original_names(traced.graph, ahead)
-    arguments = [Argument(f"residual[{i}]", False) for i in range(len(backward.jaxpr.invars))]
-    behind = build(backward, arguments, home=traced.describe["home"])
+    inputs = [f"residual[{i}]" for i in range(len(backward.jaxpr.invars))]
+    behind = name_values(build(backward), Naming(inputs, home=traced.naming.home))
     kept = ahead.outputs[count:]
     seen: dict[int, list[int]] = {}
     for position, value in enumerate(kept):

@@ -5,7 +5,7 @@ The first row that fits wins; where none does, the cause is unknown, and said to
 
 from dataclasses import dataclass
 
-from ...core.aliases import BACK, OUT
+from ...record.aliases import BACK, OUT
 from .predicates import (
     Test,
     all_minus_inf,

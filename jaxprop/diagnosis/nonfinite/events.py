@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ... import _jaxpr
-from ...core.aliases import BACK, OUT
 from ...core.graph import Graph, Node, Value
+from ...record.aliases import BACK, OUT
 from ...record.tape import Tape
 from .origin_test import asked_operands, float_outputs, is_float, read_back, read_out
 from .propagation import Counts, Site, Ways

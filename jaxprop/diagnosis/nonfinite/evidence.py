@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.aliases import BACK
 from ...core.graph import Node
 from ...core.local import Local
+from ...record.aliases import BACK
 from ...record.tape import Tape
 from .events import Event
 from .origin_test import ELEMENTWISE
@@ -72,10 +72,7 @@ def point_of(event: Event, tape: Tape) -> Point:
 
 
 def _at_step(tape: Tape, value: Any, step: tuple[int, ...]) -> Any:
-    x = tape._value_of(value)
-    if x is None or value.literal is not None:
-        return x
-    return x[step[: tape._axes_of(value)]]
+    return tape.value_of(value, step)
 
 
 def _ct_at_step(tape: Tape, value: Any, step: tuple[int, ...]) -> Any:

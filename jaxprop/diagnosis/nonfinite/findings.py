@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from ..._text import type_name
-from ...core.aliases import BACK
 from ...core.graph import Graph
+from ...record.aliases import BACK
 from ...record.tape import Tape
 from ..report import Finding, at, spell
 from .events import Event

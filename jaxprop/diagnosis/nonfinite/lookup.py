@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from ..._text import type_name
-from ...core.aliases import BACK
 from ...core.graph import Graph
+from ...record.aliases import BACK
 from ..report import spell
 from .causes import CAUSES, UNKNOWN, Cause
 from .evidence import Point

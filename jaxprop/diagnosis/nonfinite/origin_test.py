@@ -17,15 +17,15 @@ from ... import _jaxpr
 from ...core.graph import Node, Value
 from ...core.local import (
     Local,
+    active_operands,
     evaluate,
     fill_zeros,
-    moved_operands,
     node_function,
     partial_function,
     scatter,
     take,
 )
-from ...core.rules import Recorder
+from ...core.recorders import Recorder
 from ...core.types import OutCts
 
 #: What stands in for a number that is not finite: in the domain of nearly every function.
@@ -257,7 +257,7 @@ def _sent(local: Local, out_cts: OutCts) -> tuple[Any, Any, Any, Any]:
 
 
 def _pullback(node: Node, operands: Sequence[Any]) -> Callable[[OutCts], Sequence[Any]]:
-    moved = moved_operands(node)
+    moved = active_operands(node)
     _, pull = jax.vjp(partial_function(node_function(node), operands, moved), *take(operands, moved))
     return lambda cts: scatter(pull(fill_zeros(cts, node)), moved, len(operands))
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from ... import _jaxpr
-from ...core.aliases import BACK, OUT
 from ...core.graph import Graph, Value
 from ...core.structure import outside
+from ...record.aliases import BACK, OUT
 from ...record.tape import Tape
 from ..passes import Run, on_host
 from .events import Event, events, given, loose_ends, read_counts, seeds, unseen

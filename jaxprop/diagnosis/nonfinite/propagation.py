@@ -11,8 +11,8 @@ from typing import TypeAlias
 import numpy as np
 
 from ... import _jaxpr
-from ...core.aliases import BACK, OUT
 from ...core.graph import Graph, Node, Value
+from ...record.aliases import BACK, OUT
 from .origin_test import Back, Out, passes_on
 
 #: Half and id of a value.

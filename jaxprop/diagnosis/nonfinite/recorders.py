@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ...core.rules import Recorder
+from ...core.recorders import Recorder
 from ...core.types import Array
-from ...record.statistics import portable, real
+from ...record.statistics import Statistic, portable, real
 
 
 class Health(NamedTuple):
@@ -74,7 +74,10 @@ def _counted(parts: Tally, sizes: np.ndarray[Any, Any]) -> Tally:
 
 
 #: Says of every value whether it holds a NaN, and of every cotangent how large it is.
-health = Recorder(_of_value, _of_cotangent, per_value=True, finish=_finish, deferred=4096, order_free=True)
+health = Recorder.each(
+    Statistic(_of_value, _finish, order_free=True), Statistic(_of_cotangent, _finish, order_free=True)
+)
 
 #: Counts what is not finite, everywhere.
-tally = Recorder(_tally, _tally, per_value=True, finish=_counted, deferred=4096, order_free=True)
+_TALLY = Statistic(_tally, _counted, order_free=True)
+tally = Recorder.each(_TALLY, _TALLY)

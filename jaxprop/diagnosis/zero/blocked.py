@@ -91,6 +91,6 @@ def _program(fun: Any, args: Any, kwargs: Any, argnums: Any, has_aux: bool) -> A
         traced = trace_call(fun, args, kwargs, argnums, has_aux, abstract=True)
     else:
         traced = trace_abstract(fun, args, kwargs, argnums)
-    pairs = zip(traced.graph.inputs, traced.describe["arguments"], strict=True)
-    leaves: tuple[Value, ...] = tuple(value for value, argument in pairs if argument.differentiated)
+    pairs = zip(traced.graph.inputs, traced.differentiated, strict=True)
+    leaves: tuple[Value, ...] = tuple(value for value, differentiated in pairs if differentiated)
     return traced.graph, leaves, traced.graph.outputs[: traced.outputs.count]

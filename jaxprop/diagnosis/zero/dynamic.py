@@ -8,7 +8,7 @@ import numpy as np
 
 from ..._text import sentence
 from ...core.graph import Graph, Node, Value
-from ...core.rules import Recorder
+from ...core.recorders import Recorder
 from ...core.structure import makers
 from ...record.tape import Tape
 from ..measures import Field, recorder, with_parents

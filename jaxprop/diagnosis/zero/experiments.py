@@ -59,7 +59,7 @@ class Point:
         if steps:
             sizes = np.abs(ct.astype(np.float32)).reshape(*steps, -1).max(axis=-1, initial=0)
             step = tuple(int(i) for i in np.unravel_index(np.argmax(sizes), steps))
-        operands = (jnp.asarray(tape._value_of(value))[step[: tape._axes_of(value)]] for value in node.operands)
+        operands = (jnp.asarray(tape.value_of(value, step)) for value in node.operands)
         return cls(tape, suspect, tuple(operands), jnp.asarray(ct[step]))
 
     @property

@@ -12,9 +12,8 @@ import numpy as np
 
 from ... import _jaxpr
 from ..._text import type_name
-from ...core.graph import Graph, Node, Value
+from ...core.graph import Graph, Node, Source, Value
 from ...core.structure import sources
-from ...naming.syntax import Source
 from ...record.statistics import Summary
 from ...record.tape import Entry, Tape
 from .arrays import largest, show_array, show_summary

@@ -13,7 +13,7 @@ import numpy as np
 from ... import _jaxpr
 from ..._fingerprint import fingerprint
 from ...core.graph import Graph, Node, Value
-from ...core.local import moved_operands, node_function, partial_function
+from ...core.local import active_operands, node_function, partial_function
 from ...record.tape import Tape
 from ..symbolic.formula import Formula, formulas_of
 from .arrays import show_array
@@ -73,7 +73,7 @@ def local_numbers(graph: Graph, values: Mapping[int, Any]) -> dict[Site, float]:
 
     found: dict[Site, float] = {}
     for group, slopes in zip(groups, jax.device_get(jax.jit(all_of_them)(stacked)), strict=True):
-        for position, column in zip(moved_operands(group[0][0]), slopes, strict=True):
+        for position, column in zip(active_operands(group[0][0]), slopes, strict=True):
             found |= {(node.index, position): float(x) for (node, _), x in zip(group, column, strict=True)}
     return found
 
@@ -96,7 +96,7 @@ def _is_real_scalar(value: Value) -> bool:
 
 def _kind(node: Node) -> Any:
     dtypes = tuple(str(value.dtype) for value in node.operands)
-    return node.primitive, dtypes, moved_operands(node), _params(node)
+    return node.primitive, dtypes, active_operands(node), _params(node)
 
 
 def _params(node: Node) -> Any:
@@ -104,7 +104,7 @@ def _params(node: Node) -> Any:
 
 
 def _slopes(node: Node, columns: Sequence[Any]) -> Any:
-    moved = moved_operands(node)
+    moved = active_operands(node)
 
     def of(operands: Sequence[Any]) -> Any:
         fun = partial_function(node_function(node), operands, moved)
@@ -239,7 +239,7 @@ def _bytes(value: Value) -> int:
 
 def _kept(node: Node) -> Kept:
     shapes = tuple((str(v.dtype), v.shape) for v in node.operands)
-    key = node.primitive, shapes, moved_operands(node), _params(node)
+    key = node.primitive, shapes, active_operands(node), _params(node)
     return _kept_by_kind(_ByKey(key, node))
 
 
@@ -260,7 +260,7 @@ class _ByKey:
 def _kept_by_kind(item: _ByKey) -> Kept:
     """Ask JAX: trace the forward half on shapes, and see which of the residuals are operands or outputs."""
     node = item.node
-    moved = moved_operands(node)
+    moved = active_operands(node)
 
     def forward(*operands: Any) -> Any:
         outs, pull = jax.vjp(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.graph import nearest
+from ...core.selectors import nearest
 from .scene import Box, Edge, Scene, SceneNode
 
 #: By default so many boxes are opened that at most this number of cards is drawn.

@@ -8,7 +8,7 @@ import numpy as np
 from ... import _jaxpr
 from ...core.graph import Node, Value
 from ...core.structure import joints
-from ...record.tape import Shares
+from ...record.contributions import Shares
 from ..symbolic.derive import distinct
 from ..symbolic.formula import Formula, formulas_of, spelled_factor
 from ..symbolic.names import latex_cotangent, text_name

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...core.graph import Graph, Node, Value, nearest
+from ...core.graph import Graph, Node, Value
+from ...core.selectors import nearest
 from ...record.tape import Tape
 from ..symbolic.names import text_name
 from .backward import backward, came, local_gradients

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core.graph import Graph, Node, Value, nearest
+from ...core.graph import Graph, Node, Value
+from ...core.selectors import nearest
 from ...record.tape import Tape
 from ..symbolic.formula import formula
 from ..symbolic.names import latex_name, text_name

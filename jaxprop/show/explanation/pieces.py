@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...core.graph import Value
-from ...core.local import LocalGradient
+from ...record.local_gradient import LocalGradient
 from ...record.tape import Tape
 from ..symbolic.names import escape, latex_name, text_cotangent, text_name
 from ..symbolic.notation import Spelled, spell

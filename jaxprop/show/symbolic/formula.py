@@ -11,7 +11,8 @@ from typing import Any
 from ... import _jaxpr
 from ..._text import type_name
 from ...core.graph import Node, Value
-from ...core.local import Local, LocalGradient
+from ...core.local import Local
+from ...record.local_gradient import LocalGradient
 from .derive import Derived, Route, derive_node, derive_route, distinct, operation, route_of
 from .expressions import Call, Expr, Num, Prod, Sum, Sym
 from .kinds import COMPOSITE, OWN, Kind, kind_of, word_of

@@ -9,10 +9,10 @@ from typing import NamedTuple, TypeAlias
 import jax
 
 from ... import _jaxpr
-from ...core.aliases import REORDERING
 from ...core.graph import Graph, Node, Value
 from ...core.local import evaluate
 from ...core.types import Array
+from ...record.aliases import REORDERING
 from .contributions import Part, part_of
 
 # --- which axis counts the examples ---------------------------------------------------------------

@@ -3,19 +3,19 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._backprop import make_plan, run
+from ..._backprop import plan_at, run
 from ..._seed import seed_of
 from ..._tracing import check_points, name_of, trace_call
 from ...core.graph import Graph
 from ...core.local import Local
-from ...core.rules import Recorder, Rule
+from ...core.recorders import Recorder
+from ...core.rules import Rule
 from ...core.types import Array, OutCts, PyTree
 from ...record.tape import Tape
 from .contributions import Factors, Part, Product, by_chunks, thin
@@ -198,11 +198,9 @@ def _norms_of(mean: Any, one: Any, params: PyTree, batch: Examples) -> PerExampl
     traced = trace_call(mean, (params, *batch.leaves), {}, 0, True)
     readings = readings_of(traced.graph, example_axes(traced.graph, _twin(mean, params, batch), count))
     known = [reading for found in readings for reading in found or ()]
-    plan = replace(
-        make_plan(traced, None, _recorder(known), ()),
-        watched=frozenset(reading.node.index for reading in known),
-        rules={reading.node.index: rule for reading in known if (rule := _thin(reading)) is not None},
-    )
+    rules = {reading.node.index: rule for reading in known if (rule := _thin(reading)) is not None}
+    nodes = {reading.node.index: reading.node for reading in known}
+    plan = plan_at(traced.graph, list(nodes.values()), _recorder(known), rules)
     tape = run(traced, plan, seed_of(traced, None, False), 0)
     losses, aux = tape.aux
     leaves, tree = jax.tree.flatten(params)

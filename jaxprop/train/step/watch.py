@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.graph import Selector
-from ...core.rules import Recorder
+from ...core.recorders import Recorder
+from ...core.selectors import Selector
 from ...core.types import Array, PyTree
 from ...record.statistics import summary
 from ...record.tape import Entry, Tape

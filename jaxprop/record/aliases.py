@@ -1,20 +1,37 @@
-"""Which records are the same, because one array holds the elements of another in another order."""
+"""Which records are the same, because one array has the elements of another in another order."""
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from .. import _jaxpr
-from .graph import Graph, Node, Value
-from .structure import sources
+from ..core.graph import Graph, Node, Value
+from ..core.structure import sources
+from ..core.types import NodeIndex, Position
 
 #: The two halves of a record.
-OUT, BACK = "out", "back"
-#: Where something is recorded: half, index of the node, number of its output (None for the node as a whole).
-Site: TypeAlias = tuple[str, int, int | None]
+FORWARD, BACKWARD = "forward", "backward"
+OUT, BACK = FORWARD, BACKWARD
 
-#: Primitives that lay the elements of an array out in another order or shape.
+
+class Site(NamedTuple):
+    """Where something is recorded.
+
+    Attributes:
+        half: in the forward or in the backward pass.
+        node: index of the node.
+        output: position of the output; None for the node as a whole.
+    """
+
+    half: str
+    node: NodeIndex
+    output: Position | None
+
+
+_FIRST = Position(0)
+
+#: Primitives that only reorder or reshape the elements of an array.
 REORDERING = frozenset(
     {"reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "rev", "copy", "copy_p"}
 )
@@ -22,8 +39,12 @@ REORDERING = frozenset(
 _PASSING = {"add": (0, 1), "add_any": (0, 1), "sub": (0,)}
 
 
-def shared_sites(graph: Graph, watched: frozenset[int], ruled: frozenset[int]) -> Mapping[Site, Site]:
-    """For each site whose record is that of another: that other, which is none of these."""
+#: Indices of nodes.
+_Nodes: TypeAlias = frozenset[NodeIndex]
+
+
+def shared_sites(graph: Graph, watched: _Nodes, ruled: _Nodes) -> Mapping[Site, Site]:
+    """For each site whose record is that of another: that other, which shares none itself."""
     direct = dict(_of_values(graph, watched)) | dict(_of_cotangents(graph, watched, ruled))
 
     def root(site: Site) -> Site:
@@ -41,7 +62,7 @@ def _levels(graph: Graph) -> Iterator[Graph]:
             yield from _levels(nested)
 
 
-def _of_values(graph: Graph, watched: frozenset[int]) -> Iterator[tuple[Site, Site]]:
+def _of_values(graph: Graph, watched: _Nodes) -> Iterator[tuple[Site, Site]]:
     made = sources(graph)
     for level in _levels(graph):
         for node in level.equations():
@@ -49,10 +70,10 @@ def _of_values(graph: Graph, watched: frozenset[int]) -> Iterator[tuple[Site, Si
                 continue
             source = made.get(node.operands[0].id)
             if source is not None and source[0].index in watched:
-                yield (OUT, node.index, 0), (OUT, source[0].index, source[1])
+                yield Site(FORWARD, node.index, _FIRST), Site(FORWARD, source[0].index, source[1])
 
 
-def _of_cotangents(graph: Graph, watched: frozenset[int], ruled: frozenset[int]) -> Iterator[tuple[Site, Site]]:
+def _of_cotangents(graph: Graph, watched: _Nodes, ruled: _Nodes) -> Iterator[tuple[Site, Site]]:
     made = sources(graph)
     for level in _levels(graph):
         readers = Counter(value.id for node in level.equations() for value in node.operands)
@@ -66,7 +87,7 @@ def _of_cotangents(graph: Graph, watched: frozenset[int], ruled: frozenset[int])
                 if readers[value.id] != 1 or source is None or source[0].index not in watched:
                     continue
                 if value.active and _same_elements(value, node.outputs[0]):
-                    yield (BACK, source[0].index, source[1]), (BACK, node.index, 0)
+                    yield Site(BACKWARD, source[0].index, source[1]), Site(BACKWARD, node.index, _FIRST)
 
 
 def _is_view(node: Node) -> bool:

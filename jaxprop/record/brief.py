@@ -1,0 +1,30 @@
+"""Arrays in a word, for the texts of tapes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import _jaxpr
+from .._text import number
+
+
+def brief(x: Any) -> str:
+    """A scalar as its number, an array as its type, anything else by the name of its class."""
+    if x is None:
+        return "None"
+    if not isinstance(x, jax.Array):
+        return type(x).__name__
+    return f"{x}" if x.ndim == 0 and not _jaxpr.is_tracer(x) else f"{x.dtype}{list(x.shape)}"
+
+
+def size(x: Any) -> str:
+    """A scalar as its number, an array by its norm, a `Summary` by the norm in it; "" for what is not there."""
+    x = getattr(x, "norm", x)
+    if x is None or _jaxpr.is_tracer(x) or not hasattr(x, "dtype") and not isinstance(x, float | int):
+        return ""
+    if _jaxpr.is_key(x):
+        return "key"
+    if np.ndim(x) == 0:
+        return number(np.asarray(x))
+    return f"{number(np.linalg.norm(np.asarray(x).astype(complex).ravel()))} (norm)"
