@@ -123,7 +123,28 @@ def as_function(eqn: Any) -> Callable[..., list[Any]]:
             arg_names=("",) * len(invars), result_paths=("",) * len(outvars)
         ),
     )
-    return lambda *operands: eval_jaxpr(jaxpr, (), *operands)
+
+    def fun(*operands: Any) -> list[Any]:
+        return eval_jaxpr(jaxpr, (), *operands)
+
+    variadic_reduce = eqn.primitive.name == "reduce" and len(outvars) > 1
+    return _with_all_tangents(fun, len(outvars)) if variadic_reduce else fun
+
+
+def _with_all_tangents(reduce: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """A reduction of several arrays at once, with JAX's own derivative, given tangents of all the arrays.
+
+    The derivative fails where only some arrays are perturbed (seen on JAX 0.10.2 and 0.12.0.1); `custom_jvp`
+    instantiates the tangents of the others. The initial values, which come after the arrays, have none.
+    """
+
+    def fun(*operands: Any) -> list[Any]:
+        arrays, initial = operands[:count], operands[count:]
+        reduced = jax.custom_jvp(lambda *arrays: reduce(*arrays, *initial))
+        reduced.defjvp(lambda xs, ts: jax.jvp(lambda *arrays: reduce(*arrays, *initial), xs, ts))
+        return reduced(*arrays)
+
+    return fun
 
 
 def run(program: Program, operands: Sequence[Any]) -> list[Any]:
@@ -364,6 +385,11 @@ def aval_of(x: Any) -> Any:
     return jax.typeof(x)
 
 
+def is_number(dtype: Any) -> bool:
+    """Whether values of this dtype are numbers: not random keys, not references."""
+    return dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.extended)
+
+
 def same_number(a: Any, b: Any, dtype: Any) -> bool:
     """Whether two scalars are one number of a dtype."""
     return bool(np.asarray(a, dtype) == np.asarray(b, dtype))
@@ -389,13 +415,16 @@ def is_key(x: Any) -> bool:
 
 
 def struct_of(x: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype, sharding and manual axes of a variable or an array, without its numbers."""
+    """The type of a variable or an array, without its numbers."""
     aval = getattr(x, "aval", x)
     sharding = getattr(aval, "sharding", None)
     if sharding is not None and not any(part is not None for part in sharding.spec):
         sharding = None
     manual = getattr(aval, "manual_axis_type", None)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding, manual_axis_type=manual)
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(
+        aval.shape, aval.dtype, sharding=sharding, weak_type=weak, manual_axis_type=manual
+    )
 
 
 def zeros(struct: jax.ShapeDtypeStruct, steps: tuple[int, ...] = ()) -> Any:

@@ -22,7 +22,8 @@ def active_values(
         uncut: nodes that count as differentiable although JAX's rule says that their tangents are zero.
     """
     values = {value.id: value for node in graph.walk() for value in node.outputs}
-    spread = _Spread(values, uncut, set(sources), set(sinks))
+    carrying = {id_ for id_ in sources if _carries(values[id_])}
+    spread = _Spread(values, uncut, carrying, set(sinks))
     spread.forward(graph)
     spread.backward(graph)
     return frozenset(id_ for id_ in spread.perturbed & spread.needed if _carries(values[id_]))

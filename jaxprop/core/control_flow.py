@@ -125,5 +125,8 @@ def _remat(
     def run(operands: list[Any], inside: Carriers) -> Results:
         return interpret(body, operands, inside)
 
-    remat = jax.checkpoint(run, policy=form.policy, prevent_cse=form.prevent_cse)
+    prevent_cse = form.prevent_cse
+    if isinstance(prevent_cse, tuple):  # one for each operand; carriers are read by nobody
+        prevent_cse = (list(prevent_cse), False)
+    remat = jax.checkpoint(run, policy=form.policy, prevent_cse=prevent_cse)
     return remat(list(operands), _inside(body, carriers))

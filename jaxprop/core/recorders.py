@@ -44,7 +44,7 @@ class Recorder:
         value: Callable[[Array], PyTree] | None = None,
         cotangent: Callable[[Array], PyTree] | None = None,
     ) -> "Recorder":
-        """Record a function of every value and of every cotangent.
+        """Record a function of every value and of every cotangent; random keys are left out.
 
         Examples:
             >>> import jax.numpy as jnp, jaxprop as jp
@@ -81,7 +81,7 @@ class EachValue:
     fun: Callable[[Array], PyTree]
 
     def __call__(self, local: Local) -> PerOutput:
-        return PerOutput([self.fun(x) for x in local.outputs])
+        return PerOutput([None if _jaxpr.is_key(x) else self.fun(x) for x in local.outputs])
 
 
 @dataclass(frozen=True)

@@ -147,10 +147,16 @@ def recording(
     def parts_of(node: Node, half: str, fun: Callable[[Array], PyTree]) -> _Parts:
         """What is recorded of each output of a node."""
         if half not in statistics:
-            return (fun,) * len(node.outputs)
+            return tuple(fun if _jaxpr.is_number(value.dtype) else None for value in node.outputs)
         sites = [Site(half, node.index, Position(i)) for i in range(len(node.outputs))]
-        taken = [jnp.ravel if is_deferred(graph, site) else statistics[half].measure for site in sites]
-        return tuple(None if site in shared else part for site, part in zip(sites, taken, strict=True))
+        return tuple(
+            None
+            if site in shared or not _jaxpr.is_number(value.dtype)
+            else jnp.ravel
+            if is_deferred(graph, site)
+            else statistics[half].measure
+            for site, value in zip(sites, node.outputs, strict=True)
+        )
 
     def forward_at(node: Node, half: Forward) -> Forward:
         if isinstance(half, EachValue):

@@ -149,14 +149,19 @@ def _finish(m: _Measures, sizes: np.ndarray[Any, Any]) -> Summary:
     count = np.where(sizes, sizes, np.nan).astype(dtype)
     empty = np.where(sizes, 0, np.nan).astype(dtype)
     return Summary(
-        norm=jnp.sqrt(m.squares),
-        rms=jnp.sqrt(m.squares / count),
+        norm=_root(m.squares),
+        rms=_root(m.squares / count),
         mean=m.total / count,
         min=m.min + empty,
         max=m.max + empty,
         zeros=m.zeros.astype(dtype) / count,
         nonfinite=m.nonfinite.astype(jnp.int32),
     )
+
+
+def _root(x: Array) -> Array:
+    """The square root, with derivative 0 at 0, so that one array of zeros does not poison other derivatives."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), x)
 
 
 _SUMMARY = Statistic(_measure, _finish, order_free=True)
