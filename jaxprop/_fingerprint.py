@@ -1,9 +1,9 @@
-"""Equality by structure of what JAX builds anew at every trace: programs and the functions in them.
+"""Structural equality of what JAX rebuilds at every trace: programs and the functions in them.
 
-Two traces of one function give two programs that do the same. To say so without a doubt one may compare only
-what is known to decide. Functions are the same where their code and all they close over is, custom rules where
-the derivatives they give are one program, and objects nothing is known of only where they are one.
-A wrong "no" costs a compilation, a wrong "yes" would cost a wrong number.
+Two traces of one function are two programs that compute the same. To be certain of it, only what is known to
+decide is compared: functions are equal if their code and everything they close over is, custom rules if their
+derivatives are equal programs, and unknown objects only if they are identical. A wrong "no" costs a
+compilation; a wrong "yes" would cost a wrong number.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class _Identity:
 
 
 def fingerprint(x: Any, depth: int = _DEPTH) -> Any:
-    """A value that is equal for two things only if they do the same."""
+    """A hashable value that is equal for two things only if they compute the same."""
     if x is None or isinstance(x, bool | int | float | complex | str | bytes | type):
         return type(x).__name__, repr(x) if isinstance(x, float | complex) else x
     if depth == 0:
@@ -57,7 +57,7 @@ def fingerprint(x: Any, depth: int = _DEPTH) -> Any:
         return "partial", down(x.func), down(x.args), down(x.keywords)
     if isinstance(x, types.FunctionType):
         cells = tuple(down(_contents(cell)) for cell in x.__closure__ or ())
-        globals_ = _Identity(x.__globals__)  # code of one text in two modules is two functions
+        globals_ = _Identity(x.__globals__)  # the same code in two modules is two functions
         return "function", x.__code__, globals_, cells, down(x.__defaults__), down(x.__kwdefaults__)
     if isinstance(x, types.MethodType):
         return "method", down(x.__func__), down(x.__self__)
@@ -68,7 +68,7 @@ def fingerprint(x: Any, depth: int = _DEPTH) -> Any:
 
 
 def _is_record(x: Any) -> bool:
-    """Whether an object is its fields and nothing else: JAX wraps callbacks so, anew at each trace."""
+    """Whether an object is its fields and nothing else: so JAX wraps callbacks, again at each trace."""
     params = getattr(type(x), "__dataclass_params__", None)
     if params is None or not params.frozen:
         return False
@@ -100,9 +100,9 @@ def _equation(eqn: Any, depth: int, differentiated: bool = False) -> Any:
     if differentiated:
         return name, bodies
     if _jaxpr.has_reverse_rule(eqn):
-        # Its forward half may be run only so often: libraries keep state in it (a store that is filled once).
+        # Its forward half must not be traced again: libraries keep state in it (a store that is filled once).
         return name, _Identity(eqn)
-    # Its rule is a function built anew at each trace. What the rule does is a program: compare that.
+    # Its rule is another function at each trace. Its derivative is a program: compare that.
     try:
         rule = _jaxpr.derivative_program(eqn)
     except Exception:

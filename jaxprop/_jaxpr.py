@@ -10,13 +10,19 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer, eval_jaxpr
-from jax.extend.core import Literal, Var
+from jax.core import AbstractValue, Tracer, eval_jaxpr
+from jax.core import Atom as Atom
+from jax.extend.core import DropVar, JaxprEqn, Literal, Var
+from jax.extend.core import Jaxpr as Jaxpr
+
+Equation: TypeAlias = JaxprEqn
+Variable: TypeAlias = Var
+Aval: TypeAlias = AbstractValue
 
 # --- programs and equations --------------------------------------------------------------------
 
@@ -80,7 +86,7 @@ def program_function(program: Program) -> Callable[..., list[Any]]:
     return lambda *args: eval_jaxpr(jaxpr, consts, *args)
 
 
-def is_literal(atom: Any) -> bool:
+def is_literal(atom: Any) -> TypeGuard[Literal]:
     return isinstance(atom, Literal)
 
 
@@ -94,7 +100,7 @@ def is_numpy_wrapper(x: Any) -> bool:
 
 
 def is_dropped(var: Any) -> bool:
-    return type(var).__name__ == "DropVar"
+    return isinstance(var, DropVar)
 
 
 def is_ref(aval: Any) -> bool:
@@ -109,8 +115,8 @@ def as_function(eqn: Any) -> Callable[..., list[Any]]:
     since JAX itself evaluates it: as a program that holds nothing else.
     """
     # Fresh variables, so that the two operands of `x * x` are two positions.
-    invars = [Var(atom.aval) for atom in eqn.invars]
-    outvars = [Var(var.aval) for var in eqn.outvars]
+    invars = [Variable(atom.aval) for atom in eqn.invars]
+    outvars = [Variable(var.aval) for var in eqn.outvars]
     single = eqn.replace(invars=invars, outvars=outvars)
     template = _EMPTY().jaxpr
     jaxpr = template.replace(

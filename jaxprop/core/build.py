@@ -2,14 +2,13 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from .. import _jaxpr
 from .._text import type_name
 from .graph import LITERAL, Call, Graph, Node, Value
-from .types import NodeIndex, ValueId
+from .types import Array, NodeIndex, ValueId
 
-_Env = dict[Any, Value]  # by variable of the jaxpr
+_Env = dict[_jaxpr.Atom, Value]
 
 
 def build(program: _jaxpr.Program) -> Graph:
@@ -30,7 +29,7 @@ class _Builder:
         self.ids: Iterator[int] = itertools.count()
         self.indices: Iterator[int] = itertools.count()
 
-    def value(self, var: Any) -> Value:
+    def value(self, var: _jaxpr.Variable) -> Value:
         id_ = ValueId(next(self.ids))
         shape, dtype = _jaxpr.shape_of(var.aval), _jaxpr.dtype_of(var.aval)
         return Value(f"v{id_}", shape, dtype, False, id_, aval=var.aval)
@@ -53,7 +52,7 @@ class _Builder:
         outputs = tuple(_read(env, atom) for atom in jaxpr.outvars)
         return Graph(inputs, consts, outputs, items, heads, jaxpr=jaxpr)
 
-    def items(self, jaxpr: Any, env: _Env, scope: str, opened: bool) -> tuple[Node | Call, ...]:
+    def items(self, jaxpr: _jaxpr.Jaxpr, env: _Env, scope: str, opened: bool) -> tuple[Node | Call, ...]:
         """Build the equations of a jaxpr, reading and writing `env`."""
         items: list[Node | Call] = []
         for eqn in jaxpr.eqns:
@@ -73,7 +72,7 @@ class _Builder:
             items.append(item)
         return tuple(items)
 
-    def node(self, eqn: Any, operands: tuple[Value, ...], scope: str, opened: bool) -> Node:
+    def node(self, eqn: _jaxpr.Equation, operands: tuple[Value, ...], scope: str, opened: bool) -> Node:
         index = self.index()
         outputs = tuple(self.value(var) for var in eqn.outvars)
         form = _jaxpr.opened_form(eqn)
@@ -91,11 +90,11 @@ def _literals(program: _jaxpr.Program) -> _Env:
     return {var: _literal(const, var.aval) for var, const in pairs}
 
 
-def _literal(number: Any, aval: Any) -> Value:
+def _literal(number: Array, aval: _jaxpr.Aval) -> Value:
     shape, dtype = _jaxpr.shape_of(aval), _jaxpr.dtype_of(aval)
     name = f"{number}" if shape == () else type_name(dtype, shape)
     return Value(name, shape, dtype, False, LITERAL, number, aval)
 
 
-def _read(env: _Env, atom: Any) -> Value:
+def _read(env: _Env, atom: _jaxpr.Atom) -> Value:
     return _literal(atom.val, atom.aval) if _jaxpr.is_literal(atom) else env[atom]

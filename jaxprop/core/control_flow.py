@@ -6,7 +6,7 @@ inside comes out as further results: with a step axis from a scan, as zeros from
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +44,11 @@ class Recorded(NamedTuple):
 
 
 #: The results of a graph or a node, and what was recorded on the way.
-Results: TypeAlias = tuple[list[Any], Recorded]
+Results: TypeAlias = tuple[list[Array], Recorded]
 #: Evaluates a graph: (graph, operands, carriers) -> results.
-Interpret: TypeAlias = Callable[[Graph, Sequence[Any], Carriers], Results]
+Interpret: TypeAlias = Callable[[Graph, Sequence[Array], Carriers], Results]
 #: Evaluates a node: (operands, carriers) -> results.
-Evaluate: TypeAlias = Callable[[Sequence[Any], Carriers], Results]
+Evaluate: TypeAlias = Callable[[Sequence[Array], Carriers], Results]
 
 
 def open_node(node: Node, interpret: Interpret) -> Evaluate:
@@ -70,13 +70,13 @@ def _inside(graph: Graph, carriers: Carriers) -> dict[NodeIndex, PyTree]:
 
 
 def _scan(
-    node: Node, form: _jaxpr.Scan, interpret: Interpret, operands: Sequence[Any], carriers: Carriers
+    node: Node, form: _jaxpr.Scan, interpret: Interpret, operands: Sequence[Array], carriers: Carriers
 ) -> Results:
     (body,) = node.graphs
     first, last = form.num_consts, form.num_consts + form.num_carry
     consts, carry, xs = operands[:first], operands[first:last], operands[last:]
 
-    def step(carry: list[Any], slices: tuple[list[Any], Carriers]) -> tuple[list[Any], Results]:
+    def step(carry: list[Array], slices: tuple[list[Array], Carriers]) -> tuple[list[Array], Results]:
         xs, step_carriers = slices
         outputs, recorded = interpret(body, [*consts, *carry, *xs], step_carriers)
         return outputs[: form.num_carry], (outputs[form.num_carry :], recorded)
@@ -92,7 +92,7 @@ def _scan(
     return [*carry, *ys], recorded
 
 
-def _cond(node: Node, interpret: Interpret, operands: Sequence[Any], carriers: Carriers) -> Results:
+def _cond(node: Node, interpret: Interpret, operands: Sequence[Array], carriers: Carriers) -> Results:
     index, *rest = operands
     inside = [_inside(graph, carriers) for graph in node.graphs]
 
@@ -101,8 +101,8 @@ def _cond(node: Node, interpret: Interpret, operands: Sequence[Any], carriers: C
 
     structs = [recorded_by(number, graph) for number, graph in enumerate(node.graphs)]
 
-    def branch(number: int) -> Callable[..., Results]:
-        def run(rest: list[Any], inside: list[Carriers]) -> Results:
+    def branch(number: int) -> Callable[[list[Array], list[Carriers]], Results]:
+        def run(rest: list[Array], inside: list[Carriers]) -> Results:
             outputs, recorded = interpret(node.graphs[number], rest, inside[number])
             for other, struct in enumerate(structs):
                 if other != number:
@@ -118,14 +118,14 @@ def _cond(node: Node, interpret: Interpret, operands: Sequence[Any], carriers: C
 
 
 def _remat(
-    node: Node, form: _jaxpr.Remat, interpret: Interpret, operands: Sequence[Any], carriers: Carriers
+    node: Node, form: _jaxpr.Remat, interpret: Interpret, operands: Sequence[Array], carriers: Carriers
 ) -> Results:
     (body,) = node.graphs
 
-    def run(operands: list[Any], inside: Carriers) -> Results:
+    def run(operands: list[Array], inside: Carriers) -> Results:
         return interpret(body, operands, inside)
 
-    prevent_cse = form.prevent_cse
+    prevent_cse: PyTree = form.prevent_cse
     if isinstance(prevent_cse, tuple):  # one for each operand; carriers are read by nobody
         prevent_cse = (list(prevent_cse), False)
     remat = jax.checkpoint(run, policy=form.policy, prevent_cse=prevent_cse)

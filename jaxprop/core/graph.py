@@ -15,7 +15,7 @@ from .. import _jaxpr
 from .._fingerprint import fingerprint
 from .._text import in_columns, shortened, type_name
 from .selectors import Selector, select, unknown_name
-from .types import Dtype, NodeIndex, Shape, Steps, ValueId
+from .types import Array, Dtype, NodeIndex, Shape, Steps, ValueId
 
 #: The id of a literal that is written in the program.
 LITERAL = ValueId(-1)
@@ -52,8 +52,8 @@ class Value:
     dtype: Dtype
     active: bool
     id: ValueId
-    literal: Any = field(default=None, compare=False)
-    aval: Any = field(default=None, compare=False, repr=False)
+    literal: Array | None = field(default=None, compare=False)
+    aval: _jaxpr.Aval | None = field(default=None, compare=False, repr=False)
 
     def __repr__(self) -> str:
         return f"Value({self.name}: {type_name(self.dtype, self.shape)})"
@@ -85,7 +85,7 @@ class Node:
     outputs: tuple[Value, ...]
     graphs: tuple["Graph", ...] = ()
     opened: bool = False
-    eqn: Any = field(default=None, compare=False, repr=False)
+    eqn: _jaxpr.Equation | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -113,7 +113,7 @@ class Node:
         return any(value.active for value in self.outputs)
 
     @property
-    def params(self) -> Mapping[str, Any]:
+    def params(self) -> Mapping[str, object]:
         """The parameters of the primitive."""
         return {} if self.eqn is None else dict(self.eqn.params)
 
@@ -141,7 +141,7 @@ class Call:
     items: tuple["Node | Call", ...]
     operands: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    eqn: Any = field(compare=False, repr=False)
+    eqn: _jaxpr.Equation = field(compare=False, repr=False)
 
     @property
     def nodes(self) -> Iterator[Node]:
@@ -182,7 +182,7 @@ class Graph:
     items: tuple[Node | Call, ...]
     heads: tuple[Node, ...]
     fixed: tuple[Node, ...] = ()
-    jaxpr: Any = field(default=None, repr=False)
+    jaxpr: _jaxpr.Jaxpr | None = field(default=None, repr=False)
     answers: dict[str, Any] = field(default_factory=dict, repr=False)  # see `structure.once`
 
     @functools.cached_property
@@ -249,7 +249,7 @@ class Graph:
         return select(self, selector)
 
     @functools.cached_property
-    def _identity(self) -> tuple[Any, ...]:
+    def _identity(self) -> tuple[object, ...]:
         params = tuple(
             (fingerprint(node.eqn), *(fingerprint(value.literal) for value in node.operands))
             for node in self.walk()

@@ -27,7 +27,7 @@ from .local import Local, active_operands, evaluate, fill_zeros, partial_functio
 from .recorders import Forward, Tapped
 from .rules import Rule, check_in_cts
 from .taps import carriers, present_ct, primals, tap
-from .types import InCts, NodeIndex, OutCts, Position, PyTree, ValueId
+from .types import Array, InCts, NodeIndex, OutCts, Position, PyTree, ValueId
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,15 +89,15 @@ class Interpreter:
     plan: Plan
     arrived: set[tuple[NodeIndex, Position]] = field(default_factory=set)
 
-    def run(self, graph: Graph, operands: Sequence[Any], carriers: Carriers) -> Results:
+    def run(self, graph: Graph, operands: Sequence[Array], carriers: Carriers) -> Results:
         """Evaluate a graph: read the operands of each node, write its outputs. The loop of the forward pass."""
-        env: dict[ValueId, Any] = {}
+        env: dict[ValueId, Array] = {}
         recorded = Recorded.nothing()
 
-        def read(value: Value) -> Any:
+        def read(value: Value) -> Array:
             return value.literal if value.literal is not None else env[value.id]
 
-        def write(values: Sequence[Value], results: Sequence[Any]) -> None:
+        def write(values: Sequence[Value], results: Sequence[Array]) -> None:
             for value, result in zip(values, results, strict=True):
                 env[value.id] = result
                 if value.id in self.plan.kept:
@@ -123,7 +123,7 @@ class Interpreter:
         """Whether something is asked inside a call."""
         return any(node.index in self.plan.interpreted for node in call.nodes)
 
-    def step(self, node: Node, operands: list[Any], carriers: Carriers, recorded: Recorded) -> list[Any]:
+    def step(self, node: Node, operands: list[Array], carriers: Carriers, recorded: Recorded) -> list[Array]:
         """Evaluate one node, with what is asked at it."""
         if node.index not in self.plan.interpreted:
             return evaluate(node, operands)
@@ -147,23 +147,23 @@ class Interpreter:
 
     # --- the two seams ---------------------------------------------------------------------------
 
-    def ruled(self, node: Node, rule: Rule, operands: list[Any], carriers: Carriers) -> Results:
+    def ruled(self, node: Node, rule: Rule, operands: list[Array], carriers: Carriers) -> Results:
         """Evaluate a node whose cotangents propagate by a rule."""
         positions = active_operands(node) if node.operands else (0,)
         inside = {i: c for graph in node.graphs for i, c in carriers.items() if i in graph.indices}
         run = self.function_of(node)
 
         @jax.custom_vjp
-        def call(operands: list[Any], inside: Carriers) -> Results:
+        def call(operands: list[Array], inside: Carriers) -> Results:
             return run(operands, inside)
 
         def forward(operands: Any, inside: Any) -> Any:
             operands, inside = primals((operands, inside))
 
-            def of(points: list[Any], inside: Carriers) -> Any:
+            def of(points: list[Array], inside: Carriers) -> Any:
                 box: list[Recorded] = []
 
-                def outputs_of(*full: Any) -> list[Any]:
+                def outputs_of(*full: Array) -> list[Array]:
                     outputs, recorded = run(full, inside)
                     box.append(recorded)
                     return outputs
@@ -196,18 +196,18 @@ class Interpreter:
             return open_node(node, self.run)
         return lambda operands, carriers: (evaluate(node, operands), Recorded.nothing())
 
-    def tapped(self, node: Node, operands: list[Any], outputs: list[Any], carrier: PyTree) -> list[Any]:
+    def tapped(self, node: Node, operands: list[Array], outputs: list[Array], carrier: PyTree) -> list[Array]:
         """Let the recorder of a node record what arrives in the backward pass."""
         write, struct, unread = self.plan.backward[node.index]
         positions = [i for i, value in enumerate(node.outputs) if value.active]
         kept = [x for x, type_ in zip((*operands, *outputs), unread, strict=True) if type_ is None]
 
-        def record(kept: list[Any], active_cts: OutCts) -> PyTree:
+        def record(kept: list[Array], active_cts: OutCts) -> PyTree:
             self.arrived.update(
                 (node.index, Position(i)) for i, ct in zip(positions, active_cts, strict=True) if ct is not None
             )
             it = iter(kept)
-            full = [next(it) if type_ is None else type_ for type_ in unread]
+            full: list[PyTree] = [next(it) if type_ is None else type_ for type_ in unread]
             primals_in, primals_out = full[: len(operands)], full[len(operands) :]
             out_cts = scatter(active_cts, positions, len(outputs))
             return _conform(write(Local(node, tuple(primals_in), tuple(primals_out)), out_cts), struct)
@@ -230,7 +230,7 @@ def _is_active_while(node: Node) -> bool:
     return node.active and node.eqn is not None and _jaxpr.is_while(node.eqn)
 
 
-def _refuse_cotangents(node: Node, outputs: list[Any]) -> list[Any]:
+def _refuse_cotangents(node: Node, outputs: list[Array]) -> list[Array]:
     """Raise an error that names the `while`, if a cotangent reaches it."""
 
     def refuse(kept: PyTree, cts: OutCts) -> PyTree:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from .. import _jaxpr
 from .graph import Node, Value
 from .types import Array, InCts, OutCts
 
+T = TypeVar("T")
+
 #: A node as a function: all operands in, all outputs out.
-NodeFunction: TypeAlias = Callable[..., Sequence[Any]]
+NodeFunction: TypeAlias = Callable[..., Sequence[Array]]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Local:
     """
 
     node: Node
-    operands: tuple[Any, ...]
-    outputs: tuple[Any, ...]
+    operands: tuple[Array, ...]
+    outputs: tuple[Array, ...]
     _pullback: Callable[[OutCts], InCts] | None = None
 
     def vjp(self, out_cts: OutCts) -> InCts:
@@ -54,7 +56,7 @@ def node_function(node: Node) -> NodeFunction:
     return _jaxpr.as_function(node.eqn)
 
 
-def evaluate(node: Node, operands: Sequence[Any]) -> list[Any]:
+def evaluate(node: Node, operands: Sequence[Array]) -> list[Array]:
     """Evaluate one node exactly as JAX does. Inputs and closed-over arrays return their value."""
     return list(operands if node.eqn is None else node_function(node)(*operands))
 
@@ -64,7 +66,7 @@ def active_operands(node: Node) -> tuple[int, ...]:
     return tuple(i for i, value in enumerate(node.operands) if value.active)
 
 
-def _pull_node(node: Node, operands: tuple[Any, ...], out_cts: OutCts) -> InCts:
+def _pull_node(node: Node, operands: tuple[Array, ...], out_cts: OutCts) -> InCts:
     if node.eqn is None:
         return out_cts
     positions = active_operands(node)
@@ -73,10 +75,10 @@ def _pull_node(node: Node, operands: tuple[Any, ...], out_cts: OutCts) -> InCts:
     return scatter(pull(fill_zeros(out_cts, node)), positions, len(operands))
 
 
-def partial_function(fun: NodeFunction, operands: Sequence[Any], positions: Sequence[int]) -> NodeFunction:
+def partial_function(fun: NodeFunction, operands: Sequence[Array], positions: Sequence[int]) -> NodeFunction:
     """`fun` as a function of the operands at `positions`, the others held fixed."""
 
-    def of(*points: Any) -> list[Any]:
+    def of(*points: Array) -> list[Array]:
         full = list(operands)
         for position, point in zip(positions, points, strict=True):
             full[position] = point
@@ -85,18 +87,18 @@ def partial_function(fun: NodeFunction, operands: Sequence[Any], positions: Sequ
     return of
 
 
-def take(items: Sequence[Any], positions: Sequence[int]) -> list[Any]:
+def take(items: Sequence[T], positions: Sequence[int]) -> list[T]:
     """The items at these positions."""
     return [items[i] for i in positions]
 
 
-def scatter(items: Sequence[Any], positions: Sequence[int], count: int) -> tuple[Any, ...]:
+def scatter(items: Sequence[T], positions: Sequence[int], count: int) -> tuple[T | None, ...]:
     """The inverse of `take`: put items at these positions of a tuple, None elsewhere."""
     at = dict(zip(positions, items, strict=True))
     return tuple(at.get(i) for i in range(count))
 
 
-def fill_zeros(out_cts: OutCts, node: Node) -> list[Any]:
+def fill_zeros(out_cts: OutCts, node: Node) -> list[Array | np.ndarray]:
     """Cotangents for all outputs of a node, as `jax.vjp` takes them: zeros in the place of None."""
     return [
         ct if ct is not None else zero_cotangent(value) for ct, value in zip(out_cts, node.outputs, strict=True)

@@ -1,9 +1,10 @@
 """The first seam: a rule says how cotangents propagate through a node."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import _jaxpr
@@ -11,7 +12,7 @@ from .._text import type_name
 from .graph import Graph
 from .local import Local
 from .selectors import Selector, select
-from .types import InCts, NodeIndex, OutCts
+from .types import Array, InCts, NodeIndex, OutCts
 
 #: How cotangents propagate through a node. The default is the chain rule, `local.vjp(out_cts)`.
 Rule: TypeAlias = Callable[[Local, OutCts], InCts]
@@ -37,7 +38,7 @@ def match_rules(graph: Graph, rules: Rules) -> dict[NodeIndex, Rule]:
     return found
 
 
-def check_in_cts(in_cts: Any, local: Local) -> tuple[Any, ...]:
+def check_in_cts(in_cts: object, local: Local) -> tuple[Array | None, ...]:
     """Compare what a rule returned with what it must return.
 
     Raises:
@@ -60,11 +61,11 @@ def check_in_cts(in_cts: Any, local: Local) -> tuple[Any, ...]:
     return tuple(None if ct is None else _check_one(ct, position, local) for position, ct in enumerate(in_cts))
 
 
-def _kind(x: Any) -> str:
+def _kind(x: object) -> str:
     return "an array" if isinstance(x, jax.Array) else type(x).__name__
 
 
-def _check_one(ct: Any, position: int, local: Local) -> Any:
+def _check_one(ct: Array, position: int, local: Local) -> Array | None:
     node, operand = local.node, local.operands[position]
     value = (node.operands or node.outputs)[position]
     dtype = _jaxpr.dtype_of(value.aval)
@@ -81,7 +82,7 @@ def _check_one(ct: Any, position: int, local: Local) -> Any:
             f"`{value.name}`, which has shape {np.shape(operand)}. A cotangent has the shape of its primal."
         )
     if isinstance(ct, bool | int | float | complex):
-        return np.asarray(ct, dtype)
+        return jnp.asarray(ct, dtype)
     if ct.dtype != dtype:
         raise TypeError(
             f"the rule for {node.where} returned a cotangent of type {type_name(ct.dtype, np.shape(ct))} for "

@@ -9,11 +9,12 @@ Cotangents are floating point: integers and booleans travel as floats that hold 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
 from .. import _jaxpr
 from .types import Array, Dtype, OutCts, PyTree, Steps
@@ -34,7 +35,7 @@ def tap(
     def identity(outputs: Sequence[Array], kept: PyTree, carrier: PyTree) -> Sequence[Array]:
         return outputs
 
-    def forward(outputs: Any, kept: Any, carrier: Any) -> tuple[Sequence[Array], PyTree]:
+    def forward(outputs: PyTree, kept: PyTree, carrier: PyTree) -> tuple[Sequence[Array], PyTree]:
         return (primals(outputs), primals(kept)) if symbolic else (outputs, kept)
 
     def backward(kept: PyTree, cts: Sequence[Array]) -> tuple[PyTree, None, PyTree]:
@@ -51,9 +52,9 @@ def primals(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda primal: primal.value, tree)
 
 
-def present_ct(ct: Any) -> Array | None:
+def present_ct(ct: Array | SymbolicZero) -> Array | None:
     """A cotangent; None for one that JAX knows to be zero, and for that of an integer."""
-    if isinstance(ct, jax.custom_derivatives.SymbolicZero) or ct.dtype == _jaxpr.float0:
+    if isinstance(ct, SymbolicZero) or ct.dtype == _jaxpr.float0:
         return None
     return ct
 
@@ -80,7 +81,7 @@ def decode(tree: PyTree, struct: PyTree) -> PyTree:
     return jax.tree.map(_decode, struct, tree)
 
 
-def _encode(x: Any) -> Array:
+def _encode(x: ArrayLike) -> Array:
     dtype: Dtype = jnp.result_type(x)
     if _jaxpr.is_inexact(dtype):
         return x if isinstance(x, jax.Array) else jnp.asarray(x)

@@ -1,8 +1,8 @@
-"""Names that a person recognises, for every value of a program.
+"""Names that a person recognizes, for every value of a program.
 
-The first that applies: a `checkpoint_name`; the variable the value is assigned to in the source, the caller's
-where a helper returns it; the path of an argument; else scope and primitive. Names are unique in the whole
-graph (`h`, `h#2`, ...), and the same from run to run: they depend on the program and its source alone.
+The first that applies: a `checkpoint_name`; the variable that the value is assigned to in the source (the
+caller's if a helper returns it); the path of an argument; else scope and primitive. Names are unique in the
+whole graph (`h`, `h#2`, ...) and the same in every run: they depend on the program and its source alone.
 """
 
 import itertools
@@ -35,11 +35,11 @@ class Sight(NamedTuple):
 
     Attributes:
         eqn: the equation.
-        raw: its frames, innermost first, those of the calls around it included.
-        own: how many of them are its own.
-        user: those of them that stand in the user's own code.
-        at: where in `raw` these stand.
-        deriving: where in `raw` those stand that take a derivative of what they call.
+        raw: its frames, innermost first, including those of the calls around it.
+        own: how many of these are its own.
+        user: those in the user's own code.
+        at: the positions of these in `raw`.
+        deriving: the positions in `raw` of those that differentiate what they call.
     """
 
     eqn: Any
@@ -51,20 +51,20 @@ class Sight(NamedTuple):
 
     @property
     def outside(self) -> int | None:
-        """The depth of the first frame of the user's to which no value comes back, but a derivative of it."""
+        """The depth of the first user frame that receives not the value but a derivative of it."""
         inner = next((i for i in self.deriving if self.at and i > self.at[0]), None)
         return None if inner is None else next((d for d, i in enumerate(self.at) if i > inner), None)
 
     @property
     def transposed(self) -> bool:
-        """Whether the equation is known to belong to a way back."""
+        """Whether the equation is known to belong to a backward pass."""
         return "transpose(" in _jaxpr.scope_of(self.eqn)
 
 
 def sight(eqn: Any, jaxpr: Any, around: tuple[_jaxpr.Frame, ...], home: str | None) -> Sight:
-    """Gather the frames of an equation of a program; `around` are those of the calls it was inlined from.
+    """Collect the frames of an equation; `around` are those of the calls it was inlined from.
 
-    `home` is a file of the traced function: its package counts as the user's, installed or not, but for JAX.
+    `home` is the file of the traced function: its package counts as the user's, installed or not, except JAX.
     """
     own = _jaxpr.frames(eqn, jaxpr)
     raw = (*own, *around)
@@ -84,7 +84,7 @@ def _derives(frame: _jaxpr.Frame) -> bool:
 
 
 def label_and_source(seen: Sight) -> tuple[str, Source | None]:
-    """The user's expression an equation stems from, and where it stands."""
+    """The user's expression that an equation comes from, and its place in the source."""
     if not seen.user:
         return "", None
     expression = expression_at(seen.user[0])
@@ -94,15 +94,15 @@ def label_and_source(seen: Sight) -> tuple[str, Source | None]:
 def assigned_names(
     level: Sequence[Sight], function: str | None, derived: bool = False
 ) -> list[list[str | None]]:
-    """The assigned name of each output of each equation of one program, None where there is none.
+    """The assigned name of each output of each equation of one program, None if there is none.
 
-    `function` names a value that the program returns unassigned. A program that is `derived` is not what the
-    user wrote but its derivative: there is no telling which of its equations stands for the expression.
+    `function` names a value that the program returns unassigned. A `derived` program is not what the user wrote
+    but its derivative: which of its equations computes the expression cannot be known.
     """
     taken: set[Any] = set()
     names: list[list[str | None]] = [[None] * len(seen.eqn.outvars) for seen in level]
     results = [False] * len(level) if derived else _results(level)
-    # From the last on: of the passes of a loop, the last is the one whose value a helper returns.
+    # From the last one: of the iterations of a loop, a helper returns the value of the last.
     for index in reversed(range(len(level))):
         given = _jaxpr.checkpoint_name(level[index].eqn)
         if given is not None:
@@ -113,11 +113,10 @@ def assigned_names(
 
 
 def _results(level: Sequence[Sight]) -> list[bool]:
-    """Whether an equation is the last of those that one evaluation of its expression gave rise to.
+    """Whether an equation is the last one of an evaluation of its expression.
 
-    Equations that follow one another from one place in the user's code stem from one evaluation, or from
-    several, in a loop: then they repeat. A derivative mixes values with what is kept for the way back: there
-    only an equation that stands alone is surely a value.
+    Consecutive equations from one place in the user's code come from one evaluation, or from several in a loop:
+    then they repeat. A derivative mixes values with residuals: there only a single equation is surely a value.
     """
     last = [False] * len(level)
     done: set[Any] = set()
@@ -139,7 +138,7 @@ def _results(level: Sequence[Sight]) -> list[bool]:
 
 
 def _may_repeat(seen: Sight) -> bool:
-    """Whether one run of the function may come to this place several times: by a loop, or called back."""
+    """Whether one call of the function may reach this place several times: in a loop, or by a callback."""
     for inner, outer in itertools.pairwise(seen.at):
         between = seen.raw[inner + 1 : outer]
         if between and not any(frame.code.co_name in _jaxpr.CALL_ONCE for frame in between):
@@ -148,7 +147,7 @@ def _may_repeat(seen: Sight) -> bool:
 
 
 def _runs(items: Sequence[Any]) -> Iterator[tuple[int, int]]:
-    """Stretches (start, stop) of equal items."""
+    """Runs (start, stop) of equal items."""
     start = 0
     for index in range(1, len(items) + 1):
         if index == len(items) or items[index] != items[start]:
@@ -157,7 +156,7 @@ def _runs(items: Sequence[Any]) -> Iterator[tuple[int, int]]:
 
 
 def _period(items: Sequence[Any]) -> int:
-    """The length of the shortest stretch that the items are whole repetitions of.
+    """The length of the shortest sequence that the items are whole repetitions of.
 
     Source: Knuth, Morris & Pratt, Fast Pattern Matching in Strings (1977): the prefix function.
     """
@@ -173,19 +172,19 @@ def _period(items: Sequence[Any]) -> int:
 
 
 class _Found(NamedTuple):
-    """An assignment a value comes to: its pattern, and the place of the value in it."""
+    """An assignment that a value reaches: its target, and the path of the value in it."""
 
     target: Target
     path: Path
 
 
 def _follow(seen: Sight, taken: set[Any], function: str | None) -> _Found | None:
-    """Follow a value outwards from frame to frame; the outermost assignment is its name."""
+    """Follow a value outward from frame to frame; the outermost assignment is its name."""
     found: _Found | None = None
     path: Path = ()
     outside = seen.outside
     if outside is not None and seen.at[outside] > seen.own:
-        return None  # of a call that is derived as a whole, no equation says what it is
+        return None  # the call is differentiated as a whole: no equation is its value
     for depth, frame in enumerate(seen.user[:outside]):
         expression: Expression | None = expression_at(frame)
         binding = expression.binding if expression else None
@@ -204,7 +203,7 @@ def _follow(seen: Sight, taken: set[Any], function: str | None) -> _Found | None
                 return found
             taken.add(claim)
         path = back
-    # The frames of what was traced apart, and put in later, end before those of the function itself.
+    # The frames of what was traced separately, and inserted later, end before those of the function itself.
     if found is None and function and not path and outside is None and is_own(seen.raw[-1].code.co_filename):
         return _Found(function, ())
     return found
@@ -223,7 +222,9 @@ def _outputs_named(seen: Sight, found: _Found | None) -> list[str | None]:
             else [None] * count
         )
     paths = _paths_of_results(seen, called) or _paths_of_carries(seen, called)
-    if paths is None or len(paths) != count:  # a derived loop may hand on more than its function returned
+    if (
+        paths is None or len(paths) != count
+    ):  # a differentiated loop may pass on more than its function returned
         return [None] * count if seen.deriving else _spread(found.target, found.path, count)
     ats = [None if path is None else name_at(found.target, (*found.path, *path)) for path in paths]
     return [None if at is None else spell(*at) for at in ats]
@@ -238,10 +239,10 @@ def _steps(text: str) -> Path:
 
 
 def _paths_of_results(seen: Sight, called: str) -> list[Path | None] | None:
-    """Where the outputs of an equation stand in the result of the call, by what its body returns.
+    """The paths of the outputs of an equation in the result of the call, from what its body returns.
 
-    JAX leaves out of a loop or a choice what is only passed through: counting the outputs would not tell. None
-    where JAX did not keep it.
+    JAX removes from a loop or a cond what is only passed through, so the outputs cannot be counted. None if JAX
+    did not keep the paths.
     """
     texts = _jaxpr.result_paths(_jaxpr.nested_programs(seen.eqn)[0])
     if len(texts) != len(seen.eqn.outvars) or not all(texts):
@@ -256,7 +257,7 @@ def _paths_of_results(seen: Sight, called: str) -> list[Path | None] | None:
 
 
 def _paths_of_carries(seen: Sight, called: str) -> list[Path | None] | None:
-    """The same by what the body of a loop takes, for loops under `vmap`; None for what is no loop."""
+    """The same from what the body of a loop takes, for loops under `vmap`; None for what is not a loop."""
     form, count = _jaxpr.opened_form(seen.eqn), len(seen.eqn.outvars)
     if not isinstance(form, _jaxpr.Scan) and not _jaxpr.is_while(seen.eqn):
         return None
@@ -275,7 +276,7 @@ def _paths_of_carries(seen: Sight, called: str) -> list[Path | None] | None:
 
 
 def _called(seen: Sight) -> str | None:
-    """The name of the function of JAX's that the user's code calls there, None where it is another's."""
+    """The name of the JAX function that the user's code calls there, None if it is not JAX's."""
     inner = (
         frame for frame in reversed(seen.raw[: seen.at[0]]) if frame.code.co_name not in _jaxpr.CALL_WRAPPERS
     )
@@ -286,7 +287,7 @@ def _called(seen: Sight) -> str | None:
 
 
 def _spread(target: Target, path: Path, count: int) -> list[str | None]:
-    """Names for `count` values that stand under one position of an assignment."""
+    """Names for `count` values at one path of an assignment."""
     at = name_at(target, path)
     if at is not None:
         name, rest = at
@@ -294,19 +295,19 @@ def _spread(target: Target, path: Path, count: int) -> list[str | None]:
             return [spell(name, rest)]
         return [spell(name, (*rest, i)) for i in range(count)]
     names = [name_at(target, (*path, i)) for i in range(count)]
-    if name_at(target, (*path, count)) is not None:  # more names than values: no telling which is which
+    if name_at(target, (*path, count)) is not None:  # more names than values: which is which cannot be known
         return [None] * count
     return [spell(*at) if at else None for at in names]
 
 
 # --- scopes and unique names -----------------------------------------------------------------------
 
-#: Before Python 3.12 these had frames of their own.
+#: Before Python 3.12 these have frames of their own.
 _COMPREHENSIONS = frozenset({"<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>"})
 
 
 def fallback_name(seen: Sight, scope: str, primitive: str, root: str | None) -> str:
-    """Scope and primitive; without a scope, the user's function (or the class that is called) and primitive."""
+    """Scope and primitive; without a scope, the user's function (or the called class) and the primitive."""
     if not scope:
         codes = (frame.code for frame in seen.user)
         code = next((code for code in codes if code.co_name not in _COMPREHENSIONS), None)
@@ -319,7 +320,7 @@ def fallback_name(seen: Sight, scope: str, primitive: str, root: str | None) -> 
 
 
 class Unique:
-    """Hands out each name once: `h`, `h#2`, `h#3`."""
+    """Makes names unique: `h`, `h#2`, `h#3`."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -335,7 +336,7 @@ class Unique:
 
 
 def words(seen: Sight, function: str | None) -> tuple[str, ...]:
-    """The plain names an equation's expression is made of, where it stands in the traced function itself."""
+    """The plain names in the expression of an equation, if that is in the traced function itself."""
     if not seen.user or seen.user[0].code.co_name != function:
         return ()
     expression = expression_at(seen.user[0])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from .. import _jaxpr
 from ..core.graph import LITERAL, Call, Graph, Node, Source, Value, annotate
 from ..core.structure import joints
-from ..core.types import NodeIndex, ValueId
+from ..core.types import Array, NodeIndex, ValueId
 from .assign import Sight, Unique, assigned_names, fallback_name, label_and_source, sight, words
 
 
@@ -27,7 +27,7 @@ class Naming:
     constants: Sequence[str | None] = ()
     function: str | None = None
     home: str | None = None
-    scalars: Mapping[str, complex] = field(default_factory=dict)
+    scalars: Mapping[str, Array] = field(default_factory=dict)
 
 
 def named(graph: Graph, naming: Naming) -> Graph:
@@ -101,7 +101,7 @@ def _value_names(
             fallback = fallback_name(seen, node.scope, node.primitive, naming.function)
             for position, value in enumerate(node.outputs):
                 plain = f"{fallback}[{position}]" if len(node.outputs) > 1 else fallback
-                dropped = _jaxpr.is_dropped(node.eqn.outvars[position])
+                dropped = _jaxpr.is_dropped(seen.eqn.outvars[position])
                 names[value.id] = "" if dropped else unique(found[position] or plain)
             for nested in node.graphs:
                 queue.append((nested, None, derived or bool(seen.deriving)))
@@ -143,7 +143,7 @@ def _places(
 # --- plain numbers among the arguments --------------------------------------------------------------------
 
 
-def _scalar_values(graph: Graph, scalars: Mapping[str, complex]) -> dict[str, Value]:
+def _scalar_values(graph: Graph, scalars: Mapping[str, Array]) -> dict[str, Value]:
     """A value for each plain number among the arguments, with ids after those of the graph."""
     first = 1 + max((value.id for node in graph.walk() for value in node.outputs), default=-1)
     found = {}

@@ -1,8 +1,8 @@
-"""What the source says about a place in it: the expression that stands there and what it is bound to.
+"""What the source code says about a position in it: the expression there, and what it is bound to.
 
 A frame of a traced equation holds a code object and the offset of an instruction. The standard library turns
-the offset into line and columns, `ast` turns these into an expression. Where the source is missing (`exec`),
-or was edited since it was imported, there is no answer, never a wrong one.
+the offset into line and columns, and `ast` turns these into an expression. If the source is missing (`exec`),
+or was edited after it was imported, there is no answer, never a wrong one.
 """
 
 import ast
@@ -19,21 +19,21 @@ from typing import TypeAlias
 from .._jaxpr import Frame
 from ..core.graph import Source
 
-#: What stands left of an assignment: a name, several of them, or None where nothing is kept.
+#: The left side of an assignment: a name, several of them, or None if the value is discarded.
 Target: TypeAlias = "str | tuple[Target, ...] | None"
-#: A position inside nested tuples, lists and dicts: an index, a key as it is written (`'w'`), or `.field`.
+#: A path into nested tuples, lists and dicts: an index, a key as it is written (`'w'`), or `.field`.
 Path: TypeAlias = tuple[int | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What becomes of the value of an expression.
+    """What the value of an expression is bound to.
 
     Attributes:
-        target: what it is assigned to; None where it is returned.
-        path: where in the assigned or returned value it stands.
-        returned: the path in the value the function returns under which the assigned name comes back,
-            as (path, whether the assignment stands in a loop); None where it does not.
+        target: what it is assigned to; None if it is returned.
+        path: where it is in the assigned or returned value.
+        returned: if the function returns the assigned name: the path at which the returned value has it, and
+            whether the assignment is in a loop; else None.
     """
 
     target: Target
@@ -58,9 +58,9 @@ def place_of(frame: Frame) -> Source:
     return Source(code.co_filename, line or code.co_firstlineno, code.co_name)
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=8192)
 def expression_at(frame: Frame) -> Expression | None:
-    """The expression whose evaluation had reached this instruction, or None where the source is unknown."""
+    """The expression that this instruction evaluates, or None if the source is unknown."""
     position = _position(frame)
     tree = _tree(frame.code.co_filename)
     if tree is None or None in position or not tree.holds(frame):
@@ -87,7 +87,7 @@ _LIBRARIES = tuple(
 
 @functools.lru_cache(maxsize=4096)
 def package_root(file: str) -> str:
-    """The folder of the top-level package of an installed file; the file itself elsewhere."""
+    """The folder of the top-level package of an installed file; for other files the file itself."""
     path = os.path.abspath(file)
     inside = [root for root in _LIBRARIES if path.startswith(root)]
     if not inside:
@@ -116,12 +116,12 @@ _Position: TypeAlias = tuple[int | None, int | None, int | None, int | None]
 
 
 def _position(frame: Frame) -> _Position:
-    """Line, end line, column and end column of the instruction a frame had reached."""
+    """Line, end line, column and end column of the instruction of a frame."""
     return _positions(_whole(frame))[frame.lasti // 2]
 
 
 def _whole(frame: Frame) -> Frame:
-    """The code of a frame, as a key: codes themselves are slow to hash."""
+    """The code of a frame, as a key: code objects themselves are slow to hash."""
     return Frame(frame.code, 0)
 
 
@@ -150,7 +150,7 @@ class _Tree:
         self._flows: dict[ast.AST, _Flow] = {}
 
     def holds(self, frame: Frame) -> bool:
-        """Whether the file, as it stands now, is what the code of a frame was compiled from."""
+        """Whether the code of a frame was compiled from this text of the file."""
         whole = _whole(frame)
         if whole not in self._held:
             signature = _signature(frame.code)
@@ -159,9 +159,9 @@ class _Tree:
 
     @functools.cached_property
     def _codes_alone(self) -> set[tuple[object, ...]]:
-        """The code each statement compiles to by itself, as notebooks do it.
+        """The code that each statement compiles to on its own, as in a notebook.
 
-        It is not the same: how `jnp.sin(x)` is compiled depends on whether `jnp` is imported beside it.
+        It may differ: how `jnp.sin(x)` is compiled depends on whether `jnp` is imported in the same unit.
         """
         units = (ast.Module([statement], []) for statement in self._root.body)
         codes = (compile(unit, self._file, "exec", dont_inherit=True) for unit in units)
@@ -176,7 +176,7 @@ class _Tree:
         return " ".join(b" ".join(lines).decode(errors="replace").split())
 
     def in_loop(self, node: ast.AST) -> bool:
-        """Whether a node stands in a loop or a comprehension of its own function."""
+        """Whether a node is in a loop or a comprehension of its own function."""
         child = node
         for parent in _ancestors(node, self.parents):
             if isinstance(parent, _FUNCTIONS):
@@ -189,7 +189,7 @@ class _Tree:
         return False
 
     def binding(self, node: ast.expr | ast.AugAssign) -> Binding | None:
-        """Follow a value outwards through literals that hold it, to the statement that keeps it."""
+        """Follow a value outward through the literals that contain it, to the statement that binds it."""
         if isinstance(node, ast.AugAssign):  # `h += x` adds and assigns in one
             return self._assigned(node, node.target, [])
         path: list[int | str] = []
@@ -216,14 +216,14 @@ class _Tree:
 
     def _assigned(self, statement: ast.AST, target: ast.expr, path: list[int | str]) -> Binding:
         pattern = _target(target)
-        name = _at(pattern, tuple(path))
+        name = name_at(pattern, tuple(path))
         returned = self._returned(statement, name[0]) if name and not name[1] else None
         return Binding(pattern, tuple(path), returned)
 
     def _returned(self, statement: ast.AST, name: str) -> tuple[Path, bool] | None:
-        """Where in its function's return value a name comes back that `statement` assigns.
+        """Where the return value of a function has a name that `statement` assigns.
 
-        None where the name may be assigned again before, or a return may come before that gives something else.
+        None if the name may be assigned again before, or if another return may be reached first.
         """
         chain = [statement, *_ancestors(statement, self.parents)]
         function = next((a for a in chain if isinstance(a, _FUNCTIONS)), None)
@@ -246,9 +246,9 @@ class _Tree:
         return paths[0], loop is not None
 
     def _surely(self, node: ast.AST, chain: list[ast.AST]) -> bool | None:
-        """Whether a node is run wherever a statement before it was; None where never.
+        """Whether a node is always executed after a statement before it; None if never.
 
-        `chain` is the statement and all it stands in.
+        `chain` is the statement and everything around it.
         """
         surely = _start(node) > _start(chain[0])
         child = node
@@ -267,7 +267,7 @@ class _Tree:
         return self._flows[function]
 
     def _comes_back(self, end: ast.Return | ast.Lambda) -> bool:
-        """Whether a call gives what stands here, rather than something that gives it later."""
+        """Whether a call returns this value itself, rather than a generator or a coroutine of it."""
         function = next(a for a in (end, *_ancestors(end, self.parents)) if isinstance(a, _FUNCTIONS))
         return not isinstance(function, ast.AsyncFunctionDef) and not self._flow(function).yields
 
@@ -288,9 +288,9 @@ class _Flow:
                 self.stores.setdefault(node.id, []).append(node)
 
     def after(self, statement: ast.AST, name: str, loop: ast.AST | None) -> list[ast.AST]:
-        """The returns a function may come to after a statement, and the assignments to a name.
+        """The returns that a function may reach after a statement, and the assignments to a name.
 
-        `loop` is the outermost loop around the statement: a return before it may come after it.
+        `loop` is the outermost loop around the statement: a return above it may be reached after it.
         """
         end = statement.end_lineno, statement.end_col_offset  # type: ignore[attr-defined]
         begin = _start(loop) if loop is not None else end
@@ -301,30 +301,34 @@ class _Flow:
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _LOOPS = (ast.For, ast.AsyncFor, ast.While)
-#: Statements that may leave out a part of what stands in them.
+#: Statements that may skip a part of their body.
 _CHOICES = (*_LOOPS, ast.If, ast.Try, ast.TryStar, ast.Match)
 
 
-@functools.lru_cache(maxsize=4096)
-def _tree_of_text(text: str, file: str) -> _Tree | None:
-    try:
-        return _Tree(text, file)
-    except (SyntaxError, ValueError, RecursionError):
-        return None
-
-
-_TREES: dict[str, tuple[list[str], _Tree | None]] = {}
+#: Files whose syntax trees are kept at the same time.
+_MOST_FILES = 64
+_trees: dict[str, tuple[list[str], _Tree | None]] = {}
 
 
 def _tree(file: str) -> _Tree | None:
+    """The syntax tree of a file, parsed again when the file changes."""
     linecache.checkcache(file)
     lines = linecache.getlines(file)
     if not lines:
         return None
-    held = _TREES.get(file)
-    if held is None or held[0] is not lines:  # linecache gives one list for as long as the file stands
-        held = _TREES[file] = lines, _tree_of_text("".join(lines), file)
-    return held[1]
+    kept = _trees.get(file)
+    if kept is None or kept[0] is not lines:  # linecache returns the same list until the file changes
+        if len(_trees) >= _MOST_FILES:
+            _trees.pop(next(iter(_trees)))
+        kept = _trees[file] = lines, _parse("".join(lines), file)
+    return kept[1]
+
+
+def _parse(text: str, file: str) -> _Tree | None:
+    try:
+        return _Tree(text, file)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
 
 
 def _signature(code: CodeType) -> tuple[object, ...]:
@@ -347,7 +351,7 @@ def _ancestors(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> Iterator[ast.A
 
 
 def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    """All nodes of a function but those of functions inside it."""
+    """All nodes of a function except those of functions inside it."""
     stack = list(ast.iter_child_nodes(function))
     while stack:
         node = stack.pop()
@@ -361,7 +365,7 @@ def _start(node: ast.AST) -> tuple[int, int]:
 
 
 def _branch(choice: ast.AST, child: ast.AST) -> str:
-    """The field of a statement in which one of its parts stands: `body`, `orelse`, ..."""
+    """The field of a statement that has one of its parts: `body`, `orelse`, ..."""
     for field, value in ast.iter_fields(choice):
         if child is value or (isinstance(value, list) and any(child is part for part in value)):
             return field
@@ -369,7 +373,7 @@ def _branch(choice: ast.AST, child: ast.AST) -> str:
 
 
 def _items(node: ast.AST) -> Iterator[tuple[int | str, ast.expr]]:
-    """The parts of a tuple, list or dict whose place in it is known from the text alone."""
+    """The elements of a tuple, list or dict whose position is known from the text alone."""
     if isinstance(node, ast.Tuple | ast.List):
         known = itertools.takewhile(lambda element: not isinstance(element, ast.Starred), node.elts)
         yield from enumerate(known)
@@ -381,14 +385,14 @@ def _items(node: ast.AST) -> Iterator[tuple[int | str, ast.expr]]:
 
 def _target(node: ast.expr) -> Target:
     if isinstance(node, ast.Tuple | ast.List):
-        # What stands after a star has no place of its own.
+        # What follows a star has no known position.
         return tuple(_target(element) for _, element in _items(node))  # type: ignore[arg-type]
     text = ast.unparse(node)
     return None if text == "_" else text
 
 
-def _at(target: Target, path: Path) -> tuple[str, Path] | None:
-    """The name a position of an assigned value goes to, and what of the path is left over."""
+def name_at(target: Target, path: Path) -> tuple[str, Path] | None:
+    """The name that a path into an assigned value is bound to, and the rest of the path."""
     for taken, step in enumerate(path):
         if isinstance(target, str):
             return target, path[taken:]
@@ -398,11 +402,8 @@ def _at(target: Target, path: Path) -> tuple[str, Path] | None:
     return (target, ()) if isinstance(target, str) else None
 
 
-name_at = _at
-
-
 def _find(value: ast.expr, name: str) -> Path | None:
-    """The path at which a plain name stands in a returned expression."""
+    """The path of a plain name in a returned expression."""
     if isinstance(value, ast.Name):
         return () if value.id == name else None
     found = ((step, _find(element, name)) for step, element in _items(value))
@@ -410,6 +411,6 @@ def _find(value: ast.expr, name: str) -> Path | None:
 
 
 def spell(name: str, path: Path) -> str:
-    """Write a name with what of a path is left: `out` and `("'a'", 0, ".w")` give `out['a'][0].w`."""
+    """Write a name with a path: `out` and `("'a'", 0, ".w")` become `out['a'][0].w`."""
     steps = (step if isinstance(step, str) and step.startswith(".") else f"[{step}]" for step in path)
     return name + "".join(steps)
