@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -13,11 +12,11 @@ from .core.graph import Graph
 from .core.recorders import Recorder
 from .core.rules import Rules
 from .core.selectors import Selector
-from .core.types import PyTree
+from .core.types import Argnums, Function, PyTree
 from .record.tape import Tape
 
 
-def trace(fun: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Graph]:
+def trace(fun: Function, argnums: Argnums = 0) -> Callable[..., Graph]:
     """Trace a function to its computational graph. Nothing is evaluated: shapes are enough.
 
     Args:
@@ -42,15 +41,15 @@ def trace(fun: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callab
     """
 
     @functools.wraps(fun, updated=())
-    def traced(*args: Any, **kwargs: Any) -> Graph:
+    def traced(*args: PyTree, **kwargs: PyTree) -> Graph:
         return trace_abstract(fun, args, kwargs, argnums).graph
 
     return traced
 
 
 def backprop(
-    fun: Callable[..., Any],
-    argnums: int | tuple[int, ...] = 0,
+    fun: Function,
+    argnums: Argnums = 0,
     has_aux: bool = False,
     *,
     nodes: Selector | None = None,
@@ -104,7 +103,7 @@ def backprop(
     recorder = None if record is None else _checked_recorder(record)
 
     @functools.wraps(fun, updated=())
-    def with_tape(*args: Any, **kwargs: Any) -> Tape:
+    def with_tape(*args: PyTree, **kwargs: PyTree) -> Tape:
         check_points(args, argnums, fun, holomorphic, allow_int, "backprop")
         traced = trace_call(fun, args, kwargs, argnums, has_aux)
         seed = seed_of(traced, cotangent, holomorphic)
@@ -115,14 +114,14 @@ def backprop(
 
 
 def value_and_grad(
-    fun: Callable[..., Any],
-    argnums: int | tuple[int, ...] = 0,
+    fun: Function,
+    argnums: Argnums = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,
     *,
     rules: Rules = (),
-) -> Callable[..., tuple[Any, Any]]:
+) -> Callable[..., tuple[PyTree, PyTree]]:
     """Return a function for value and gradient: `jax.value_and_grad`, with `rules`.
 
     Without rules the function is passed to JAX unmodified.
@@ -145,7 +144,7 @@ def value_and_grad(
     """
 
     @functools.wraps(fun, updated=())
-    def value_and_grad_fun(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def value_and_grad_fun(*args: PyTree, **kwargs: PyTree) -> tuple[PyTree, PyTree]:
         check_points(args, argnums, fun, holomorphic, allow_int, "value_and_grad")
         if not rules:
             return _by_jax(fun, argnums, has_aux, holomorphic, allow_int, args, kwargs)
@@ -158,14 +157,14 @@ def value_and_grad(
 
 
 def grad(
-    fun: Callable[..., Any],
-    argnums: int | tuple[int, ...] = 0,
+    fun: Function,
+    argnums: Argnums = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,
     *,
     rules: Rules = (),
-) -> Callable[..., Any]:
+) -> Function:
     """Return a function for the gradient: `jax.grad`, with `rules`.
 
     Examples:
@@ -178,14 +177,14 @@ def grad(
     both = value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, rules=rules)
 
     @functools.wraps(fun, updated=())
-    def grad_fun(*args: Any, **kwargs: Any) -> Any:
+    def grad_fun(*args: PyTree, **kwargs: PyTree) -> PyTree:
         value, gradient = both(*args, **kwargs)
         return (gradient, value[1]) if has_aux else gradient
 
     return grad_fun
 
 
-def derivative(fun: Callable[..., Any], of: str, wrt: str, *, rules: Rules = ()) -> Callable[..., Any]:
+def derivative(fun: Function, of: str, wrt: str, *, rules: Rules = ()) -> Function:
     """Return a function for the derivative of any value with respect to any other.
 
         D[o, i] = d of[o] / d wrt[i], all paths between the two counted, all else held.
@@ -217,7 +216,7 @@ def derivative(fun: Callable[..., Any], of: str, wrt: str, *, rules: Rules = ())
     """
 
     @functools.wraps(fun, updated=())
-    def derivative_fun(*args: Any, **kwargs: Any) -> Any:
+    def derivative_fun(*args: PyTree, **kwargs: PyTree) -> PyTree:
         traced = trace_abstract(fun, args, kwargs, ())
         graph = traced.graph
         if graph[of] not in graph.nodes:
@@ -234,7 +233,7 @@ def derivative(fun: Callable[..., Any], of: str, wrt: str, *, rules: Rules = ())
 # --- helpers ------------------------------------------------------------------------------------
 
 
-def _checked_recorder(recorder: Any) -> Recorder:
+def _checked_recorder(recorder: object) -> Recorder:
     if not isinstance(recorder, Recorder):
         raise TypeError(
             f"`record` must be a jaxprop.Recorder, such as jaxprop.summary; got {type(recorder).__name__}. "
@@ -244,14 +243,14 @@ def _checked_recorder(recorder: Any) -> Recorder:
 
 
 def _by_jax(
-    fun: Callable[..., Any],
-    argnums: Any,
+    fun: Function,
+    argnums: Argnums,
     has_aux: bool,
     holomorphic: bool,
     allow_int: bool,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
+    args: tuple[PyTree, ...],
+    kwargs: dict[str, PyTree],
+) -> PyTree:
     """Pass the unmodified function to JAX; where that fails, explain more than JAX does."""
     numbers = argnums if not isinstance(argnums, list) else tuple(argnums)
     both = jax.value_and_grad(fun, numbers, has_aux, holomorphic, allow_int)
@@ -267,12 +266,12 @@ def _by_jax(
 
 
 def _explain(
-    fun: Callable[..., Any],
-    argnums: Any,
+    fun: Function,
+    argnums: Argnums,
     has_aux: bool,
     holomorphic: bool,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[PyTree, ...],
+    kwargs: dict[str, PyTree],
 ) -> Exception | None:
     """The error of our own pass, if it fails for a reason that it can name."""
     try:

@@ -17,7 +17,7 @@ from .core.recorders import Recorder
 from .core.rules import Rule, Rules, match_rules
 from .core.selectors import Selector, matches, select
 from .core.structure import loop_constants
-from .core.types import Array, NodeIndex, PyTree, ValueId
+from .core.types import Argnums, Array, NodeIndex, PyTree, ValueId
 from .record.batching import Recording, recording
 from .record.tape import Static, Tape
 
@@ -74,7 +74,7 @@ def plan_at(
     return Pass(plan, recorder, frozenset(node.index for node in watched), record is None)
 
 
-def run(traced: Traced, planned: Pass, seed: list[Any], argnums: Any) -> Tape:
+def run(traced: Traced, planned: Pass, seed: list[Array], argnums: Argnums) -> Tape:
     """Evaluate a plan forward, let JAX differentiate the evaluation, and put the tape together.
 
     Raises:
@@ -84,7 +84,7 @@ def run(traced: Traced, planned: Pass, seed: list[Any], argnums: Any) -> Tape:
     interpreter = Interpreter(plan)
     seeded = [i for i, ct in enumerate(seed) if ct is not None]
 
-    def forward(points: list[Any], carriers: Any) -> Any:
+    def forward(points: list[Array], carriers: Any) -> PyTree:
         outputs, recorded = interpreter.run(plan.graph, [*points, *traced.program.consts], carriers)
         return [outputs[i] for i in seeded], (outputs, recorded)
 
@@ -204,7 +204,7 @@ def derivative_between(traced: Traced, of: str, wrt: str, rules: Rules) -> Array
     watch: Recording = recording(_FULL, graph, [node])
     plan = Plan(graph, match_rules(graph, rules), backward=watch.backward)
 
-    def forward(carriers: Any) -> Any:
+    def forward(carriers: Any) -> PyTree:
         (result,), _ = Interpreter(plan).run(graph, traced.operands, carriers)
         return result
 

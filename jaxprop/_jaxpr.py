@@ -19,6 +19,7 @@ from jax.core import AbstractValue, Tracer, eval_jaxpr
 from jax.core import Atom as Atom
 from jax.extend.core import DropVar, JaxprEqn, Literal, Var
 from jax.extend.core import Jaxpr as Jaxpr
+from jax.typing import DTypeLike
 
 Equation: TypeAlias = JaxprEqn
 Variable: TypeAlias = Var
@@ -67,11 +68,11 @@ def as_program(jaxpr: Any) -> Program:
     return Program(getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ())))
 
 
-def is_program(param: Any) -> bool:
+def is_program(param: object) -> bool:
     return hasattr(param, "eqns") or hasattr(getattr(param, "jaxpr", None), "eqns")
 
 
-def is_equation(x: Any) -> bool:
+def is_equation(x: object) -> bool:
     return hasattr(x, "primitive") and hasattr(x, "invars")
 
 
@@ -80,7 +81,7 @@ def trace(fun: Callable[..., Any], *args: Any) -> Program:
     return as_program(jax.make_jaxpr(fun)(*args))
 
 
-def program_function(program: Program) -> Callable[..., list[Any]]:
+def program_function(program: Program) -> Callable[..., list[jax.Array]]:
     """A program as a function of its arguments."""
     jaxpr, consts = program
     return lambda *args: eval_jaxpr(jaxpr, consts, *args)
@@ -90,16 +91,16 @@ def is_literal(atom: Any) -> TypeGuard[Literal]:
     return isinstance(atom, Literal)
 
 
-def is_tracer(x: Any) -> bool:
+def is_tracer(x: object) -> bool:
     return isinstance(x, Tracer)
 
 
-def is_numpy_wrapper(x: Any) -> bool:
+def is_numpy_wrapper(x: object) -> bool:
     """Whether an array is JAX's wrapper around a NumPy array that is a constant of a program."""
     return type(x).__name__ == "TypedNdArray"
 
 
-def is_dropped(var: Any) -> bool:
+def is_dropped(var: Variable) -> bool:
     return isinstance(var, DropVar)
 
 
@@ -108,14 +109,14 @@ def is_ref(aval: Any) -> bool:
     return hasattr(aval, "inner_aval")
 
 
-def as_function(eqn: Any) -> Callable[..., list[Any]]:
+def as_function(eqn: Equation) -> Callable[..., list[jax.Array]]:
     """Return one equation as a function of its operands, one output in the list for each of its own.
 
     The context of the equation (mesh, compute type, ...) is entered and custom derivative rules are kept,
     since JAX itself evaluates it: as a program that holds nothing else.
     """
     # Fresh variables, so that the two operands of `x * x` are two positions.
-    invars = [Variable(atom.aval) for atom in eqn.invars]
+    invars: list[Atom] = [Variable(atom.aval) for atom in eqn.invars]
     outvars = [Variable(var.aval) for var in eqn.outvars]
     single = eqn.replace(invars=invars, outvars=outvars)
     template = _EMPTY().jaxpr
@@ -130,7 +131,7 @@ def as_function(eqn: Any) -> Callable[..., list[Any]]:
         ),
     )
 
-    def fun(*operands: Any) -> list[Any]:
+    def fun(*operands: jax.Array) -> list[jax.Array]:
         return eval_jaxpr(jaxpr, (), *operands)
 
     variadic_reduce = eqn.primitive.name == "reduce" and len(outvars) > 1
@@ -144,7 +145,7 @@ def _with_all_tangents(reduce: Callable[..., Any], count: int) -> Callable[..., 
     instantiates the tangents of the others. The initial values, which come after the arrays, have none.
     """
 
-    def fun(*operands: Any) -> list[Any]:
+    def fun(*operands: jax.Array) -> list[jax.Array]:
         arrays, initial = operands[:count], operands[count:]
         reduced = jax.custom_jvp(lambda *arrays: reduce(*arrays, *initial))
         reduced.defjvp(lambda xs, ts: jax.jvp(lambda *arrays: reduce(*arrays, *initial), xs, ts))
@@ -153,7 +154,7 @@ def _with_all_tangents(reduce: Callable[..., Any], count: int) -> Callable[..., 
     return fun
 
 
-def run(program: Program, operands: Sequence[Any]) -> list[Any]:
+def run(program: Program, operands: Sequence[jax.Array]) -> list[jax.Array]:
     """Run a program: the body of a custom rule, say, without the rule."""
     return eval_jaxpr(program.jaxpr, program.consts, *operands)
 
@@ -170,7 +171,7 @@ _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
 _REMAT = frozenset({"checkpoint", "remat", "remat2"})
 
 
-def inlined_program(eqn: Any) -> Program | None:
+def inlined_program(eqn: Equation) -> Program | None:
     """The body of an equation that is no more than a call (`jit`), else None."""
     if eqn.primitive.name not in _INLINED:
         return None
@@ -203,8 +204,10 @@ class Remat(NamedTuple):
     prevent_cse: Any
 
 
-def opened_form(eqn: Any) -> Scan | Cond | Remat | None:
+def opened_form(eqn: Equation | None) -> Scan | Cond | Remat | None:
     """The parts of an equation whose body is opened, else None."""
+    if eqn is None:
+        return None
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
         num_consts, num_carry = _scan_groups(params)
@@ -230,7 +233,7 @@ def _scan_groups(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def nested_programs(eqn: Any) -> tuple[Program, ...]:
+def nested_programs(eqn: Equation) -> tuple[Program, ...]:
     """All programs among the parameters of an equation, in a fixed order."""
     found = []
     for _, param in sorted(eqn.params.items()):
@@ -240,7 +243,7 @@ def nested_programs(eqn: Any) -> tuple[Program, ...]:
     return tuple(found)
 
 
-def bodies_of(eqn: Any) -> tuple[Program, ...]:
+def bodies_of(eqn: Equation) -> tuple[Program, ...]:
     """The programs that become nested graphs of an equation, in the order of its opened form."""
     match opened_form(eqn):
         case Cond(branches):
@@ -265,11 +268,11 @@ def primitives(jaxpr: Any) -> frozenset[str]:
     return frozenset(found)
 
 
-def is_while(eqn: Any) -> bool:
-    return eqn.primitive.name == "while"
+def is_while(eqn: Equation | None) -> bool:
+    return eqn is not None and eqn.primitive.name == "while"
 
 
-def matrix_operands(eqn: Any) -> range | None:
+def matrix_operands(eqn: Equation | None) -> range | None:
     """Positions of the matrix of a linear solve, as its derivative goes by it; None: this is no solve.
 
     Factors of the matrix and the like come after it. They are cut off from the chain rule, and the solution
@@ -281,12 +284,12 @@ def matrix_operands(eqn: Any) -> range | None:
     return range(lengths.matvec + lengths.vecmat)
 
 
-def checkpoint_name(eqn: Any) -> str | None:
+def checkpoint_name(eqn: Equation) -> str | None:
     """The name given by `jax.ad_checkpoint.checkpoint_name`, else None."""
     return eqn.params.get("name") if eqn.primitive.name == "name" else None
 
 
-def display_primitive(eqn: Any) -> str:
+def display_primitive(eqn: Equation) -> str:
     """The name of the primitive; for custom rules that of the function they belong to."""
     name = eqn.primitive.name
     if name in _REMAT:
@@ -303,16 +306,16 @@ float0 = jax.dtypes.float0
 # --- custom rules ---------------------------------------------------------------------------------
 
 
-def has_custom_rule(eqn: Any) -> bool:
+def has_custom_rule(eqn: Equation) -> bool:
     return eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
 
 
-def has_reverse_rule(eqn: Any) -> bool:
+def has_reverse_rule(eqn: Equation) -> bool:
     """Whether the rule is a `custom_vjp`, with halves that are functions of the user's."""
     return eqn.primitive.name.startswith("custom_vjp_call")
 
 
-def custom_form(eqn: Any) -> str | None:
+def custom_form(eqn: Equation) -> str | None:
     """`custom_vjp` or `custom_jvp` where the equation has a rule of the user's, else None."""
     if has_custom_rule(eqn):
         return "custom_vjp" if has_reverse_rule(eqn) else "custom_jvp"
@@ -322,7 +325,7 @@ def custom_form(eqn: Any) -> str | None:
     return "custom_vjp" if hasattr(form, "bwd") else "custom_jvp" if hasattr(form, "jvp_rule") else None
 
 
-def primal_program(eqn: Any) -> Program | None:
+def primal_program(eqn: Equation) -> Program | None:
     """The program a custom rule stands for; None where the equation has no such rule."""
     if has_custom_rule(eqn):
         programs = nested_programs(eqn)
@@ -330,13 +333,13 @@ def primal_program(eqn: Any) -> Program | None:
     return as_program(eqn.params["_prim"].traced.jaxpr) if custom_form(eqn) else None
 
 
-def primal_function(eqn: Any) -> Callable[..., list[Any]]:
+def primal_function(eqn: Equation) -> Callable[..., list[jax.Array]]:
     """An equation as a function of its operands, without the custom rule of its own."""
     program = primal_program(eqn)
     return as_function(eqn) if program is None else program_function(program)
 
 
-def derivative_program(eqn: Any) -> Program:
+def derivative_program(eqn: Equation) -> Program:
     """The derivative of an equation as a program: operands and out_cts to outputs and in_cts."""
     fun = as_function(eqn)
     moved = [i for i, atom in enumerate(eqn.invars) if is_inexact(dtype_of(atom.aval))]
@@ -357,7 +360,7 @@ def derivative_program(eqn: Any) -> Program:
     return trace(derivative, operands, [struct_of(eqn.outvars[i]) for i in kept])
 
 
-def dead_positions(eqn: Any) -> frozenset[int]:
+def dead_positions(eqn: Equation) -> frozenset[int]:
     """Positions of operands whose cotangent, by the custom rule of an equation, does not depend on out_cts.
 
     A rule is linear in the cotangents, so what does not depend on them is zero. The rule is traced for it.
@@ -370,7 +373,7 @@ def dead_positions(eqn: Any) -> frozenset[int]:
     return frozenset(i for i, _, depends in zip(inexact, in_cts, moved, strict=True) if not depends)
 
 
-def _made_from(jaxpr: Any, marked: Sequence[bool]) -> list[bool]:
+def _made_from(jaxpr: Jaxpr, marked: Sequence[bool]) -> list[bool]:
     """For each output, whether it is made from one of the marked inputs."""
     made = {var for var, mark in zip(jaxpr.invars, marked, strict=True) if mark}
     for eqn in jaxpr.eqns:
@@ -391,12 +394,12 @@ def aval_of(x: Any) -> Any:
     return jax.typeof(x)
 
 
-def is_number(dtype: Any) -> bool:
+def is_number(dtype: DTypeLike | None) -> bool:
     """Whether values of this dtype are numbers: not random keys, not references."""
     return dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
-def same_number(a: Any, b: Any, dtype: Any) -> bool:
+def same_number(a: Any, b: Any, dtype: DTypeLike | None) -> bool:
     """Whether two scalars are one number of a dtype."""
     return bool(np.asarray(a, dtype) == np.asarray(b, dtype))
 
@@ -409,12 +412,12 @@ def dtype_of(aval: Any) -> Any:
     return getattr(aval, "dtype", None)
 
 
-def is_inexact(dtype: Any) -> bool:
+def is_inexact(dtype: DTypeLike | None) -> bool:
     """Whether values of this dtype carry a cotangent: floating or complex."""
     return dtype is not None and jnp.issubdtype(dtype, np.inexact)
 
 
-def is_key(x: Any) -> bool:
+def is_key(x: object) -> bool:
     """Whether an array, or a type, is of typed PRNG keys."""
     dtype = getattr(x, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
@@ -494,7 +497,7 @@ def is_elementwise(program: Program) -> bool:
     return None not in _elementwise_in(jaxpr, depends)
 
 
-def _elementwise_in(jaxpr: Any, depends: Sequence[bool | None]) -> list[bool | None]:
+def _elementwise_in(jaxpr: Jaxpr, depends: Sequence[bool | None]) -> list[bool | None]:
     """For each output: True if it depends on the marked inputs elementwise, False if not at all, else None."""
     state: dict[Any, bool | None] = dict(zip(jaxpr.invars, depends, strict=True))
 
@@ -523,7 +526,7 @@ _MOST_ANSWERS = 4096
 _zero_tangents: dict[Any, tuple[bool, ...]] = {}
 
 
-def zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
+def zero_tangents(eqn: Equation, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
     """For each output, whether JAX knows its tangent to be zero when these operands are perturbed.
 
     JAX is asked, by its own forward rule on shapes alone: no list of primitives is kept here.
@@ -538,7 +541,7 @@ def zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
     return _zero_tangents[key]
 
 
-def _tangent_key(eqn: Any, perturbed: tuple[bool, ...]) -> Any:
+def _tangent_key(eqn: Equation, perturbed: tuple[bool, ...]) -> Any:
     """What decides the answer: the primitive itself, its parameters, types. None where that cannot be told."""
     if nested_programs(eqn) or any(callable(param) for param in eqn.params.values()):
         return None
@@ -552,7 +555,7 @@ def _tangent_key(eqn: Any, perturbed: tuple[bool, ...]) -> Any:
     return key
 
 
-def _ask_zero_tangents(eqn: Any, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
+def _ask_zero_tangents(eqn: Equation, perturbed: tuple[bool, ...]) -> tuple[bool, ...]:
     seen: list[bool] = []
 
     @jax.custom_jvp
@@ -603,7 +606,7 @@ class Frame:
         return hash((id(self.code), self.lasti))
 
 
-def frames(eqn: Any, jaxpr: Any) -> tuple[Frame, ...]:
+def frames(eqn: Equation, jaxpr: Any) -> tuple[Frame, ...]:
     """The Python frames of an equation, innermost first, as far as its own program reaches.
 
     A cached program was traced for somebody else: frames around its function are not those of this call.
@@ -632,7 +635,7 @@ def join_scopes(*parts: str) -> str:
     return "/".join(part for part in scope.split("/") if part)
 
 
-def scope_of(eqn: Any) -> str:
+def scope_of(eqn: Equation) -> str:
     """The name stack of an equation (named scopes, Flax and Equinox modules), relative to its program."""
     return str(getattr(eqn.source_info, "name_stack", ""))
 

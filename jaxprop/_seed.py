@@ -8,13 +8,13 @@ import numpy as np
 
 from . import _jaxpr
 from ._tracing import Traced
-from .core.types import PyTree
+from .core.types import Array, PyTree
 
 #: The seed of a scalar: created once the result is known, in its type (which mesh axes it varies over).
 ONE = object()
 
 
-def seed_of(traced: Traced, cotangent: PyTree | None, holomorphic: bool) -> list[Any]:
+def seed_of(traced: Traced, cotangent: PyTree | None, holomorphic: bool) -> list[Array]:
     """The initial cotangents (seed), one for each output that is not aux.
 
     Raises:
@@ -34,7 +34,7 @@ def seed_of(traced: Traced, cotangent: PyTree | None, holomorphic: bool) -> list
     return [_seed_leaf(name, ct, out) for ct, out in zip(leaves, outs, strict=True)]
 
 
-def _seed_leaf(name: str, ct: Any, out: jax.ShapeDtypeStruct) -> Any:
+def _seed_leaf(name: str, ct: Any, out: jax.ShapeDtypeStruct) -> PyTree:
     if ct is None or not _jaxpr.is_inexact(out.dtype):
         return None
     if np.shape(ct) != out.shape:
@@ -58,7 +58,7 @@ def _seed_leaf(name: str, ct: Any, out: jax.ShapeDtypeStruct) -> Any:
     return jnp.asarray(ct, out.dtype)
 
 
-def _scalar_seed(name: str, traced: Traced, outs: list[Any], holomorphic: bool) -> Any:
+def _scalar_seed(name: str, traced: Traced, outs: list[jax.ShapeDtypeStruct], holomorphic: bool) -> PyTree:
     if len(outs) != 1 or outs[0].shape != ():
         shapes = ", ".join(f"{out.dtype}{list(out.shape)}" for out in outs) or "nothing"
         raise TypeError(

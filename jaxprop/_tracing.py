@@ -4,7 +4,7 @@ import functools
 import inspect
 import numbers
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from . import _jaxpr
 from .core.activity import active_values
 from .core.build import build
 from .core.graph import Graph, with_activity
-from .core.types import NodeIndex, PyTree, ValueId
+from .core.types import Argnums, Array, Function, NodeIndex, PyTree, ValueId
 from .naming.labels import Naming, named
 from .naming.syntax import is_library
 
@@ -43,7 +43,7 @@ class Traced:
     """
 
     program: _jaxpr.Program
-    points: list[Any]
+    points: list[Array]
     point_tree: Any
     outputs: "Outputs"
     name: str
@@ -72,7 +72,7 @@ class Traced:
         return with_activity(graph, active_values(graph, [source], [sink]))
 
     @property
-    def operands(self) -> list[Any]:
+    def operands(self) -> list[Array]:
         """The values of all heads of the graph."""
         return [*self.points, *self.program.consts]
 
@@ -87,26 +87,26 @@ class Outputs:
     fixed: Mapping[int, Any]  # leaves that were not traced, by position
     total: int
 
-    def value(self, leaves: Sequence[Any]) -> PyTree:
+    def value(self, leaves: Sequence[Array]) -> PyTree:
         return jax.tree.unflatten(self.tree, leaves[: self.tree.num_leaves])
 
-    def aux(self, leaves: Sequence[Any]) -> PyTree:
+    def aux(self, leaves: Sequence[Array]) -> PyTree:
         if self.aux_tree is None:
             return None
         return jax.tree.unflatten(self.aux_tree, leaves[self.tree.num_leaves :])
 
-    def merge(self, traced: Sequence[Any]) -> list[Any]:
+    def merge(self, traced: Sequence[Array]) -> list[Array]:
         rest = iter(traced)
         return [self.fixed[i] if i in self.fixed else next(rest) for i in range(self.total)]
 
 
-def name_of(fun: Any) -> str:
+def name_of(fun: Function) -> str:
     """The name of a function, for messages."""
     fun = unwrapped(fun)
     return getattr(fun, "__name__", type(fun).__name__)
 
 
-def unwrapped(fun: Any) -> Any:
+def unwrapped(fun: Function) -> PyTree:
     """The function a person wrote, beneath `jit`, `functools.wraps`, `functools.partial` and methods."""
     fun = inspect.unwrap(fun)
     while isinstance(fun, functools.partial):
@@ -114,9 +114,9 @@ def unwrapped(fun: Any) -> Any:
     return getattr(fun, "__func__", fun)
 
 
-def normalize_argnums(argnums: Any, count: int) -> tuple[int, ...]:
+def normalize_argnums(argnums: Argnums, count: int) -> tuple[int, ...]:
     """Check `argnums` against the number of positional arguments."""
-    given = argnums if isinstance(argnums, tuple | list) else (argnums,)
+    given: Sequence[int] = argnums if isinstance(argnums, Sequence) else (argnums,)
     if not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in given):
         raise TypeError(f"`argnums` must be an integer or a tuple of integers, got {argnums!r}.")
     positions = tuple(int(i) + count if i < 0 else int(i) for i in given)
@@ -132,10 +132,10 @@ def normalize_argnums(argnums: Any, count: int) -> tuple[int, ...]:
 
 
 def _trace_call(
-    fun: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    argnums: Any = 0,
+    fun: Function,
+    args: tuple[PyTree, ...],
+    kwargs: dict[str, PyTree],
+    argnums: Argnums = 0,
     has_aux: bool = False,
     *,
     abstract: bool = False,
@@ -159,7 +159,7 @@ def _trace_call(
         points += [leaf for _, leaf in kw_points]
     box: list[Outputs] = []
 
-    def flat(*leaves: Any) -> list[Any]:
+    def flat(*leaves: Array) -> list[Array]:
         full, inner_kwargs = list(args), kwargs
         count = point_tree.num_leaves
         for position, arg in zip(chosen, jax.tree.unflatten(point_tree, leaves[:count]), strict=True):
@@ -187,7 +187,7 @@ def _trace_call(
     return Traced(program, points, point_tree, box[-1], name_of(fun), moved, naming)
 
 
-def _check_structs(arguments: Sequence[Argument], points: Sequence[Any]) -> None:
+def _check_structs(arguments: Sequence[Argument], points: Sequence[Array]) -> None:
     """Refuse types that JAX would silently replace."""
     for argument, point in zip(arguments, points, strict=True):
         if not isinstance(point, jax.ShapeDtypeStruct):
@@ -202,11 +202,11 @@ def _check_structs(arguments: Sequence[Argument], points: Sequence[Any]) -> None
 
 
 def _points(
-    args: tuple[Any, ...],
+    args: tuple[PyTree, ...],
     chosen: tuple[int, ...],
     differentiated: tuple[int, ...],
     names: list[str],
-) -> tuple[Any, list[Any], list[Argument]]:
+) -> tuple[Any, list[Array], list[Argument]]:
     leaves, tree = jax.tree_util.tree_flatten_with_path(tuple(args[i] for i in chosen))
     arguments = []
     for path, _ in leaves:
@@ -216,7 +216,7 @@ def _points(
     return tree, [leaf for _, leaf in leaves], arguments
 
 
-def argument_names(fun: Callable[..., Any], count: int) -> list[str]:
+def argument_names(fun: Function, count: int) -> list[str]:
     """The names of the positional parameters; `args[2]` for those of `*args`."""
     try:
         parameters = inspect.signature(fun).parameters.values()
@@ -231,7 +231,7 @@ def argument_names(fun: Callable[..., Any], count: int) -> list[str]:
     return (names + [f"args[{i}]" for i in range(len(names), count)])[:count]
 
 
-def _all_leaves(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]) -> list[tuple[str, Any]]:
+def _all_leaves(args: tuple[PyTree, ...], kwargs: dict[str, PyTree], names: list[str]) -> list[tuple[str, Any]]:
     found = []
     for name, arg in (*zip(names, args, strict=True), *kwargs.items()):
         for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
@@ -239,20 +239,20 @@ def _all_leaves(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str])
     return found
 
 
-def leaf_names(fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+def leaf_names(fun: Function, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> list[str]:
     """The paths of all leaves of a call's arguments: `params['w']`, `batch['x']`."""
     return [name for name, _ in _all_leaves(args, kwargs, argument_names(fun, len(args)))]
 
 
 def _constant_names(
-    consts: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
+    consts: Sequence[Array], args: tuple[PyTree, ...], kwargs: dict[str, PyTree], names: list[str]
 ) -> list[str | None]:
     """Names of closed-over arrays that are leaves of arguments, recognized by identity."""
     by_identity = {_identity(leaf): name for name, leaf in reversed(_all_leaves(args, kwargs, names))}
     return [by_identity.get(_identity(const)) for const in consts]
 
 
-def _identity(x: Any) -> Any:
+def _identity(x: object) -> PyTree:
     """What identifies an array: JAX wraps one of NumPy in another object around the same memory."""
     if not isinstance(x, np.ndarray) and not _jaxpr.is_numpy_wrapper(x):
         return id(x)
@@ -263,7 +263,7 @@ def _identity(x: Any) -> Any:
 
 
 def _scalars(
-    args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str], chosen: tuple[int, ...]
+    args: tuple[PyTree, ...], kwargs: dict[str, PyTree], names: list[str], chosen: tuple[int, ...]
 ) -> dict[str, Any]:
     """Plain Python numbers among the arguments, which are literals in the program."""
     fixed = {name: arg for i, (name, arg) in enumerate(zip(names, args, strict=True)) if i not in chosen}
@@ -274,7 +274,7 @@ def _scalars(
     }
 
 
-def _outputs(fun: Any, result: Any, has_aux: bool) -> tuple[Outputs, list[Any]]:
+def _outputs(fun: Any, result: PyTree, has_aux: bool) -> tuple[Outputs, list[Array]]:
     aux_tree, aux_leaves = None, []
     if has_aux:
         if not (isinstance(result, tuple | list) and len(result) == 2):
@@ -291,9 +291,9 @@ def _outputs(fun: Any, result: Any, has_aux: bool) -> tuple[Outputs, list[Any]]:
 
 
 def check_points(
-    args: tuple[Any, ...],
-    argnums: Any,
-    fun: Callable[..., Any],
+    args: tuple[PyTree, ...],
+    argnums: Argnums,
+    fun: Function,
     holomorphic: bool,
     allow_int: bool,
     word: str,
@@ -318,7 +318,7 @@ OF_A_MODEL = (
 )
 
 
-def _check_point(name: str, leaf: Any, holomorphic: bool, allow_int: bool, word: str) -> None:
+def _check_point(name: str, leaf: object, holomorphic: bool, allow_int: bool, word: str) -> None:
     try:
         dtype = jnp.result_type(leaf)
     except (TypeError, ValueError):
@@ -350,15 +350,15 @@ CONCRETE = (
 )
 
 
-def _any_structs(tree: Any) -> bool:
+def _any_structs(tree: PyTree) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def trace_call(
-    fun: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    argnums: Any,
+    fun: Function,
+    args: tuple[PyTree, ...],
+    kwargs: dict[str, PyTree],
+    argnums: Argnums,
     has_aux: bool,
     **options: Any,
 ) -> Traced:
@@ -381,7 +381,7 @@ def _users_line(error: BaseException) -> str:
 
 
 def trace_abstract(
-    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], argnums: Any
+    fun: Function, args: tuple[PyTree, ...], kwargs: dict[str, PyTree], argnums: Argnums
 ) -> Traced:
     """Trace with all arguments abstract, or, where Python branches on one, only the differentiated ones."""
     try:

@@ -57,7 +57,7 @@ class _Spread:
             if not any(moved):
                 continue
             zero: Sequence[bool] = (False,) * len(node.outputs)
-            if node.index not in self.uncut:
+            if node.index not in self.uncut and node.eqn is not None:
                 zero = _jaxpr.zero_tangents(node.eqn, moved)
             pairs = zip(node.outputs, zero, strict=True)
             self.perturbed.update(value.id for value, none in pairs if not none and _carries(value))

@@ -227,7 +227,7 @@ def _conform(record: PyTree, struct: PyTree) -> PyTree:
 
 
 def _is_active_while(node: Node) -> bool:
-    return node.active and node.eqn is not None and _jaxpr.is_while(node.eqn)
+    return node.active and _jaxpr.is_while(node.eqn)
 
 
 def _refuse_cotangents(node: Node, outputs: list[Array]) -> list[Array]:

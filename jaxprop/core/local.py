@@ -53,6 +53,7 @@ class Local:
 
 def node_function(node: Node) -> NodeFunction:
     """A node as a function of its operands."""
+    assert node.eqn is not None, f"{node.name} is not an operation"
     return _jaxpr.as_function(node.eqn)
 
 

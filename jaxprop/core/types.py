@@ -33,3 +33,6 @@ Steps: TypeAlias = tuple[int, ...]
 
 #: A function of a user, whose signature is not known here.
 Function: TypeAlias = Callable[..., PyTree]
+
+#: Which positional arguments are differentiated.
+Argnums: TypeAlias = int | Sequence[int]
