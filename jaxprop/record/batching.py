@@ -7,9 +7,9 @@ is a row of a group, and is only cut out when somebody reads it.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -79,12 +79,12 @@ class Recording:
 
     def _stacks(self, sites: Mapping[Site, PyTree]) -> list[tuple[list[Site], PyTree]]:
         """Stack the parts of one statistic and one type."""
-        alike: dict[Any, list[Site]] = {}
+        alike: dict[tuple[Statistic, bool, tuple[str, ...]], list[Site]] = {}
         for site, part in sites.items():
             types = tuple(str(jax.typeof(x)) for x in jax.tree.leaves(part))
             kind = self.statistics[site.half], is_deferred(self.graph, site), types
             alike.setdefault(kind, []).append(site)
-        stacks: dict[Any, list[tuple[list[Site], PyTree]]] = {}
+        stacks: dict[Hashable, list[tuple[list[Site], PyTree]]] = {}
         for (statistic, deferred, _), members in alike.items():
             parts = jax.tree.map(lambda *xs: jnp.stack(xs), *(sites[site] for site in members))
             if deferred:
@@ -220,7 +220,7 @@ def on_host(group: PyTree) -> PyTree:
     return group
 
 
-def _is_addressable(x: Any) -> bool:
+def _is_addressable(x: object) -> bool:
     if _jaxpr.is_tracer(x):
         return False
     return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated

@@ -1,7 +1,5 @@
 """Arrays in a word, for the texts of tapes."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -9,7 +7,7 @@ from .. import _jaxpr
 from .._text import number
 
 
-def brief(x: Any) -> str:
+def brief(x: object) -> str:
     """A scalar as its number, an array as its type, anything else by the name of its class."""
     if x is None:
         return "None"
@@ -18,7 +16,7 @@ def brief(x: Any) -> str:
     return f"{x}" if x.ndim == 0 and not _jaxpr.is_tracer(x) else f"{x.dtype}{list(x.shape)}"
 
 
-def size(x: Any) -> str:
+def size(x: object) -> str:
     """A scalar as its number, an array by its norm, a `Summary` by the norm in it; "" for what is not there."""
     x = getattr(x, "norm", x)
     if x is None or _jaxpr.is_tracer(x) or not hasattr(x, "dtype") and not isinstance(x, float | int):

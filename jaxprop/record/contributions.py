@@ -1,9 +1,8 @@
 """The contributions to the cotangent of a value, by consumer."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from .brief import brief
 from .kept import Kept
 
 
-class Shares(Mapping[str, Any]):
+class Shares(Mapping[str, Array]):
     """The contributions to a value's cotangent, by the node that reads it. They sum to the cotangent.
 
     Attributes:
@@ -27,11 +26,11 @@ class Shares(Mapping[str, Any]):
             and 1 (they all have one direction). One for each step inside a scan.
     """
 
-    def __init__(self, shares: Mapping[str, Any], steps: int) -> None:
+    def __init__(self, shares: Mapping[str, Array], steps: int) -> None:
         self._shares = dict(shares)
         self._steps = steps
 
-    def __getitem__(self, consumer: str) -> Any:
+    def __getitem__(self, consumer: str) -> Array:
         if consumer not in self._shares:
             raise KeyError(f"{consumer!r} does not read the value. Consumers: {', '.join(self._shares)}.")
         return self._shares[consumer]
@@ -75,9 +74,9 @@ class Contributions:
 
     plan: Plan
     kept: Kept
-    cotangent: Callable[[Value], Any]
-    taken: Callable[[Node], Any]
-    seed: Any
+    cotangent: Callable[[Value], Array | None]
+    taken: Callable[[Node], Array | None]
+    seed: Sequence[Array | None]
     hint: str
 
     def to(self, value: Value) -> Shares:
@@ -88,7 +87,7 @@ class Contributions:
         """
         node = makers(self.plan.graph)[value.id]
         place = self.plan.graph.places[node.index]
-        found: dict[str, Any] = {}
+        found: dict[str, Array] = {}
         if value.active:
             for consumer in place.graph.equations():
                 if any(operand.id == value.id for operand in consumer.operands):
@@ -102,7 +101,7 @@ class Contributions:
             )
         return Shares(found, len(place.steps))
 
-    def _of_consumer(self, node: Node, value: Value, steps: Steps) -> Any:
+    def _of_consumer(self, node: Node, value: Value, steps: Steps) -> Array | None:
         """The contribution of one node: `out_cts . (d node / d value)`."""
         cts = [self.cotangent(v) for v in node.outputs]
         if all(ct is None for ct in cts) or not node.active:
@@ -113,8 +112,8 @@ class Contributions:
         inexact = [i for i, v in enumerate(node.outputs) if _jaxpr.is_inexact(v.dtype)]
         out_cts = [_zeros_where_none(cts[i], node.outputs[i], steps) for i in inexact]
 
-        def pull(operands: list[Any], out_cts: list[Any]) -> Any:
-            def of(x: Any) -> list[Any]:
+        def pull(operands: list[Array], out_cts: list[Array]) -> Array:
+            def of(x: Array) -> list[Array]:
                 full = [x if i in positions else o for i, o in enumerate(operands)]
                 outputs = Interpreter(self.plan).step(node, full, {}, Recorded.nothing())
                 return [outputs[i] for i in inexact]
@@ -126,15 +125,15 @@ class Contributions:
             pull = jax.vmap(pull, in_axes=(in_axes, 0))
         return pull(operands, out_cts)
 
-    def _leaving(self, value: Value, place: Place) -> dict[str, Any]:
+    def _leaving(self, value: Value, place: Place) -> dict[str, Array]:
         """The contributions to a value that leaves its graph as a result."""
         positions = [i for i, out in enumerate(place.graph.outputs) if out.id == value.id]
         if not place.parents:
-            cts = [self.seed[i] for i in positions if self.seed[i] is not None]
+            cts = [ct for ct in (self.seed[i] for i in positions) if ct is not None]
             return {"output": functools.reduce(jnp.add, cts)} if cts else {}
         parent, _ = place.parents[-1]
         form = _jaxpr.opened_form(parent.eqn)
-        found: dict[str, Any] = {}
+        found: dict[str, Array] = {}
         for position in positions:
             ct = self.cotangent(parent.outputs[position])
             name = "output"
@@ -154,7 +153,7 @@ class Contributions:
         mask = taken.reshape(taken.shape + (1,) * (ct.ndim - taken.ndim))
         return jnp.where(mask, ct, jnp.zeros_like(ct))
 
-    def _of_next_step(self, form: _jaxpr.Scan, place: Place, position: int, last: Any) -> Any:
+    def _of_next_step(self, form: _jaxpr.Scan, place: Place, position: int, last: Array | None) -> Array | None:
         """What a carry gets from the step after, where it is an input; after the last step, from outside."""
         carried = place.graph.inputs[form.num_consts + position]
         ct = self.cotangent(carried)
@@ -172,5 +171,5 @@ class Contributions:
         return jnp.concatenate([jax.lax.slice_in_dim(ct, 1, form.length, axis=axis), last], axis)
 
 
-def _zeros_where_none(ct: Any, value: Value, steps: Steps) -> Any:
+def _zeros_where_none(ct: Array | None, value: Value, steps: Steps) -> Array:
     return jnp.zeros((*steps, *value.shape), value.dtype) if ct is None else ct

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.graph import Graph, Node, Value
 from ..core.structure import makers, outside
-from ..core.types import ValueId
+from ..core.types import Array, ValueId
 
 
 @dataclass(frozen=True)
@@ -19,9 +18,9 @@ class Kept:
     """
 
     graph: Graph
-    values: Mapping[ValueId, Any]
+    values: Mapping[ValueId, Array]
 
-    def value(self, value: Value) -> Any:
+    def value(self, value: Value) -> Array | None:
         """A value, None where it was not kept. What is constant in a loop is kept outside of it."""
         found = self._holder(value)
         if found is None:
@@ -35,12 +34,12 @@ class Kept:
             return 0
         return len(self.graph.places[makers(self.graph)[found.id].index].steps)
 
-    def at(self, value: Value, step: tuple[int, ...]) -> Any:
+    def at(self, value: Value, step: tuple[int, ...]) -> Array | None:
         """A value at one step of the loops around it, outermost loop first; None where it was not kept."""
         x, steps = self.value(value), self.steps(value)
         return x[step[:steps]] if step and steps and x is not None else x
 
-    def needed(self, value: Value, consumer: Node, hint: str) -> Any:
+    def needed(self, value: Value, consumer: Node, hint: str) -> Array:
         """A value that a local gradient cannot be computed without.
 
         Raises:

@@ -4,17 +4,17 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from .. import _jaxpr
 from ..core.graph import Node, Value
 from ..core.local import evaluate
 from ..core.structure import between, makers
-from ..core.types import Array, Dtype, PyTree, Shape, Steps
+from ..core.types import Array, Dtype, Shape, Steps
 from .kept import Kept
 
 #: `LocalGradient.jacobian` refuses to build more numbers than this.
@@ -65,9 +65,9 @@ class LocalGradient:
     out_dtype: Dtype
     in_shape: Shape
     steps: Steps
-    fun: Callable[[Any, Sequence[Any]], Any]
+    fun: Callable[[Array, Sequence[Array]], Array]
     point: Array
-    held: Sequence[Any]
+    held: Sequence[Array]
     held_steps: tuple[int, ...]
     path: tuple[Node, ...]
     ends: tuple[Value, Value]
@@ -82,7 +82,7 @@ class LocalGradient:
         """Whether its point is a tracer, inside `jit` for instance."""
         return _jaxpr.is_tracer(self.point)
 
-    def vjp(self, ct: Any) -> Array:
+    def vjp(self, ct: ArrayLike) -> Array:
         """Pull a cotangent of `of` back to `wrt`: `in_ct[i] = sum_o ct[o] * J[o, i]`.
 
         Args:
@@ -94,11 +94,11 @@ class LocalGradient:
         ct = self._shaped(ct, self.out_shape, self.out_dtype, "cotangent", self.of)
         return self._mapped(self._pull, 1)(self.point, self.held, ct)
 
-    def jvp(self, t: Any) -> Array:
+    def jvp(self, t: ArrayLike) -> Array:
         """Push a tangent of `wrt` forward to `of`: `out[o] = sum_i J[o, i] * t[i]`."""
         t = self._shaped(t, self.in_shape, self.point.dtype, "tangent", self.wrt)
 
-        def push(point: Any, held: Any, t: Any) -> Any:
+        def push(point: Array, held: Sequence[Array], t: Array) -> Array:
             return jax.jvp(lambda x: self.fun(x, held), (point,), (t,))[1]
 
         return self._mapped(push, 1)(self.point, self.held, t)
@@ -120,7 +120,7 @@ class LocalGradient:
         transform = jax.jacrev if fewer_rows else jax.jacfwd
         holomorphic = bool(jnp.issubdtype(self.point.dtype, jnp.complexfloating))
 
-        def dense(point: Any, held: Any) -> Any:
+        def dense(point: Array, held: Sequence[Array]) -> Array:
             return transform(lambda x: self.fun(x, held), holomorphic=holomorphic)(point)
 
         return self._mapped(dense, 0)(self.point, self.held)
@@ -151,17 +151,17 @@ class LocalGradient:
         program = _jaxpr.trace(lambda point, held, ct: self._pull(point, held, ct), structs[0], structs[1:], ct)
         return _jaxpr.is_elementwise(program)
 
-    def _pull(self, point: Any, held: Any, ct: Any) -> Any:
+    def _pull(self, point: Array, held: Sequence[Array], ct: Array) -> Array:
         return jax.vjp(lambda x: self.fun(x, held), point)[1](ct)[0]
 
-    def _mapped(self, fun: Callable[..., Any], more: int) -> Callable[..., Any]:
+    def _mapped(self, fun: Callable[..., Array], more: int) -> Callable[..., Array]:
         """Map a function of (point, held, ...) over the step axes."""
         for level in reversed(range(len(self.steps))):
             held_axes = [0 if count > level else None for count in self.held_steps]
             fun = jax.vmap(fun, in_axes=(0, held_axes, *(0,) * more))
         return fun
 
-    def _shaped(self, x: Any, shape: Shape, dtype: Dtype, kind: str, name: str) -> Array:
+    def _shaped(self, x: ArrayLike, shape: Shape, dtype: Dtype, kind: str, name: str) -> Array:
         full = (*self.steps, *shape)
         x = jnp.asarray(x, dtype)
         if x.shape != full:
@@ -185,7 +185,7 @@ class LocalGradient:
         return f"LocalGradient(d {self.of}/d {self.wrt}, shape {self.shape})"
 
 
-def _of_one_step(x: Any, steps: int) -> jax.ShapeDtypeStruct:
+def _of_one_step(x: Array, steps: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(x)[steps:], x.dtype)
 
 
@@ -240,20 +240,20 @@ def _read_by(path: Sequence[Node], source: Value) -> list[Value]:
 
 def _composed(
     path: Sequence[Node], target: Value, source: Value, others: Sequence[Value]
-) -> Callable[[Any, Sequence[Any]], Any]:
+) -> Callable[[Array, Sequence[Array]], Array]:
     """`target` as a function of `source` and of the other values that the path reads."""
 
-    def fun(x: Any, held: Sequence[Any]) -> PyTree:
+    def fun(x: Array, held: Sequence[Array]) -> Array:
         env = {source.id: x} | {value.id: y for value, y in zip(others, held, strict=True)}
         for node in path:
-            operands = [env.get(v.id, v.literal) for v in node.operands]
+            operands: list[PyTree] = [env.get(v.id, v.literal) for v in node.operands]
             env |= zip((value.id for value in node.outputs), evaluate(node, operands), strict=True)
         return env[target.id]
 
     return fun
 
 
-def _check_shape(value: Value, x: Any, steps: int) -> None:
+def _check_shape(value: Value, x: Array, steps: int) -> None:
     if np.shape(x)[steps:] != value.shape or np.ndim(x) != steps + len(value.shape):
         raise ValueError(
             f"the value of {value.name!r} on this tape has shape {np.shape(x)}, but the graph has "

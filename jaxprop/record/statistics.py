@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from .. import _jaxpr
 from ..core.recorders import Recorder
@@ -63,7 +64,7 @@ class Summary(NamedTuple):
     nonfinite: Array
 
 
-def summarize(x: Any) -> Summary:
+def summarize(x: ArrayLike) -> Summary:
     """Compute the `Summary` of an array.
 
     Examples:
@@ -118,7 +119,7 @@ def _extremes_and_counts(x: Array) -> tuple[Array, Array, Array, Array]:
 
 
 @_extremes_and_counts.defjvp
-def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[PyTree, PyTree]:
     """JAX has no derivative of this reduction; of its parts it has."""
 
     def parts(x: Array) -> tuple[Array, Array]:
@@ -144,7 +145,7 @@ def real(x: Array) -> Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def _finish(m: _Measures, sizes: np.ndarray[Any, Any]) -> Summary:
+def _finish(m: _Measures, sizes: np.ndarray) -> Summary:
     dtype = m.total.dtype
     count = np.where(sizes, sizes, np.nan).astype(dtype)
     empty = np.where(sizes, 0, np.nan).astype(dtype)

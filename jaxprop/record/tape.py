@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +41,8 @@ class Entry:
 
     name: str
     node: Node
-    value: Any
-    cotangent: Any
+    value: PyTree
+    cotangent: PyTree
     forward: PyTree
     backward: PyTree
     taken: Array | None = None
@@ -86,27 +85,27 @@ class Tape:
         seed: the cotangents of the outputs that the backward pass started from.
     """
 
-    value: Any
-    aux: Any
-    grads: Any
-    seed: Any
+    value: PyTree
+    aux: PyTree
+    grads: PyTree
+    seed: Sequence[Array | None]
     _records: list[PyTree]
-    _values: dict[ValueId, Any]
-    _branches: dict[NodeIndex, Any]
+    _values: dict[ValueId, Array]
+    _branches: dict[NodeIndex, Array]
     _static: Static = field(repr=False)
 
     _CHILDREN = ("value", "aux", "grads", "seed", "_records", "_values", "_branches")
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], Static]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[object, PyTree], ...], Static]:
         keys = (jax.tree_util.GetAttrKey(name.lstrip("_")) for name in self._CHILDREN)
         children = (getattr(self, name) for name in self._CHILDREN)
         return tuple(zip(keys, children, strict=True)), self._static
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], Static]:
+    def tree_flatten(self) -> tuple[tuple[PyTree, ...], Static]:
         return tuple(getattr(self, name) for name in self._CHILDREN), self._static
 
     @classmethod
-    def tree_unflatten(cls, static: Static, children: Sequence[Any]) -> "Tape":
+    def tree_unflatten(cls, static: Static, children: Sequence[PyTree]) -> "Tape":
         return cls(*children, _static=static)
 
     @property
@@ -243,7 +242,7 @@ class Tape:
         """Groups of records that were read, on the host."""
         return {}
 
-    def value_of(self, value: Value, step: tuple[int, ...] = ()) -> Any:
+    def value_of(self, value: Value, step: tuple[int, ...] = ()) -> Array | None:
         """A value as the forward pass kept it; None where it was not kept.
 
         Args:
@@ -252,7 +251,7 @@ class Tape:
         """
         return self._kept.at(value, step)
 
-    def cotangent_of(self, value: Value, step: tuple[int, ...] = ()) -> Any:
+    def cotangent_of(self, value: Value, step: tuple[int, ...] = ()) -> Array | None:
         """A cotangent as the backward pass kept it, `step` as in `value_of`; None where none arrives.
 
         Raises:
