@@ -14,7 +14,7 @@ from .. import _jaxpr
 from ..core.graph import Node, Value
 from ..core.local import evaluate
 from ..core.structure import between, makers
-from ..core.types import Array, Dtype, Shape, Steps
+from ..core.types import Array, Dtype, PyTree, Shape, Steps
 from .kept import Kept
 
 #: `LocalGradient.jacobian` refuses to build more numbers than this.
