@@ -91,7 +91,8 @@ def run(traced: Traced, planned: Pass, seed: list[Array], argnums: Argnums) -> T
     roots, pull, (outputs, recorded) = jax.vjp(forward, traced.points, plan.carriers(), has_aux=True)
     for i, root in zip(seeded, roots, strict=True):
         if seed[i] is ONE:
-            seed[i] = jnp.ones_like(root)
+            # Not a constant to XLA: it would evaluate statistics of constant cotangents at compile time.
+            seed[i] = jax.lax.optimization_barrier(jnp.ones_like(root))
     point_cts, backward = pull([seed[i] for i in seeded])
     groups, where = planned.recording.gather(recorded.records, backward, interpreter.arrived)
     leaves = traced.outputs.merge(outputs)

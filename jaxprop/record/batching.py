@@ -155,6 +155,8 @@ def recording(
             else jnp.ravel
             if is_deferred(graph, site)
             else statistics[half].measure
+            if value.active
+            else functools.partial(_measure_constant, statistics[half])
             for site, value in zip(sites, node.outputs, strict=True)
         )
 
@@ -184,6 +186,11 @@ def is_deferred(graph: Graph, site: Site) -> bool:
     value = _value_at(graph, site)
     small = math.prod(value.shape) <= DEFERRED
     return small and not graph.places[site.node].steps and _jaxpr.is_whole(value.aval)
+
+
+def _measure_constant(statistic: Statistic, x: Array) -> PyTree:
+    """Measure what may be a constant of the program, which XLA would do at compile time, element by element."""
+    return statistic.measure(jax.lax.optimization_barrier(x))
 
 
 def _record_values(parts: _Parts, local: Local) -> PerOutput:
