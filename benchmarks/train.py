@@ -197,12 +197,12 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
             lambda: chunk.lower(step.init(params), *batch).compile(),
         )
 
-    def fitted(watch=None, check_finite=True):
+    def fitted(watch=None, nonfinite=True):
         """The chunk of `fit`, as `fit` compiles it."""
 
         def make():
             step = jp.make_step(loss, optimizer, watch=watch)
-            chunk, carry = _chunks_of_fit(step, params, batch, steps, check_finite)
+            chunk, carry = _chunks_of_fit(step, params, batch, steps, nonfinite)
             return Job(steps, carry, chunk)
 
         return make
@@ -212,7 +212,7 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
             "lax.scan by hand": hand_scan,
             "make_step in lax.scan": made_scan,
             "chunk of fit": fitted(),
-            "chunk of fit, check_finite=False": fitted(check_finite=False),
+            "chunk of fit, nonfinite=False": fitted(nonfinite=False),
         }
     if name == "scalar":
         return {
@@ -244,7 +244,7 @@ def _loop(step: Any, batch: Any, steps: int) -> Any:
     return advance
 
 
-def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, check_finite: bool) -> tuple[Any, Any]:
+def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, nonfinite: bool) -> tuple[Any, Any]:
     """What `fit` sends off for so many steps on one batch, and the carry it begins with."""
     import jax.numpy as jnp
 
@@ -254,7 +254,7 @@ def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, check_finite:
 
     source = tuple(batch)
     feed = Resident(source, 1, None, None)
-    chunks = Chunks(step, feed, None, check_finite, min(CAPACITY, steps))
+    chunks = Chunks(step, feed, None, nonfinite, min(CAPACITY, steps))
     plan = Plan(None, watch_every=step.watch.every if step.watch else 0)
 
     def advance(held):

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import processes
+from jaxprop.train import Evaluation
 from jaxprop.train.checkpoint.checkpoint import Checkpoint, CheckpointError, open_store
 from jaxprop.train.checkpoint.leaves import fingerprints
 from jaxprop.train.writers.writers import CSV
@@ -567,7 +568,7 @@ def test_without_orbax_it_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_a_run_is_gone_on_with_bit_for_bit(tmp_path):
-    settings = {"batch_size": processes.BATCH, "eval_data": processes.data(), "eval_every": 4}
+    settings = {"batch_size": processes.BATCH, "evaluation": Evaluation(processes.data(), every=4)}
     whole, expected = processes.train(**settings)
     saved = Checkpoint(tmp_path / "saved", every=6)
     log = CSV(tmp_path / "log.csv")
@@ -587,9 +588,7 @@ def test_the_best_is_saved_when_it_is_found(tmp_path):
     rising = lambda params, x, y: {"score": jnp.abs(jnp.sum(params["b1"]) - 0.001)}  # noqa: E731
     settings = {
         "batch_size": processes.BATCH,
-        "eval_data": processes.data(),
-        "eval_fn": rising,
-        "eval_every": 2,
+        "evaluation": Evaluation(processes.data(), rising, every=2),
     }
     saved = Checkpoint(tmp_path, every=100, keep=1, best="eval_score")
     _, history = processes.train(**settings, checkpoint=saved)
@@ -599,7 +598,9 @@ def test_the_best_is_saved_when_it_is_found(tmp_path):
     wrong = Checkpoint(tmp_path / "other", best="eval_skore")
     message = "Checkpoint(best='eval_skore') names no number of this run; there are loss, epoch, eval_score."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        processes.train(**{**settings, "eval_every": 1}, checkpoint=wrong)
+        processes.train(
+            **{**settings, "evaluation": Evaluation(processes.data(), rising, every=1)}, checkpoint=wrong
+        )
 
 
 # --- a run that is killed ---------------------------------------------------------------------------

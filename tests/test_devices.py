@@ -20,9 +20,18 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprop as jp
 import processes
-from jaxprop.train import Checkpoint, data_parallel, explicit_sharding, fully_sharded, make_step
+from jaxprop.train import (
+    Checkpoint,
+    Data,
+    Evaluation,
+    data_parallel,
+    explicit_sharding,
+    fully_sharded,
+    make_step,
+)
 
 BATCH = processes.BATCH
+UNSHUFFLED = Data(processes.data(), shuffle=False)
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -87,7 +96,7 @@ def _trimmed(spec):
 
 
 def test_watching_and_evaluating_on_devices():
-    more = {"eval_data": processes.data(), "eval_every": 10}
+    more = {"evaluation": Evaluation(processes.data(), every=10)}
     watch = jp.Watch(["h", "loss"], every=6)
     _, history = processes.train(batch_size=BATCH, sharding=fully_sharded(least=1), watch=watch, **more)
     _, expected = processes.train(batch_size=BATCH, watch=watch, **more)
@@ -102,11 +111,13 @@ def test_watching_and_evaluating_on_devices():
 
 
 def test_streams_on_devices():
-    _, history = processes.train(batch_size=BATCH, sharding=data_parallel(), memory_limit=1)
+    _, history = processes.train(
+        Data(processes.data(), memory_limit=1), batch_size=BATCH, sharding=data_parallel()
+    )
     same_numbers(history, alone()[1])
     rows = [*processes.batches(0, BATCH)]
     _, batches = processes.train(lambda: iter(rows), sharding=data_parallel())
-    same_numbers(batches, alone(shuffle=False)[1])
+    same_numbers(batches, alone(data_=UNSHUFFLED)[1])
 
 
 def test_a_step_by_hand_on_devices():
@@ -251,7 +262,7 @@ MISTAKES = {
     "a best that is not evaluated": (
         lambda: processes.train(checkpoint=Checkpoint("nowhere", best="eval_loss")),
         ValueError,
-        "Checkpoint(best='eval_loss') is judged by an evaluation: pass eval_data.",
+        "Checkpoint(best='eval_loss') is judged by an evaluation: pass `evaluation`.",
     ),
     "resume from nowhere": (
         lambda: processes.train(resume=True),
@@ -307,7 +318,7 @@ def test_two_and_four_processes(tmp_path):
     """Two processes train and save; four train, and go on with what the two saved. All as one device does."""
     found = {count: run_processes(count, tmp_path) for count in (2, 4)}
     watch = jp.Watch(["h"], every=6)
-    state, history = processes.train(batch_size=BATCH, eval_data=processes.data(), watch=watch)
+    state, history = processes.train(batch_size=BATCH, evaluation=processes.data(), watch=watch)
     for count, of in found.items():
         for name in ("loss", "eval_loss"):
             np.testing.assert_allclose(of[f"arrays/{name}"], history[name], **CLOSE)
@@ -317,7 +328,7 @@ def test_two_and_four_processes(tmp_path):
             expected = getattr(history.watched["h"], side).norm
             np.testing.assert_allclose(of[f"watched/{side}"], expected, **CLOSE)
         np.testing.assert_allclose(of["streamed/loss"], history["loss"], **CLOSE)
-        np.testing.assert_allclose(of["own rows/loss"], alone(shuffle=False)[1]["loss"], **CLOSE)
+        np.testing.assert_allclose(of["own rows/loss"], alone(data_=UNSHUFFLED)[1]["loss"], **CLOSE)
         assert str(of[f"error {BATCH}/message"]) == (
             f"{count} processes run, and sharding= does not say how they share the work: pass "
             "sharding=jaxprop.train.data_parallel()."

@@ -1,5 +1,8 @@
-"""The loop against hand-written ones, bit for bit, whatever the data comes from and however it is cut in chunks."""
+"""The loop against hand-written ones, bit for bit, whatever the data comes from and however it is cut in
+chunks.
+"""
 
+import inspect
 import re
 import threading
 import time
@@ -15,6 +18,7 @@ import pytest
 import jaxprop as jp
 from helpers import check_close, check_equal, trained_by_hand
 from jaxprop.diagnosis import load_reproduction
+from jaxprop.train import Data, Evaluation, Until
 from jaxprop.train.data import stream as _stream
 from jaxprop.train.data.feed import order_of
 from jaxprop.train.loop import chunks as _loop
@@ -82,7 +86,7 @@ def test_gradient_descent_in_closed_form():
 SOURCES = {
     "on the device": {"data": (X, Y), "batch_size": 10},
     "already there": {"data": (jnp.asarray(X), jnp.asarray(Y)), "batch_size": 10},
-    "streamed from arrays": {"data": (X, Y), "batch_size": 10, "memory_limit": 0},
+    "streamed from arrays": {"data": Data((X, Y), batch_size=10, memory_limit=0)},
     "a function of the epoch": {
         "data": lambda epoch: (batch for i, batch in enumerate(shuffled(5, 4)) if i // 3 == epoch)
     },
@@ -100,7 +104,7 @@ def test_the_same_bits_as_by_hand_from_wherever_the_data_comes(name):
 
 
 def test_unshuffled_and_full_batches():
-    state, _ = fit(batch_size=10, shuffle=False, epochs=2)
+    state, _ = fit(data=Data((X, Y), shuffle=False), batch_size=10, epochs=2)
     params, _ = explicit_sharding(mlp, PARAMS, [(X[i : i + 10], Y[i : i + 10]) for i in (0, 10, 20)] * 2)
     check_equal(state.params, params)
     batches = [(X[:10], Y[:10]), (X[10:20], Y[10:20]), (X[20:], Y[20:])]
@@ -121,8 +125,8 @@ def test_chunks_do_not_change_the_numbers(most, monkeypatch):
     expected, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
     for options in (
         {"batch_size": 10},
-        {"batch_size": 10, "memory_limit": 0},
-        {"batch_size": 10, "eval_data": (X, Y), "eval_every": 5},
+        {"data": Data((X, Y), memory_limit=0), "batch_size": 10},
+        {"batch_size": 10, "evaluation": Evaluation((X, Y), every=5)},
     ):
         state, history = fit(key=5, epochs=4, **options)
         check_equal(state.params, expected)
@@ -135,7 +139,7 @@ def test_steps_sent_off_one_by_one_are_the_same(monkeypatch):
     monkeypatch.setattr(Pace, "landed", lambda self, count, now: setattr(self, "most", 7))
     expected, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
     for limit in (None, 0):
-        state, history = fit(key=5, epochs=4, batch_size=10, memory_limit=limit)
+        state, history = fit(data=Data((X, Y), memory_limit=limit), key=5, epochs=4, batch_size=10)
         check_equal(state.params, expected)
         np.testing.assert_array_equal(history["loss"], losses)
     state, history = fit(key=5, epochs=4, batch_size=10, until=lambda row: row["step"] >= 11)
@@ -174,7 +178,7 @@ def test_dicts_are_one_argument_and_scalars_of_aux_are_columns():
 
 def test_a_history_is_a_data_frame():
     pandas = pytest.importorskip("pandas")
-    _, history = fit(steps=4, eval_data=(X, Y), eval_every=2)
+    _, history = fit(steps=4, evaluation=Evaluation((X, Y), every=2))
     frame = pandas.DataFrame(history)
     assert frame.shape == (4, 3) and frame["eval_loss"].notna().tolist() == [False, True, False, True]
 
@@ -187,7 +191,7 @@ def test_an_evaluation_counts_every_example_once(kind):
     """30 examples in batches of 10, evaluated on 25: the last batch has 5."""
     held = (X[:25] + 1, Y[:25])
     data = held if kind == "arrays" else [(held[0][i : i + 10], held[1][i : i + 10]) for i in (0, 10, 20)]
-    state, history = fit(batch_size=10, epochs=2, eval_data=data)
+    state, history = fit(batch_size=10, epochs=2, evaluation=data)
     seen = ~np.isnan(history["eval_loss"])
     assert history["step"][seen].tolist() == [3, 6]
     np.testing.assert_allclose(history["eval_loss"][-1], mlp(state.params, *held), rtol=1e-5)
@@ -197,7 +201,7 @@ def test_an_evaluation_of_several_numbers():
     def accuracy(params, x, y):
         return {"first": jnp.mean(x[:, 0]), "rest": {"second": jnp.mean(x[:, 1])}}
 
-    _, history = fit(batch_size=10, steps=2, eval_data=(X[:25], Y[:25]), eval_fn=accuracy, eval_every=1)
+    _, history = fit(batch_size=10, steps=2, evaluation=Evaluation((X[:25], Y[:25]), accuracy, every=1))
     np.testing.assert_allclose(history["eval_first"], [X[:25, 0].mean()] * 2, rtol=1e-5)
     np.testing.assert_allclose(history["eval_rest/second"], [X[:25, 1].mean()] * 2, rtol=1e-5)
 
@@ -206,7 +210,7 @@ def test_a_loss_whose_key_may_be_none_is_evaluated_without():
     def loss(w, x, y, key=None):
         return line(w, x, y) + (0.0 if key is None else 100 + jax.random.uniform(key))
 
-    _, history = jp.fit(loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, eval_data=(X[:, 0], Y[:, 0]), progress=False)
+    _, history = jp.fit(loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, evaluation=(X[:, 0], Y[:, 0]), progress=False)
     assert (history["loss"] > 100).all() and (history["eval_loss"] < 100).all()
 
 
@@ -215,7 +219,7 @@ def test_a_model_state_is_evaluated_as_it_is():
         return line(w, x, y) + model_state, model_state + 1
 
     state, history = jp.fit(
-        loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, model_state=0.0, eval_data=(X[:, 0], Y[:, 0]), progress=False
+        loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, model_state=0.0, evaluation=(X[:, 0], Y[:, 0]), progress=False
     )
     assert float(state.model_state) == 3
     expected = line(state.params, X[:, 0], Y[:, 0]) + 3
@@ -244,14 +248,14 @@ def test_until_of_an_evaluation_may_be_plain_python():
         seen.append(dict(row) if type(row) is dict else None)
         return float(row["eval_loss"]) < 1e9 and row["step"] > 4
 
-    state, history = fit(steps=60, eval_data=(X, Y), eval_every=2, until=until)
+    state, history = fit(steps=60, evaluation=Evaluation((X, Y), every=2), until=until)
     assert history.stop.reason == "until" and int(state.step) == 6
     assert set(seen[-1]) >= {"step", "loss", "eval_loss"}
 
 
 def test_until_stops_at_the_time():
     start = time.monotonic()
-    _, history = fit(seconds=0.2)
+    _, history = fit(until=Until(seconds=0.2))
     assert history.stop.reason == "seconds" and time.monotonic() - start < 10
     assert len(history["loss"]) == history.stop.step > 0
 
@@ -307,7 +311,7 @@ def test_the_first_bad_step_is_saved_and_runs_again(tmp_path):
             steps=9,
             key=3,
             model_state={"seen": np.float32(0)},
-            save_bad_step=file,
+            until=Until(save_bad_step=file),
         )
     args, kwargs = load_reproduction(file.with_name("bad.npz"))
     check_equal(args[0], state.params)
@@ -340,7 +344,7 @@ def test_a_gradient_that_is_not_finite_stops_too():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         state, _ = fit(
-            lambda w, x: jnp.sum(loss(w, x)), 0.0, np.ones(1, np.float32), steps=2, check_finite=False
+            lambda w, x: jnp.sum(loss(w, x)), 0.0, np.ones(1, np.float32), steps=2, until=Until(nonfinite=False)
         )
     assert not np.isfinite(state.params)
 
@@ -360,7 +364,13 @@ def test_a_step_that_cannot_be_diagnosed_is_saved_all_the_same(tmp_path, monkeyp
     monkeypatch.setattr("jaxprop.diagnosis.reproduction.diagnose", broken)
     file = tmp_path / "bad.npz"
     with pytest.warns(RuntimeWarning, match="It could not be diagnosed: RuntimeError: no such program here"):
-        fit(lambda w, x: jnp.sum(w * x), 1.0, np.full(2, np.nan, np.float32), steps=2, save_bad_step=file)
+        fit(
+            lambda w, x: jnp.sum(w * x),
+            1.0,
+            np.full(2, np.nan, np.float32),
+            steps=2,
+            until=Until(save_bad_step=file),
+        )
     (params, x), _ = load_reproduction(file)
     assert float(params) == 1.0 and np.isnan(x).all()
 
@@ -447,7 +457,7 @@ class Notes:
 
 def test_writers_are_told_and_closed():
     notes = Notes()
-    _, history = fit(batch_size=10, epochs=4, log_every=5, eval_data=(X, Y), writers=[notes])
+    _, history = fit(batch_size=10, epochs=4, log_every=5, evaluation=(X, Y), writers=[notes])
     rows = [(step, row) for step, row in notes.rows if "loss" in row]
     assert [step for step, _ in rows] == [5, 10] and notes.closed == 1
     assert [row["loss"] for _, row in rows] == [float(history["loss"][i]) for i in (4, 9)]
@@ -516,17 +526,16 @@ def random_loss(params, x, y, key):
 
 
 ERRORS = {
-    "no end": (ValueError, r"nothing says when to stop: pass steps=, epochs=, seconds= or until=\.", {}),
-    "zero steps": (ValueError, r"steps=0 trains nothing: it is a whole number above 0\.", {"steps": 0}),
+    "no end": (ValueError, r"nothing says when to stop: pass `steps`, `epochs` or `until`\.", {}),
+    "zero steps": (ValueError, r"`steps` must be a positive integer, got 0\.", {"steps": 0}),
     "half an epoch": (
         ValueError,
-        r"epochs=0\.5 trains nothing: it is a whole number above 0\.",
+        r"`epochs` must be a positive integer, got 0\.5\.",
         {"epochs": 0.5},
     ),
-    "no time": (ValueError, r"seconds=-1 trains nothing: it is a number above 0\.", {"seconds": -1}),
     "a batch size that does not divide": (
         ValueError,
-        r"batch_size=8 does not divide the 30 examples: 6 would be left over in each epoch\. Pass drop_last=True to "
+        r"batch_size=8 does not divide the 30 examples: 6 would be left over in each epoch\. Pass data=Data\(\.\.\., drop_last=True\) to "
         r"leave them out \(others each epoch, where the data is shuffled\), or take a batch size that divides, such as "
         r"10\.",
         {"batch_size": 8, "epochs": 1},
@@ -571,7 +580,7 @@ ERRORS = {
     "ragged batches": (
         ValueError,
         r"batch 1 of epoch 0 has the shapes float32\[9, 4\], float32\[9, 2\], the first float32\[30, 4\], "
-        r"float32\[30, 2\]: each shape is a program of its own\. Make the batches equal, or pass drop_last=True to leave "
+        r"float32\[30, 2\]: each shape is a program of its own\. Make the batches equal, or pass data=Data\(\.\.\., drop_last=True\) to leave "
         r"such batches out\.",
         {"data": [(X, Y), (X[:9], Y[:9])], "epochs": 1},
     ),
@@ -590,39 +599,41 @@ ERRORS = {
     "NaN in the data": (
         ValueError,
         r"`data\[0\]\[7, 2\]` is nan: the data is not finite\. Leave such examples out, or fill them in\.",
-        {"data": (NAN, Y), "steps": 1, "check_data": True},
+        {"data": Data((NAN, Y), check=True), "steps": 1},
     ),
     "NaN in a batch": (
         ValueError,
         r"`data\[0\]\[7, 2\]` of batch 1 of epoch 0 is nan: the data is not finite\. Leave such examples out, or fill "
         r"them in\.",
-        {"data": [(X, Y), (NAN, Y)], "epochs": 1, "check_data": True},
+        {"data": Data([(X, Y), (NAN, Y)], check=True), "epochs": 1},
     ),
     "not an optimizer": (
         TypeError,
         r"`optimizer` must be an optax optimizer, .*",
         {"optimizer": "adam", "steps": 1},
     ),
-    "a function and nothing to evaluate": (
+    "two batch sizes": (
         ValueError,
-        r"`eval_fn` is given, and no data to evaluate it on: pass eval_data\.",
-        {"eval_fn": mlp, "steps": 1},
+        r"the batch size is given twice: Data\(batch_size=5\) and batch_size=6\. Pass one of them\.",
+        {"data": Data((X, Y), batch_size=5), "batch_size": 6, "steps": 1},
     ),
     "an evaluation that wants a key": (
         ValueError,
-        r"`random_loss` asks for a key, and an evaluation has none: pass eval_fn, a function of \(params, \*batch\) "
-        r"without randomness; or give `key` the default None, which it gets then\.",
-        {"loss": random_loss, "eval_data": (X, Y), "steps": 1},
+        r"`random_loss` requires a key, but an evaluation has none\. Pass evaluation=Evaluation\(data, fn\) with a function "
+        r"of \(params, \*batch\) that uses no randomness, or give `key` the default None, which is then used in "
+        r"evaluations\.",
+        {"loss": random_loss, "evaluation": (X, Y), "steps": 1},
     ),
     "evaluation data that can be read once": (
         TypeError,
-        r"`eval_data` is a generator, which can be read once; every evaluation reads it\. Pass a list of batches, or a "
+        r"the data of `evaluation` is a generator, which can be read only once, but every evaluation reads it\. Pass a list of batches, or a "
         r"function that gives an iterator\.",
-        {"eval_data": (b for b in [(X, Y)]), "steps": 1},
+        {"evaluation": (b for b in [(X, Y)]), "steps": 1},
     ),
     "until is a number": (
         TypeError,
-        r"`until` is a function of the row of a step, such as `lambda row: row\['loss'\] < 1e-6`; got 0\.1\.",
+        r"`until` must be a function of the row of a step, such as `lambda row: row\['loss'\] < 1e-6`, or a "
+        r"jaxprop\.train\.Until; got 0\.1\.",
         {"until": 0.1},
     ),
     "until branches": (
@@ -638,10 +649,43 @@ ERRORS = {
     ),
     "until asks for what is not evaluated": (
         ValueError,
-        r"`until` reads 'eval_loss', and nothing is evaluated: pass eval_data\.",
+        r"`until` reads 'eval_loss', and nothing is evaluated: pass `evaluation`\.",
         {"until": jp.train.below("eval_loss", 1.0)},
     ),
 }
+
+
+KEYWORDS = {
+    "shuffle": "it is a field of jaxprop.train.Data, so pass data=Data(..., shuffle=...).",
+    "save_bad_step": "it is a field of jaxprop.train.Until, so pass until=Until(..., save_bad_step=...).",
+    "fn": "it is a field of jaxprop.train.Evaluation, so pass evaluation=Evaluation(..., fn=...).",
+    "nodes": "it is a field of jaxprop.train.Watch, so pass watch=Watch(..., nodes=...).",
+    "keep": "it is a field of jaxprop.train.Checkpoint, so pass checkpoint=Checkpoint(..., keep=...).",
+}
+
+
+@pytest.mark.parametrize("keyword", KEYWORDS)
+def test_a_keyword_that_is_a_field_of_a_group_is_explained(keyword):
+    with pytest.raises(TypeError) as caught:
+        fit(steps=1, **{keyword: 1})
+    assert str(caught.value) == f"`fit` has no parameter `{keyword}`: {KEYWORDS[keyword]}"
+
+
+def test_an_unknown_keyword_is_explained():
+    with pytest.raises(TypeError) as caught:
+        fit(steps=1, eval_data=(X, Y))
+    text = str(caught.value)
+    start = "`fit` has no parameter `eval_data`. Did you mean `evaluation`? Available: loss, params, data, optimizer, "
+    assert text.startswith(start), text
+    fields = "evaluation=Evaluation(data, fn, every, batch_size); until=Until(condition, seconds, nonfinite, "
+    assert fields in text, text
+    assert len(inspect.signature(jp.fit).parameters) <= 20
+
+
+def test_a_time_limit_is_positive():
+    with pytest.raises(ValueError) as caught:
+        Until(seconds=-1)
+    assert str(caught.value) == "`seconds` must be a positive number, got -1."
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -654,9 +698,9 @@ def test_errors(case):
 
 
 def test_dropping_the_rest_is_said_aloud():
-    state, history = fit(batch_size=8, epochs=2, drop_last=True)
+    state, history = fit(data=Data((X, Y), drop_last=True), batch_size=8, epochs=2)
     assert len(history["loss"]) == 6
-    _, history = fit(data=[(X, Y), (X[:9], Y[:9])], epochs=2, drop_last=True)
+    _, history = fit(data=Data([(X, Y), (X[:9], Y[:9])], drop_last=True), epochs=2)
     assert len(history["loss"]) == 2
 
 
@@ -673,7 +717,13 @@ def test_each_program_is_traced_once():
         traces.append(1)
         return mlp(params, x, y)
 
-    fit(loss, batch_size=10, epochs=8, eval_every=7, watch=jp.Watch(nodes="h", every=9))
+    fit(
+        loss,
+        batch_size=10,
+        epochs=8,
+        evaluation=Evaluation((X, Y), lambda *_: 0.0, every=7),
+        watch=jp.Watch(nodes="h", every=9),
+    )
     assert len(traces) == 2
 
 

@@ -122,8 +122,9 @@ def test_a_step_that_was_not_watched_has_nothing_to_read():
 @pytest.mark.parametrize("memory_limit", [None, 0])
 def test_a_run_watches_the_same(memory_limit):
     watch = jp.Watch(every=3)
-    options = {"optimizer": OPTIMIZER, "steps": 7, "progress": False, "memory_limit": memory_limit}
-    state, history = jp.fit(mlp, PARAMS, (X, Y), watch=watch, **options)
+    data = jp.train.Data((X, Y), memory_limit=memory_limit)
+    options = {"optimizer": OPTIMIZER, "steps": 7, "progress": False}
+    state, history = jp.fit(mlp, PARAMS, data, watch=watch, **options)
     assert history.watched.steps.tolist() == [0, 3, 6]
     for row, (params, grads, updates) in enumerate(steps_by_hand(7)):
         if row % 3:
@@ -138,7 +139,7 @@ def test_a_run_watches_the_same(memory_limit):
         np.testing.assert_allclose(leaf.grad[at], norm(grads["w2"]), rtol=1e-4)
         np.testing.assert_allclose(leaf.ratio[at], norm(updates["w2"]) / norm(params["w2"]), rtol=1e-4)
     assert "h" in history.watched and len(history.watched) > 5
-    plain, _ = jp.fit(mlp, PARAMS, (X, Y), **options)
+    plain, _ = jp.fit(mlp, PARAMS, data, **options)
     check_close(state.params, plain.params)
 
 

@@ -1,7 +1,11 @@
 """What is checked before anything is run, so that a mistake is named where it is made."""
 
+import dataclasses
+import difflib
+import functools
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,51 @@ import optax
 
 from .._tracing import OF_A_MODEL
 from ..core.types import PyTree
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def explains_keywords(**groups: type) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function so that an unknown keyword is explained.
+
+    Args:
+        groups: By parameter, the dataclass of settings that it takes.
+    """
+    fields = {name: [each.name for each in dataclasses.fields(group)] for name, group in groups.items()}
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        parameters = list(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            for keyword in kwargs:
+                if keyword not in parameters:
+                    raise TypeError(_unknown_keyword(function.__name__, keyword, parameters, fields, groups))
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _unknown_keyword(
+    function: str, keyword: str, parameters: list[str], fields: dict[str, list[str]], groups: dict[str, type]
+) -> str:
+    for name, names in fields.items():
+        if keyword in names:
+            group = groups[name].__name__
+            return (
+                f"`{function}` has no parameter `{keyword}`: it is a field of jaxprop.train.{group}, so pass "
+                f"{name}={group}(..., {keyword}=...)."
+            )
+    close = difflib.get_close_matches(keyword, parameters, n=1)
+    meant = f" Did you mean `{close[0]}`?" if close else ""
+    more = "; ".join(f"{name}={groups[name].__name__}({', '.join(names)})" for name, names in fields.items())
+    return (
+        f"`{function}` has no parameter `{keyword}`.{meant} Available: {', '.join(parameters)}. Further "
+        f"settings are fields in jaxprop.train: {more}."
+    )
 
 
 def check_optimizer(optimizer: Any) -> optax.GradientTransformationExtraArgs:

@@ -3,8 +3,8 @@
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +18,72 @@ from .placement import Places
 from .stream import Streamed, checked, factory_of
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How data is to be read: the arguments of `fit` that say so."""
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Training data and how to read it.
 
-    batch_size: int | None
-    shuffle: bool
-    drop_last: bool
-    check: bool
-    memory_limit: int | None
-    epochs: int | None
+    Pass it to `fit` as `data`: `fit(loss, params, Data((x, y), shuffle=False), batch_size=64, epochs=3)`.
+
+    Attributes: source: A pytree of arrays with the examples on the first axis, or batches; see `fit`.
+        batch_size: The number of examples in a batch, if `source` is arrays. By default the `batch_size` of
+        `fit`. shuffle: Whether to read arrays in a new order in each epoch, a pure function of key and epoch.
+        drop_last: Whether to leave out the examples that do not fill a batch; otherwise they are an error.
+        check: Whether to look for NaN and infinities in the data before it is used. memory_limit: In bytes.
+        Arrays on the host up to this size are copied to the device as a whole; larger ones
+            and memory-mapped files are streamed. By default half of the device's memory, or 1 GiB if the device
+            does not report its memory.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxprop as jp
+        >>> def loss(w, x):
+        ...     return jnp.mean((w - x) ** 2)
+        >>> data = jp.train.Data(jnp.arange(4.0), shuffle=False)
+        >>> _, history = jp.fit(loss, 0.0, data, batch_size=2, epochs=1, progress=False)
+        >>> [round(value, 2) for value in history["loss"].tolist()]
+        [0.5, 6.45]
+    """
+
+    source: Any = field(repr=False)
+    batch_size: int | None = None
+    shuffle: bool = True
+    drop_last: bool = False
+    check: bool = False
+    memory_limit: int | None = None
+
+
+def as_data(data: Any, batch_size: int | None) -> Data:
+    """Interpret `data` and `batch_size` of `fit`.
+
+    Raises:
+        ValueError: the batch size is given twice.
+    """
+    if not isinstance(data, Data):
+        return Data(data, batch_size)
+    if batch_size is None:
+        return data
+    if data.batch_size is not None:
+        raise ValueError(
+            f"the batch size is given twice: Data(batch_size={data.batch_size}) and batch_size={batch_size}. "
+            "Pass one of them."
+        )
+    return replace(data, batch_size=batch_size)
+
+
+class Budget(NamedTuple):
+    """How much data a run reads: the `steps` and `epochs` of `fit`."""
+
     steps: int | None
+    epochs: int | None
 
 
-def open_feed(data: Any, state: State, reading: Reading, skip: int, places: Places) -> Feed:
+def open_feed(reading: Data, state: State, budget: Budget, skip: int, places: Places) -> Feed:
     """Make a feed of data: a pytree of arrays, or an iterable of batches.
 
     Raises:
         TypeError, ValueError: the data is empty, ragged, of a wider type than params, or does not go with the
             batch size.
     """
+    data = reading.source
     key = own(state.key) if reading.shuffle else None
 
     def check(data: PyTree, where: str = "") -> None:
@@ -60,7 +106,7 @@ def open_feed(data: Any, state: State, reading: Reading, skip: int, places: Plac
         rows = functools.partial(_rows, data, key, size, batch)
         places.check(batch)
         stream = functools.partial(Streamed, rows, places.stacked, size // batch)
-        return stream(skip, reading.epochs, reading.steps, places.groups)
+        return stream(skip, budget.epochs, budget.steps, places.groups)
     if reading.batch_size is not None:
         raise ValueError(
             f"batch_size={reading.batch_size} is for arrays; `data` is a {type(data).__name__}, which gives "
@@ -68,7 +114,7 @@ def open_feed(data: Any, state: State, reading: Reading, skip: int, places: Plac
         )
     batches = functools.partial(checked, factory_of(data), reading.drop_last, check)
     stream = functools.partial(Streamed, batches, places.own_stacked, None)
-    return stream(skip, reading.epochs, reading.steps, places.groups)
+    return stream(skip, budget.epochs, budget.steps, places.groups)
 
 
 def is_arrays(data: Any) -> bool:
@@ -154,8 +200,8 @@ def check_batch_size(batch: int | None, size: int, drop_last: bool) -> int | Non
     if rest and not drop_last:
         raise ValueError(
             f"batch_size={batch} does not divide the {size} examples: {rest} would be left over in each epoch. "
-            "Pass drop_last=True to leave them out (others each epoch, where the data is shuffled), or take a "
-            f"batch size that divides, such as {_nearest_divisor(batch, size)}."
+            "Pass data=Data(..., drop_last=True) to leave them out (others each epoch, where the data is "
+            f"shuffled), or take a batch size that divides, such as {_nearest_divisor(batch, size)}."
         )
     return int(batch)
 

@@ -223,8 +223,8 @@ def checked(
                 continue
             raise ValueError(
                 f"batch {number} of epoch {epoch} has the shapes {_spell(mine)}, the first {_spell(shape)}: "
-                "each shape is a program of its own. Make the batches equal, or pass drop_last=True to leave "
-                "such batches out."
+                "each shape is a program of its own. Make the batches equal, or pass data=Data(..., "
+                "drop_last=True) to leave such batches out."
             )
         check(batch, f"batch {number} of epoch {epoch}")
         yield batch

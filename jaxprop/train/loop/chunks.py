@@ -22,7 +22,7 @@ from ...core.types import Array, PyTree
 from ..data.feed import Feed
 from ..step.step import Gradient, State, Step, row_of
 from ..step.watch import Watched
-from .until import Until, ask
+from .until import Condition, ask
 
 #: Why a chunk ended: it ran to its end, `until` came true, or something was not finite.
 RUNNING, UNTIL, NONFINITE = 0, 1, 2
@@ -85,7 +85,7 @@ class Chunks:
 
     step: Step
     feed: Feed
-    until: Until | None
+    until: Condition | None
     check_finite: bool
     capacity: int
     jit: Callable[..., Any] = jax.jit

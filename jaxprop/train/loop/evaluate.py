@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -23,37 +23,75 @@ Measure: TypeAlias = Callable[[PyTree, PyTree, Batch], dict[str, Array]]
 Evaluate: TypeAlias = Callable[[State], dict[str, Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What to evaluate during a run, on which data, and how often.
+
+    Pass it to `fit` as `evaluation`; `evaluation=(x, y)` is short for `Evaluation((x, y))`.
+
+    Attributes:
+        data: Data as in `fit`, except that it must be possible to read it more than once. A last batch that is
+            shorter counts by its examples.
+        fn: A function `(params, *batch)` that returns a number or a dict of numbers, each a mean over the
+            examples of the batch; by default the loss. It gets the model's state if it has a parameter
+            `model_state`.
+        every: The number of steps between evaluations. By default once per epoch, or about a hundred times in
+            all if an epoch is a single step.
+        batch_size: The number of examples in a batch, if `data` is arrays. By default that of the training
+            data.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxprop as jp
+        >>> def loss(w, x):
+        ...     return jnp.mean((w - x) ** 2)
+        >>> def distance(w, x):
+        ...     return {"distance": jnp.mean(jnp.abs(w - x))}
+        >>> evaluation = jp.train.Evaluation(jnp.ones(2), distance, every=5)
+        >>> _, history = jp.fit(loss, 0.0, jnp.ones(4), steps=10, evaluation=evaluation, progress=False)
+        >>> history["eval_distance"][[4, 9]].round(3).tolist()
+        [0.904, 0.817]
+    """
+
+    data: Any = field(repr=False)
+    fn: Callable[..., Any] | None = None
+    every: int | None = None
+    batch_size: int | None = None
+
+
+def as_evaluation(evaluation: Any) -> Evaluation | None:
+    """Interpret `evaluation` of `fit`: None, an `Evaluation`, or data for the loss."""
+    if evaluation is None or isinstance(evaluation, Evaluation):
+        return evaluation
+    return Evaluation(evaluation)
+
+
 def make_evaluate(
-    step: Step,
-    function: Callable[..., Any] | None,
-    data: Any,
-    batch_size: int | None,
-    places: Places,
+    step: Step, evaluation: Evaluation | None, batch_size: int | None, places: Places
 ) -> Evaluate | None:
-    """Make the evaluation a run is asked for, None where there is no data for it.
+    """Make the evaluation a run is asked for, None where there is none.
 
         mean = sum over batches of (examples in it * value of it) / examples
 
     which is exact where the function is a mean over the examples of its batch.
 
     Raises:
-        ValueError: there is a function and no data; or neither a function nor a loss that does without a key.
+        ValueError: there is neither a function nor a loss that does without a key.
         TypeError: the data can only be read once.
     """
-    if data is None:
-        if function is not None:
-            raise ValueError("`eval_fn` is given, and no data to evaluate it on: pass eval_data.")
+    if evaluation is None:
         return None
+    function, data = evaluation.fn, evaluation.data
     measure = split_rows(of_loss(step) if function is None else of_function(function), places)
     if isinstance(data, Iterator):
         raise TypeError(
-            f"`eval_data` is a {type(data).__name__}, which can be read once; every evaluation reads it. "
-            "Pass a list of batches, or a function that gives an iterator."
+            f"the data of `evaluation` is a {type(data).__name__}, which can be read only once, but every "
+            "evaluation reads it. Pass a list of batches, or a function that gives an iterator."
         )
     if not is_arrays(data):
         return OverBatches(data, jax.jit(measure))
-    size = check_arrays(data, "eval_data")
-    batch = size if batch_size is None else min(batch_size, size)
+    size = check_arrays(data, "evaluation")
+    asked = batch_size if evaluation.batch_size is None else evaluation.batch_size
+    batch = size if asked is None else min(asked, size)
     return OverArrays(
         places.whole(data), size, batch, jax.jit(functools.partial(of_rows, measure), static_argnums=3)
     )
@@ -92,7 +130,7 @@ class OverBatches:
             parts.append(self.program(state.params, state.model_state, as_batch(batch)))
             sizes.append(len(jax.tree.leaves(batch)[0]))
         if not sizes:
-            raise ValueError("`eval_data` gave no batches.")
+            raise ValueError("the data of `evaluation` gave no batches.")
         return mean_of(jax.device_get(parts), sizes)
 
 
@@ -139,8 +177,9 @@ def of_loss(step: Step) -> Measure:
     """
     if "key" in step.takes and _is_required(step.loss, "key"):
         raise ValueError(
-            f"`{name_of(step.loss)}` asks for a key, and an evaluation has none: pass eval_fn, a function of "
-            "(params, *batch) without randomness; or give `key` the default None, which it gets then."
+            f"`{name_of(step.loss)}` requires a key, but an evaluation has none. Pass "
+            "evaluation=Evaluation(data, fn) with a function of (params, *batch) that uses no randomness, or "
+            "give `key` the default None, which is then used in evaluations."
         )
 
     def measure(params: PyTree, model_state: PyTree, batch: Batch) -> dict[str, Array]:

@@ -62,7 +62,7 @@ def check_best(settings: Checkpoint | None, evaluates: bool) -> None:
     """
     best = None if settings is None else settings.best
     if best is not None and best.startswith("eval_") and not evaluates:
-        raise ValueError(f"Checkpoint(best={best!r}) is judged by an evaluation: pass eval_data.")
+        raise ValueError(f"Checkpoint(best={best!r}) is judged by an evaluation: pass `evaluation`.")
 
 
 def _check_name(best: str | None, row: Mapping[str, Any]) -> None:

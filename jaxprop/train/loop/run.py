@@ -18,7 +18,7 @@ from .bad_step import find_nonfinite
 from .chunks import NONFINITE, UNTIL, Carry, Chunks, Landed
 from .history import Recording, Stop, numbers_of, plain
 from .schedule import Pace, Plan
-from .until import Until, ask
+from .until import Condition, ask
 
 
 class Flight(NamedTuple):
@@ -45,7 +45,7 @@ class Effects:
     tell: Callable[[int, Mapping[str, Any]], None]
     evaluate: Callable[[State], dict[str, Any]] | None = None
     save: Callable[[int, State, Mapping[str, Any], bool], None] | None = None
-    until: Until | None = None
+    until: Condition | None = None
     log_every: int | None = None
     bad_step: str | Path | None = None
 

@@ -1,8 +1,7 @@
 """When what is due: pure, from the counts alone."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 #: The longest chunk, in steps: its numbers stay on the device until it lands.
 CAPACITY = 32_768
@@ -85,23 +84,19 @@ def eval_period(asked: int | None, total: int | None, per_epoch: int | None) -> 
     return EVALUATIONS if total is None else max(1, total // EVALUATIONS)
 
 
-def check_budget(steps: Any, epochs: Any, seconds: Any, until: Any) -> None:
-    """Check that the run is asked to end, and not before it began.
+def check_budget(steps: int | None, epochs: int | None, ends: bool) -> None:
+    """Check that something ends the run, after at least one step.
+
+    Args:
+        steps, epochs: As in `fit`.
+        ends: Whether a condition or a time limit ends it.
 
     Raises:
-        ValueError: it is not.
-        TypeError: `until` is no function.
+        ValueError: Nothing does, or a number is not a positive integer.
     """
-    given: Mapping[str, Any] = {"steps": steps, "epochs": epochs, "seconds": seconds}
-    if until is not None and not callable(until):
-        raise TypeError(
-            "`until` is a function of the row of a step, such as `lambda row: row['loss'] < 1e-6`; got "
-            f"{until!r}."
-        )
-    if until is None and all(number is None for number in given.values()):
-        raise ValueError("nothing says when to stop: pass steps=, epochs=, seconds= or until=.")
+    given = {"steps": steps, "epochs": epochs}
+    if not ends and all(number is None for number in given.values()):
+        raise ValueError("nothing says when to stop: pass `steps`, `epochs` or `until`.")
     for name, number in given.items():
-        whole = name == "seconds" or isinstance(number, int) or hasattr(number, "__index__")
-        if number is not None and (isinstance(number, bool) or not whole or number <= 0):
-            kind = "a number" if name == "seconds" else "a whole number"
-            raise ValueError(f"{name}={number!r} trains nothing: it is {kind} above 0.")
+        if number is not None and (isinstance(number, bool) or not hasattr(number, "__index__") or number <= 0):
+            raise ValueError(f"`{name}` must be a positive integer, got {number!r}.")
