@@ -20,10 +20,10 @@ from helpers import check_close, check_equal, trained_by_hand
 from jaxprop.diagnosis import load_reproduction
 from jaxprop.train import Data, Evaluation, Until
 from jaxprop.train.data import stream as _stream
-from jaxprop.train.data.feed import order_of
-from jaxprop.train.loop import chunks as _loop
-from jaxprop.train.loop import schedule as _plan
-from jaxprop.train.loop.schedule import Pace, Plan, eval_period, total_of
+from jaxprop.train.data.source import order_of
+from jaxprop.train.loop import chunks as _chunks
+from jaxprop.train.loop import schedule as _schedule
+from jaxprop.train.loop.schedule import Pace, Schedule, eval_period, total_steps
 
 
 def line(w, x, y):
@@ -49,7 +49,7 @@ def fit(loss=mlp, params=PARAMS, data=(X, Y), **options):
     return jp.fit(loss, params, data, **options)
 
 
-def explicit_sharding(loss, params, batches, optimizer=OPTIMIZER):
+def trained(loss, params, batches, optimizer=OPTIMIZER):
     params, _, losses = trained_by_hand(loss, optimizer, params, batches)
     return params, np.array(losses, np.float32)
 
@@ -97,7 +97,7 @@ SOURCES = {
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_same_bits_as_by_hand_from_wherever_the_data_comes(name):
     state, history = fit(**{"key": 5, "epochs": 4, **SOURCES[name]})
-    params, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
+    params, losses = trained(mlp, PARAMS, shuffled(5, 4))
     check_equal(state.params, params)
     np.testing.assert_array_equal(history["loss"], losses)
     assert history.stop.reason == "done" and history.stop.step == 12
@@ -105,11 +105,11 @@ def test_the_same_bits_as_by_hand_from_wherever_the_data_comes(name):
 
 def test_unshuffled_and_full_batches():
     state, _ = fit(data=Data((X, Y), shuffle=False), batch_size=10, epochs=2)
-    params, _ = explicit_sharding(mlp, PARAMS, [(X[i : i + 10], Y[i : i + 10]) for i in (0, 10, 20)] * 2)
+    params, _ = trained(mlp, PARAMS, [(X[i : i + 10], Y[i : i + 10]) for i in (0, 10, 20)] * 2)
     check_equal(state.params, params)
     batches = [(X[:10], Y[:10]), (X[10:20], Y[10:20]), (X[20:], Y[20:])]
     check_equal(fit(data=batches, epochs=2)[0].params, params)
-    params, _ = explicit_sharding(mlp, PARAMS, [(X, Y)] * 3)
+    params, _ = trained(mlp, PARAMS, [(X, Y)] * 3)
     check_equal(fit(steps=3)[0].params, params)
 
 
@@ -117,12 +117,12 @@ def test_unshuffled_and_full_batches():
 def test_chunks_do_not_change_the_numbers(most, monkeypatch):
     """However long chunks are, and whatever is due between them."""
 
-    def landed(self, count, now):
+    def finished(self, count, now):
         self.most = most
 
-    monkeypatch.setattr(Pace, "landed", landed)
+    monkeypatch.setattr(Pace, "finished", finished)
     monkeypatch.setattr(_stream, "_GROUP_FROM", 3)
-    expected, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
+    expected, losses = trained(mlp, PARAMS, shuffled(5, 4))
     for options in (
         {"batch_size": 10},
         {"data": Data((X, Y), memory_limit=0), "batch_size": 10},
@@ -135,9 +135,9 @@ def test_chunks_do_not_change_the_numbers(most, monkeypatch):
 
 def test_steps_sent_off_one_by_one_are_the_same(monkeypatch):
     """What XLA is slow at in a loop is run without one: all that stops a run stops it there too."""
-    monkeypatch.setattr(_loop, "_SLOW_IN_LOOPS", frozenset({"dot_general", "sqrt"}))
-    monkeypatch.setattr(Pace, "landed", lambda self, count, now: setattr(self, "most", 7))
-    expected, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
+    monkeypatch.setattr(_chunks, "_SLOW_IN_LOOPS", frozenset({"dot_general", "sqrt"}))
+    monkeypatch.setattr(Pace, "finished", lambda self, count, now: setattr(self, "most", 7))
+    expected, losses = trained(mlp, PARAMS, shuffled(5, 4))
     for limit in (None, 0):
         state, history = fit(data=Data((X, Y), memory_limit=limit), key=5, epochs=4, batch_size=10)
         check_equal(state.params, expected)
@@ -149,7 +149,7 @@ def test_steps_sent_off_one_by_one_are_the_same(monkeypatch):
     optimizer = optax.sgd(0.01)
     with pytest.warns(RuntimeWarning, match="after 5 steps the loss is nan"):
         state, history = fit(root_loss, params, x, optimizer=optimizer, steps=100)
-    check_equal(state.params, explicit_sharding(root_loss, params, [(x,)] * 5, optimizer)[0])
+    check_equal(state.params, trained(root_loss, params, [(x,)] * 5, optimizer)[0])
     assert len(history["loss"]) == 5
 
 
@@ -159,7 +159,7 @@ def test_accumulation_clipping_and_schedules_are_those_of_optax():
         optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(optax.cosine_decay_schedule(1e-2, 6))), 2
     )
     state, history = fit(optimizer=optimizer, batch_size=10, epochs=4, key=5)
-    params, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4), optimizer)
+    params, losses = trained(mlp, PARAMS, shuffled(5, 4), optimizer)
     check_equal(state.params, params)
     np.testing.assert_array_equal(history["loss"], losses)
 
@@ -238,7 +238,7 @@ def test_until_stops_with_the_very_step():
         assert history.stop.reason == "until" and int(state.step) == len(history["loss"]) == first + 1
         np.testing.assert_array_equal(history["loss"], whole["loss"][: first + 1])
     state, history = fit(until=lambda row: row["step"] >= 17, watch=jp.Watch(every=2))
-    assert int(state.step) == 17 and history.stop.message == "`until` came true with step 17."
+    assert int(state.step) == 17 and history.stop.message == "`until` became true in step 17."
 
 
 def test_until_of_an_evaluation_may_be_plain_python():
@@ -270,12 +270,12 @@ def root_loss(params, x):
 def test_the_state_before_a_step_that_is_not_finite_is_kept(most, watch, monkeypatch):
     """sqrt of a number that falls below zero after some steps."""
     params, x = {"a": np.float32(1), "b": np.float32(1)}, np.full(1, 0.9, np.float32)
-    monkeypatch.setattr(Pace, "landed", lambda self, count, now: setattr(self, "most", most))
+    monkeypatch.setattr(Pace, "finished", lambda self, count, now: setattr(self, "most", most))
     optimizer = optax.sgd(0.01)
     good = 0
-    while np.isfinite(explicit_sharding(root_loss, params, [(x,)] * (good + 1), optimizer)[1][-1]):
+    while np.isfinite(trained(root_loss, params, [(x,)] * (good + 1), optimizer)[1][-1]):
         good += 1
-    expected, losses = explicit_sharding(root_loss, params, [(x,)] * good, optimizer)
+    expected, losses = trained(root_loss, params, [(x,)] * good, optimizer)
     with pytest.warns(RuntimeWarning, match="after .* steps the loss is nan"):
         state, history = fit(root_loss, params, x, optimizer=optimizer, steps=100, watch=watch)
     check_equal(state.params, expected)
@@ -284,9 +284,9 @@ def test_the_state_before_a_step_that_is_not_finite_is_kept(most, watch, monkeyp
     assert (stop.reason, stop.step, stop.leaves) == ("nonfinite", good, ("params['a']", "params['b']"))
     assert np.isnan(stop.loss)
     assert re.fullmatch(
-        rf"after {good} steps the loss is nan; not finite is the gradient of params\['a'\], params\['b'\]\. The step "
+        rf"after {good} steps the loss is nan; the gradient of params\['a'\], params\['b'\] is not finite\. The step "
         r"was not taken: the state is the one before it\. `sqrt` makes nan; it reaches the gradient and the loss "
-        r"\(test_fit\.py:\d+ in root_loss\)\. `history\.stop\.report` says more\.",
+        r"\(test_fit\.py:\d+ in root_loss\)\. For more, see `history\.stop\.report`\.",
         stop.message,
     ), stop.message
     (finding,) = (found for found in stop.report if found.severity == "error")
@@ -352,7 +352,7 @@ def test_a_gradient_that_is_not_finite_stops_too():
 def test_the_optimizer_that_left_params_not_finite_is_named():
     optimizer = optax.sgd(lambda count: jnp.where(count == 2, jnp.nan, 0.1))
     with pytest.warns(
-        RuntimeWarning, match=r"the update before left params\['w1'\], params\['w2'\] not finite"
+        RuntimeWarning, match=r"the previous update left params\['w1'\], params\['w2'\] not finite"
     ):
         fit(optimizer=optimizer, steps=10)
 
@@ -420,7 +420,7 @@ def test_batches_may_be_filled_anew():
             x[:], y[:] = a, b
             yield x, y
 
-    check_equal(fit(data=reusing, steps=12)[0].params, explicit_sharding(mlp, PARAMS, shuffled(5, 4))[0])
+    check_equal(fit(data=reusing, steps=12)[0].params, trained(mlp, PARAMS, shuffled(5, 4))[0])
 
 
 def test_memory_mapped_files_are_never_loaded_whole(tmp_path):
@@ -471,28 +471,33 @@ def test_writers_are_told_and_closed():
 
 # --- planning --------------------------------------------------------------------------------------------
 
-PLANS = {
-    "nothing is due": (Plan(None), 7, 100, 100),
-    "the end": (Plan(10), 7, 100, 3),
-    "an evaluation": (Plan(100, eval_every=10), 7, 100, 3),
-    "the end of an epoch": (Plan(100, eval_every=None, per_epoch=9), 7, 100, 2),
-    "epochs of unknown length": (Plan(100, eval_every=None), 7, 50, 50),
-    "a checkpoint before an evaluation": (Plan(100, eval_every=10, save_every=4), 7, 100, 1),
-    "a watched step": (Plan(100, watch_every=7), 7, 100, 1),
-    "up to a watched step": (Plan(100, watch_every=7), 8, 100, 6),
-    "short chunks": (Plan(100, eval_every=50), 7, 5, 5),
-    "over": (Plan(7), 7, 5, 0),
+SCHEDULES = {
+    "nothing is due": (Schedule(None), 7, 100, 100),
+    "the end": (Schedule(10), 7, 100, 3),
+    "an evaluation": (Schedule(100, eval_every=10), 7, 100, 3),
+    "the end of an epoch": (Schedule(100, eval_every=None, per_epoch=9), 7, 100, 2),
+    "epochs of unknown length": (Schedule(100, eval_every=None), 7, 50, 50),
+    "a checkpoint before an evaluation": (Schedule(100, eval_every=10, save_every=4), 7, 100, 1),
+    "a watched step": (Schedule(100, watch_every=7), 7, 100, 1),
+    "up to a watched step": (Schedule(100, watch_every=7), 8, 100, 6),
+    "short chunks": (Schedule(100, eval_every=50), 7, 5, 5),
+    "over": (Schedule(7), 7, 5, 0),
 }
 
 
-@pytest.mark.parametrize("case", PLANS)
+@pytest.mark.parametrize("case", SCHEDULES)
 def test_chunks_end_where_something_is_due(case):
-    plan, done, most, expected = PLANS[case]
-    assert plan.steps(done, most) == expected
+    schedule, done, most, expected = SCHEDULES[case]
+    assert schedule.steps(done, most) == expected
 
 
 def test_totals_and_periods():
-    assert (total_of(5, None, 3), total_of(None, 2, 3), total_of(5, 2, 3), total_of(None, 2, None)) == (
+    assert (
+        total_steps(5, None, 3),
+        total_steps(None, 2, 3),
+        total_steps(5, 2, 3),
+        total_steps(None, 2, None),
+    ) == (
         5,
         6,
         5,
@@ -503,15 +508,15 @@ def test_totals_and_periods():
 
 def test_chunks_grow_to_a_fifth_of_a_second_and_fall_back():
     pace, now = Pace(), 0.0
-    pace.landed(1, now)  # compiled: says nothing
+    pace.finished(1, now)  # compiled: says nothing
     assert pace.most == 1
     for _ in range(12):
         now += 1e-7 * pace.most
-        pace.landed(pace.most, now)
-    assert pace.most == _plan.CAPACITY
+        pace.finished(pace.most, now)
+    assert pace.most == _schedule.CAPACITY
     for _ in range(3):
         now += 0.045 * pace.most
-        pace.landed(pace.most, now)
+        pace.finished(pace.most, now)
     assert pace.most == 4
 
 
@@ -535,19 +540,18 @@ ERRORS = {
     ),
     "a batch size that does not divide": (
         ValueError,
-        r"batch_size=8 does not divide the 30 examples: 6 would be left over in each epoch\. Pass data=Data\(\.\.\., drop_last=True\) to "
-        r"leave them out \(others each epoch, where the data is shuffled\), or take a batch size that divides, such as "
-        r"10\.",
-        {"batch_size": 8, "epochs": 1},
+        r"batch_size=8 does not divide the 30 examples: 6 would be left over in each epoch\. Pass data=Data\(\.\.\., "
+        r"remainder=\"keep\"\), \"drop\" or \"pad\", or a batch size that divides, such as 10\.",
+        {"data": Data((X, Y), remainder="error"), "batch_size": 8, "epochs": 1},
     ),
     "a batch larger than the data": (
         ValueError,
-        r"batch_size=64 is more than the 30 examples there are\.",
+        r"batch_size=64 is larger than the data, which has 30 examples\.",
         {"batch_size": 64, "epochs": 1},
     ),
     "no batch": (
         ValueError,
-        r"batch_size is a number of examples, 1 or more; got 0\.",
+        r"`batch_size` must be a positive number of examples, got 0\.",
         {"batch_size": 0, "epochs": 1},
     ),
     "arrays of different lengths": (
@@ -562,48 +566,48 @@ ERRORS = {
     ),
     "a scalar among the data": (
         ValueError,
-        r"`data\[1\]` is a scalar: an array of data has the examples on its first axis\. Close over what is the same for "
-        r"all examples\.",
+        r"`data\[1\]` is a scalar, but an array of data must have the examples on its first axis\. Close over what is "
+        r"the same for all examples\.",
         {"data": (X, np.float32(1)), "steps": 1},
     ),
     "no data": (
         TypeError,
-        r"`data` must be a pytree of arrays with one leading axis in common, an iterable of batches, or a function that "
-        r"gives one; got int\.",
+        r"`data` must be a pytree of arrays with the examples on the first axis, an iterable of batches, or a function "
+        r"that returns one; got int\.",
         {"data": 3, "steps": 1},
     ),
     "no batches": (
         ValueError,
-        r"`data` gave no batches: there is nothing to train on\.",
+        r"`data` has no batches: there is nothing to train on\.",
         {"data": [], "steps": 1},
     ),
     "ragged batches": (
         ValueError,
-        r"batch 1 of epoch 0 has the shapes float32\[9, 4\], float32\[9, 2\], the first float32\[30, 4\], "
-        r"float32\[30, 2\]: each shape is a program of its own\. Make the batches equal, or pass data=Data\(\.\.\., drop_last=True\) to leave "
-        r"such batches out\.",
-        {"data": [(X, Y), (X[:9], Y[:9])], "epochs": 1},
+        r"batch 1 of epoch 0 has the types float32\[9, 3\], float32\[9, 2\], but the first batch float32\[30, 4\], "
+        r"float32\[30, 2\]\. Only the number of examples may be smaller, as in the last batch of an epoch: each shape "
+        r"needs a program of its own\. Make the batches equal\.",
+        {"data": [(X, Y), (X[:9, :3], Y[:9])], "epochs": 1},
     ),
     "a batch size for batches": (
         ValueError,
-        r"batch_size=10 is for arrays; `data` is a list, which gives batches as they are\. Leave batch_size out, and "
-        r"batch where the data comes from\.",
+        r"`batch_size` is for arrays, but `data` is a list, which provides batches itself\. Leave `batch_size` out, and "
+        r"form the batches where the data comes from\.",
         {"data": [(X, Y)], "batch_size": 10, "steps": 1},
     ),
     "data wider than params": (
         TypeError,
-        r"`data\[1\]` is float32, params are bfloat16: JAX would compute the whole loss in float32\. Convert the data "
-        r"once, `\.astype\(bfloat16\)`, or the params\.",
+        r"`data\[1\]` is float32, but the params are bfloat16: JAX would compute the whole loss in float32\. Convert the "
+        r"data once, `\.astype\(bfloat16\)`, or the params\.",
         {"params": {"w": jnp.ones(2, jnp.bfloat16)}, "data": (X.astype(jnp.bfloat16), Y), "steps": 1},
     ),
     "NaN in the data": (
         ValueError,
-        r"`data\[0\]\[7, 2\]` is nan: the data is not finite\. Leave such examples out, or fill them in\.",
+        r"`data\[0\]\[7, 2\]` is nan, but the data must be finite\. Remove such examples or fill them in\.",
         {"data": Data((NAN, Y), check=True), "steps": 1},
     ),
     "NaN in a batch": (
         ValueError,
-        r"`data\[0\]\[7, 2\]` of batch 1 of epoch 0 is nan: the data is not finite\. Leave such examples out, or fill "
+        r"`data\[0\]\[7, 2\]` of batch 1 of epoch 0 is nan, but the data must be finite\. Remove such examples or fill "
         r"them in\.",
         {"data": Data([(X, Y), (NAN, Y)], check=True), "epochs": 1},
     ),
@@ -626,8 +630,8 @@ ERRORS = {
     ),
     "evaluation data that can be read once": (
         TypeError,
-        r"the data of `evaluation` is a generator, which can be read only once, but every evaluation reads it\. Pass a list of batches, or a "
-        r"function that gives an iterator\.",
+        r"the data of `evaluation` is a generator, which can be read only once, but every evaluation reads it\. Pass a list of "
+        r"batches, or a function that returns an iterator\.",
         {"evaluation": (b for b in [(X, Y)]), "steps": 1},
     ),
     "until is a number": (
@@ -638,24 +642,25 @@ ERRORS = {
     ),
     "until branches": (
         TypeError,
-        r"`until` is asked in every step, inside the compiled program, where Python cannot branch: write it with `&`, "
-        r"`\|`, `~` and `jnp\.where` on the row, without `and`, `or`, `if` and `float\(\)`\.",
+        r"`until` is evaluated in every step, inside the compiled program, where Python cannot branch on its result\. "
+        r"Write it with `&`, `\|`, `~` and `jnp\.where` on the row, without `and`, `or`, `if` and `float\(\)`\.",
         {"until": lambda row: row["loss"] < 1 and row["step"] > 3},
     ),
     "until asks for what is not there": (
         KeyError,
-        r"`until` asks for 'accuracy'; the row of a step has step, loss\.",
+        r"`until` reads 'accuracy', but the row of a step has step, loss\.",
         {"until": jp.train.below("accuracy", 1.0)},
     ),
     "until asks for what is not evaluated": (
         ValueError,
-        r"`until` reads 'eval_loss', and nothing is evaluated: pass `evaluation`\.",
+        r"`until` reads 'eval_loss', but nothing is evaluated: pass `evaluation`\.",
         {"until": jp.train.below("eval_loss", 1.0)},
     ),
 }
 
 
 KEYWORDS = {
+    "remainder": "it is a field of jaxprop.train.Data, so pass data=Data(..., remainder=...).",
     "shuffle": "it is a field of jaxprop.train.Data, so pass data=Data(..., shuffle=...).",
     "save_bad_step": "it is a field of jaxprop.train.Until, so pass until=Until(..., save_bad_step=...).",
     "fn": "it is a field of jaxprop.train.Evaluation, so pass evaluation=Evaluation(..., fn=...).",
@@ -697,11 +702,89 @@ def test_errors(case):
     assert re.fullmatch(message, text, re.DOTALL), text
 
 
-def test_dropping_the_rest_is_said_aloud():
-    state, history = fit(data=Data((X, Y), drop_last=True), batch_size=8, epochs=2)
-    assert len(history["loss"]) == 6
-    _, history = fit(data=Data([(X, Y), (X[:9], Y[:9])], drop_last=True), epochs=2)
-    assert len(history["loss"]) == 2
+# --- examples that do not fill a batch -------------------------------------------------------------------
+
+#: By remainder: the batches of one epoch of 30 examples by 8, as slices of the order of the epoch.
+REMAINDERS = {
+    "keep": lambda order: [order[0:8], order[8:16], order[16:24], order[24:30]],
+    "drop": lambda order: [order[0:8], order[8:16], order[16:24]],
+    "pad": lambda order: [order[0:8], order[8:16], order[16:24], np.r_[order[24:30], order[0:2]]],
+}
+NOTES = {
+    "keep": "batch_size=8 does not divide the 30 examples: the last batch of each epoch has 6 (remainder='keep').",
+    "drop": "batch_size=8 does not divide the 30 examples: 6 are left out of each epoch (remainder='drop').",
+    "pad": "batch_size=8 does not divide the 30 examples: the last batch of each epoch is filled up with 2 of the same "
+    "epoch (remainder='pad').",
+}
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("remainder", REMAINDERS)
+def test_examples_that_do_not_fill_a_batch(remainder, shuffle, limit):
+    """Against a loop by hand over the same rows, from arrays on the device and streamed."""
+
+    def epochs():
+        for epoch in range(3):
+            order = np.asarray(order_of(jax.random.key(5), epoch, 30)) if shuffle else np.arange(30)
+            for rows in REMAINDERS[remainder](order):
+                yield X[rows], Y[rows]
+
+    data = Data((X, Y), batch_size=8, shuffle=shuffle, remainder=remainder, memory_limit=limit)
+    state, history = fit(data=data, epochs=3, key=5)
+    params, losses = trained(mlp, PARAMS, epochs())
+    check_close(state.params, params)
+    np.testing.assert_allclose(history["loss"], losses, rtol=1e-5)
+    assert history.notes == (NOTES[remainder],)
+
+
+def test_by_default_no_example_is_lost():
+    """As the loaders of PyTorch, TensorFlow, Keras and grain do: the last batch is shorter."""
+    seen = []
+
+    def loss(w, x):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return jnp.mean((w - x) ** 2)
+
+    x = np.arange(10, dtype=np.float32)
+    _, history = jp.fit(loss, 0.0, x, batch_size=4, epochs=2, progress=False)
+    jax.effects_barrier()
+    assert [len(batch) for batch in seen] == [4, 4, 2] * 2
+    for epoch in (seen[:3], seen[3:]):
+        np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), x)
+
+
+@pytest.mark.parametrize("remainder", REMAINDERS)
+def test_shorter_batches_of_a_stream(remainder):
+    """A loader's last batch, in two epochs."""
+    rows = [slice(0, 12), slice(12, 24), slice(24, 30)]
+    state, history = fit(data=Data([(X[r], Y[r]) for r in rows], remainder=remainder), epochs=2)
+    last = {"keep": [np.r_[24:30]], "drop": [], "pad": [np.r_[24:30, 0:6]]}[remainder]
+    params, losses = trained(mlp, PARAMS, [(X[r], Y[r]) for r in [np.r_[0:12], np.r_[12:24], *last] * 2])
+    check_close(state.params, params)
+    np.testing.assert_allclose(history["loss"], losses, rtol=1e-5)
+    told = {"keep": "used as they are", "drop": "left out", "pad": "filled up from the first batch of the run"}[
+        remainder
+    ]
+    assert history.notes == (f"2 batches were shorter than the first and {told} (remainder={remainder!r}).",)
+
+
+def test_what_is_done_with_the_rest_is_shown(capsys):
+    fit(data=Data((X, Y), batch_size=8, remainder="drop"), epochs=1, progress=True)
+    assert capsys.readouterr().err.splitlines()[0] == NOTES["drop"]
+
+
+def test_a_shorter_batch_is_watched_and_stops_like_any_other():
+    watch = jp.Watch("h", every=2)
+    state, history = fit(batch_size=8, epochs=3, watch=watch, until=lambda row: row["step"] >= 8)
+    assert int(state.step) == len(history["loss"]) == 8
+    assert history.watched.steps.tolist() == [0, 2, 4, 6]
+
+
+def test_a_remainder_that_is_not_known():
+    with pytest.raises(ValueError) as caught:
+        Data((X, Y), remainder="wrap")
+    assert str(caught.value) == 'Data(remainder=...) must be "keep", "drop", "pad" or "error", got \'wrap\'.'
 
 
 def test_float64_data_of_numpy_is_taken_as_float32():

@@ -1,51 +1,57 @@
 """Training as one call."""
 
 import contextlib
+import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
 from ...core.rules import Rules
-from ...core.types import PyTree
-from ..checkpoint.checkpoint import Checkpoint, open_store
+from ...core.types import Array, Function, PyTree
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.store import open_store
 from ..checks import explains_keywords
-from ..data.arrays import Budget, Data, as_data, open_feed
-from ..data.placement import places_of
-from ..step.step import State, make_step
+from ..data.data import Data, Extent, data_settings, open_source
+from ..data.placement import device_placement
+from ..data.sharding import Sharding
+from ..step.state import State
+from ..step.step import make_step
 from ..step.watch import Watch
-from ..writers.writers import Writer, telling
-from .chunks import RUNNING, Carry, Chunks
+from ..writers.console import Console
+from ..writers.group import WriterGroup
+from ..writers.writer import Writer
+from .chunks import RUNNING, Chunks, LoopCarry
 from .evaluate import Evaluation, as_evaluation, make_evaluate
 from .history import History
-from .resume import check_best, save_to, settings_of, take_up
-from .run import Effects, Run
-from .schedule import CAPACITY, Plan, check_budget, eval_period, total_of
-from .until import Condition, Until, as_until, split_until
+from .interrupts import Rescue
+from .resume import Resume, begin, check_best, checkpoint_settings, saver
+from .run import SideEffects, TrainingRun
+from .schedule import CAPACITY, Schedule, check_budget, eval_period, total_steps
+from .until import Condition, Until, as_until, split_condition
 
 
 @explains_keywords(data=Data, evaluation=Evaluation, until=Until, watch=Watch, checkpoint=Checkpoint)
 def fit(
-    loss: Callable[..., Any],
+    loss: Function,
     params: PyTree,
-    data: Any,
+    data: object,
     *,
-    optimizer: Any = None,
+    optimizer: object = None,
     steps: int | None = None,
     epochs: int | None = None,
     until: Condition | Until | None = None,
     batch_size: int | None = None,
-    key: Any = None,
-    evaluation: Any = None,
+    key: Array | int | None = None,
+    evaluation: object = None,
     watch: Watch | None = None,
     has_aux: bool = False,
     model_state: PyTree = None,
     rules: Rules = (),
-    checkpoint: Any = None,
-    resume: bool = False,
-    sharding: Any = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    resume: Resume = False,
+    sharding: Sharding | None = None,
     writers: Sequence[Writer] = (),
     log_every: int | None = None,
     progress: bool = True,
@@ -55,7 +61,11 @@ def fit(
         params <- params + optimizer(d loss / d params), batch after batch
 
     Steps run in compiled chunks that grow until one takes about a fifth of a second. What happens between
-    chunks (evaluating, writing, saving) comes after the same steps in every run, however fast the machine is.
+    chunks (evaluating, writing, saving) happens after the same steps in every run, however fast the machine is.
+
+    Nothing is lost if the run is interrupted by Ctrl-C, or if the data, a writer or a checkpoint raises an
+    exception: the state and the history are attached to the exception as `error.state` and `error.history` (in
+    a notebook `sys.last_value.state`), and a checkpoint is saved if `checkpoint` is given.
 
     Args:
         loss: As in `make_step`: called as `loss(params, *batch)`, with `key` and `model_state` if it has such
@@ -80,7 +90,9 @@ def fit(
         checkpoint: A directory, or a `jaxprop.train.Checkpoint`, which also says how often to save and which
             checkpoints to keep. The state after the last step is saved too.
         resume: Whether to continue from the newest checkpoint, if there is one. The run ends where it would
-            have without the pause, bit for bit, and so does its history, except for `watched`.
+            have without the pause, bit for bit, and so does its history. The data must be read as before;
+            `resume="state"` continues from the state with data that is read differently, such as with another
+            batch size.
         sharding: How the run is laid out on several devices: a mesh or `data_parallel()` splits batches,
             `fully_sharded()` the state too, `NamedSharding`s place parameters explicitly. Under several
             processes arrays are the same in each, and an iterable gives each its own rows.
@@ -112,46 +124,43 @@ def fit(
         >>> round(float(state.params), 3), history["loss"].shape, history.stop.reason
         (2.0, (300,), 'done')
     """
-    reading, evaluating, ending = as_data(data, batch_size), as_evaluation(evaluation), as_until(until)
+    reading, evaluating, ending = data_settings(data, batch_size), as_evaluation(evaluation), as_until(until)
     check_budget(steps, epochs, ends=ending.condition is not None or ending.seconds is not None)
     step = make_step(loss, optimizer, has_aux=has_aux, rules=rules, watch=watch)
-    places = places_of(sharding)
-    settings = settings_of(checkpoint, resume)
-    state = places.state(step.init(params, 0 if key is None else key, model_state))
-    evaluate = make_evaluate(step, evaluating, reading.batch_size, places)
+    placement = device_placement(sharding)
+    settings = checkpoint_settings(checkpoint, resume)
+    state = placement.state(step.init(params, 0 if key is None else key, model_state))
+    evaluate = make_evaluate(step.objective, evaluating, reading.batch_size, placement)
     check_best(settings, evaluate is not None)
-    during, after = split_until(ending.condition, evaluate is not None)
-    with contextlib.ExitStack() as opened:
-        store = None if settings is None else opened.enter_context(open_store(settings, resume=resume))
-        state, recording = take_up(store, state)
-        done = int(state.step)
-        feed = places.feed(open_feed(reading, state, Budget(steps, epochs), done, places))
-        opened.callback(feed.close)
-        total = total_of(steps, epochs, feed.per_epoch)
-        plan = Plan(
+    during, after = split_condition(ending.condition, evaluate is not None)
+    with Rescue() as rescue, contextlib.ExitStack() as opened:
+        store = None if settings is None else opened.enter_context(open_store(settings, resume=bool(resume)))
+        start = begin(store, state, resume)
+        done = int(start.state.step)
+        extent = Extent(done, steps, epochs, start.data)
+        source = placement.source(open_source(reading, start.state, extent, placement))
+        opened.callback(source.close)
+        start.check_data(source)
+        total = total_steps(steps, epochs, source.per_epoch)
+        schedule = Schedule(
             total,
-            eval_every=0 if evaluating is None else eval_period(evaluating.every, total, feed.per_epoch),
+            eval_every=0 if evaluating is None else eval_period(evaluating.every, total, source.per_epoch),
             save_every=0 if settings is None else settings.every,
             watch_every=0 if watch is None else watch.every,
-            per_epoch=feed.per_epoch,
+            per_epoch=source.per_epoch,
         )
+        group = opened.enter_context(WriterGroup(writers, Console(total) if progress else None))
+        if resume:
+            group.resume(done)
         capacity = CAPACITY if total is None else min(CAPACITY, total)
-        tell = opened.enter_context(telling(writers, progress, total, done if resume else None))
-        save = None if store is None else save_to(store, recording)
-        run = Run(
-            step,
-            feed,
-            plan,
-            Chunks(step, feed, during, ending.nonfinite, capacity, places.jit(state)),
-            Effects(tell, evaluate, save, after, log_every, ending.save_bad_step),
-            Carry(state, feed.order(done), places.whole(jnp.int32(RUNNING))),
-            done,
-            None if ending.seconds is None else time.monotonic() + ending.seconds,
-            recording,
-        )
+        chunks = Chunks(step.functions, source, during, ending.nonfinite, capacity, placement.jit(start.state))
+        save = None if store is None else saver(store, start.history, source)
+        effects = SideEffects(group, evaluate, save, after, log_every, ending.save_bad_step)
+        carry = LoopCarry(start.state, source.order(done), placement.whole(jnp.int32(RUNNING)))
+        deadline = None if ending.seconds is None else time.monotonic() + ending.seconds
+        host = (carry, done, start.history, deadline)
+        rescue.run = run = TrainingRun(step.functions, source, schedule, chunks, effects, *host)
         stop = run.go()
-        if save is not None:
-            save(run.done, run.carry.state, {}, True)
     if stop.reason in ("nonfinite", "data"):
         warnings.warn(stop.message, RuntimeWarning, stacklevel=3)
-    return run.carry.state, recording.finish(stop)
+    return run.carry.state, run.result(stop)

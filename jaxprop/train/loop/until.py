@@ -1,4 +1,4 @@
-"""Conditions that end a run."""
+"""Conditions that end a run early."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,10 +8,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from ...core.types import Array
+
 #: A function of the row of a step that says whether the run ends with this step.
 Condition: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
-_TRACED = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+_NOT_TRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Until:
             raise ValueError(f"`seconds` must be a positive number, got {self.seconds!r}.")
 
 
-def as_until(until: Any) -> Until:
+def as_until(until: Condition | Until | None) -> Until:
     """Interpret `until` of `fit`: None, an `Until`, or a condition."""
     return until if isinstance(until, Until) else Until(until)
 
@@ -85,13 +87,13 @@ def below(name: str, limit: float) -> Condition:
     return is_below
 
 
-class _Asked(Mapping[str, Any]):
-    """A row that has every name, and remembers which were asked for."""
+class NameRecorder(Mapping[str, Array]):
+    """A row that has every name, and records which were read."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Array:
         self.names.append(name)
         return jnp.float32(1)
 
@@ -105,41 +107,43 @@ class _Asked(Mapping[str, Any]):
         return True
 
 
-def split_until(condition: Condition | None, evaluates: bool) -> tuple[Condition | None, Condition | None]:
-    """Where `until` is asked: (in every step, on the device; after each evaluation, on the host).
+def split_condition(condition: Condition | None, evaluates: bool) -> tuple[Condition | None, Condition | None]:
+    """Return where a condition is evaluated: (in every step, on the device; after each evaluation, on the
+    host).
 
     Raises:
-        ValueError: it reads `eval_...`, and nothing is evaluated.
-        TypeError: it asks for the number behind a traced value.
+        ValueError: It reads `eval_...`, but nothing is evaluated.
+        TypeError: It needs the concrete value of a traced array.
     """
     if condition is None:
         return None, None
-    asked = _Asked()
+    row = NameRecorder()
     failed: Exception | None = None
     try:
-        jax.eval_shape(lambda: jnp.asarray(condition(asked), bool))
-    except _TRACED as error:
+        jax.eval_shape(lambda: jnp.asarray(condition(row), bool))
+    except _NOT_TRACEABLE as error:
         failed = error
-    evaluated = [name for name in asked.names if name.startswith("eval_")]
+    evaluated = [name for name in row.names if name.startswith("eval_")]
     if not evaluated and failed is not None:
         raise TypeError(
-            "`until` is asked in every step, inside the compiled program, where Python cannot branch: write "
-            "it with `&`, `|`, `~` and `jnp.where` on the row, without `and`, `or`, `if` and `float()`."
+            "`until` is evaluated in every step, inside the compiled program, where Python cannot branch on "
+            "its result. Write it with `&`, `|`, `~` and `jnp.where` on the row, without `and`, `or`, `if` "
+            "and `float()`."
         ) from failed
     if evaluated and not evaluates:
-        raise ValueError(f"`until` reads {evaluated[0]!r}, and nothing is evaluated: pass `evaluation`.")
+        raise ValueError(f"`until` reads {evaluated[0]!r}, but nothing is evaluated: pass `evaluation`.")
     return (None, condition) if evaluated else (condition, None)
 
 
-def ask(condition: Condition, row: Mapping[str, Any]) -> Any:
-    """Whether the run is to end.
+def evaluate_condition(condition: Condition, row: Mapping[str, Array | float]) -> Array | bool:
+    """Return whether the run ends.
 
     Raises:
-        KeyError: it asks for what the row has not.
+        KeyError: The condition reads a name that is not in the row.
     """
     try:
         return condition(row)
     except KeyError as error:
         raise KeyError(
-            f"`until` asks for {error.args[0]!r}; the row of a step has {', '.join(row)}."
+            f"`until` reads {error.args[0]!r}, but the row of a step has {', '.join(row)}."
         ) from error
