@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 
 import jaxprop as jp
-from jaxprop.train import Checkpoint, data_parallel, fully_sharded, make_step
+from jaxprop.train import Checkpoint, Evaluation, data_parallel, fully_sharded, make_step
 
 from .timing import in_turns, ratios
 
@@ -166,8 +166,7 @@ def cost(quick: bool) -> Iterator[dict[str, Any]]:
                     optimizer=optax.adam(1e-3),
                     steps=(2 + periods) * every,
                     batch_size=256,
-                    eval_data=(x[:16], y[:16]),
-                    eval_every=every,
+                    evaluation=Evaluation((x[:16], y[:16]), every=every),
                     writers=[clock],
                     log_every=every,
                     progress=False,

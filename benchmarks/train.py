@@ -148,7 +148,7 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
     loss = model.loss
     batch = [jnp.asarray(x) for x in batch]
 
-    def explicit_sharding(carry, *batch):
+    def by_hand(carry, *batch):
         params, opt_state = carry
         value, grads = jax.value_and_grad(loss)(params, *batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -161,14 +161,14 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
     def hand_scan():
         @functools.partial(jax.jit, donate_argnums=0)
         def chunk(carry, *batch):
-            return jax.lax.scan(lambda carry, _: explicit_sharding(carry, *batch), carry, None, length=steps)
+            return jax.lax.scan(lambda carry, _: by_hand(carry, *batch), carry, None, length=steps)
 
         return Job(
             steps, fresh(), lambda state: chunk(state, *batch), lambda: chunk.lower(fresh(), *batch).compile()
         )
 
     def hand_loop():
-        step = jax.jit(explicit_sharding, donate_argnums=0)
+        step = jax.jit(by_hand, donate_argnums=0)
         return Job(steps, fresh(), _loop(step, batch, steps), lambda: step.lower(fresh(), *batch).compile())
 
     def made_loop(watch=None, every=None):
@@ -197,12 +197,12 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
             lambda: chunk.lower(step.init(params), *batch).compile(),
         )
 
-    def fitted(watch=None, check_finite=True):
+    def fitted(watch=None, nonfinite=True):
         """The chunk of `fit`, as `fit` compiles it."""
 
         def make():
             step = jp.make_step(loss, optimizer, watch=watch)
-            chunk, carry = _chunks_of_fit(step, params, batch, steps, check_finite)
+            chunk, carry = _chunks_of_fit(step, params, batch, steps, nonfinite)
             return Job(steps, carry, chunk)
 
         return make
@@ -212,7 +212,7 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
             "lax.scan by hand": hand_scan,
             "make_step in lax.scan": made_scan,
             "chunk of fit": fitted(),
-            "chunk of fit, check_finite=False": fitted(check_finite=False),
+            "chunk of fit, nonfinite=False": fitted(nonfinite=False),
         }
     if name == "scalar":
         return {
@@ -244,29 +244,30 @@ def _loop(step: Any, batch: Any, steps: int) -> Any:
     return advance
 
 
-def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, check_finite: bool) -> tuple[Any, Any]:
+def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, nonfinite: bool) -> tuple[Any, Any]:
     """What `fit` sends off for so many steps on one batch, and the carry it begins with."""
     import jax.numpy as jnp
+    import numpy as np
 
-    from jaxprop.train.data.feed import Resident
-    from jaxprop.train.loop.chunks import RUNNING, Carry, Chunks
-    from jaxprop.train.loop.schedule import CAPACITY, Plan
+    from jaxprop.train.data.source import ArraySource, Batching
+    from jaxprop.train.loop.chunks import RUNNING, Chunks, LoopCarry
+    from jaxprop.train.loop.schedule import CAPACITY, Schedule
 
-    source = tuple(batch)
-    feed = Resident(source, 1, None, None)
-    chunks = Chunks(step, feed, None, check_finite, min(CAPACITY, steps))
-    plan = Plan(None, watch_every=step.watch.every if step.watch else 0)
+    arrays = tuple(batch)
+    source = ArraySource(arrays, Batching(1, None), None)
+    chunks = Chunks(step.functions, source, None, nonfinite, min(CAPACITY, steps))
+    schedule = Schedule(None, watch_every=step.watch.every if step.watch else 0)
 
     def advance(held):
-        (carry, done), left, landed = held, steps, None
+        (carry, done), left, result = held, steps, None
         while left:
-            chunk = chunks.watched if plan.watches(done) else chunks.many
-            count = plan.steps(done, min(left, CAPACITY))
-            carry, landed = chunk(carry, source, 0, count)
+            chunk = chunks.watched if schedule.watches(done) else chunks.many
+            count = schedule.steps(done, min(left, CAPACITY))
+            carry, result = chunk(carry, arrays, np.int32(0), np.int32(count))
             done, left = done + count, left - count
-        return (carry, done), landed.rows
+        return (carry, done), result.rows
 
-    return advance, (Carry(step.init(params), None, jnp.int32(RUNNING)), 0)
+    return advance, (LoopCarry(step.init(params), None, jnp.int32(RUNNING)), 0)
 
 
 # --- beside PyTorch ------------------------------------------------------------------------------------------

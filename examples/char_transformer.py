@@ -87,8 +87,7 @@ state, history = jp.fit(
     batches,
     optimizer=optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-2, 30, 300)),
     steps=300,
-    eval_data=test,
-    eval_every=100,
+    evaluation=jp.train.Evaluation(test, every=100),
     watch=jp.Watch(nodes=["attended*", "hidden*"], every=30),
     progress=False,
 )

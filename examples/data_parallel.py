@@ -12,7 +12,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import jaxprop as jp
-from jaxprop.train import data_parallel, fully_sharded
+from jaxprop.train import Evaluation, data_parallel, fully_sharded
 
 digits = load_digits()
 images, labels = (digits.data / 16.0).astype(np.float32), digits.target.astype(np.int32)
@@ -52,8 +52,7 @@ def run(sharding):
         epochs=20,
         batch_size=96,
         key=1,
-        eval_data=(images[test], labels[test]),
-        eval_fn=accuracy,
+        evaluation=Evaluation((images[test], labels[test]), accuracy),
         sharding=sharding,
         watch=jp.Watch(["h", "logits"], every=100),
         progress=False,

@@ -71,8 +71,7 @@ def learn(model, params, epochs):
         epochs=epochs,
         batch_size=50,
         key=0,
-        eval_data=(images[test], labels[test]),
-        eval_fn=evaluate,
+        evaluation=jp.train.Evaluation((images[test], labels[test]), evaluate),
         watch=jp.Watch(nodes=["h1", "h2"], every=100),
         progress=False,
     )

@@ -32,7 +32,7 @@ state, history = jp.fit(
     optimizer=optax.sgd(0.01),
     steps=10_000,
     until=jp.train.below("loss", 1e-10),
-    eval_data=test,
+    evaluation=test,
     progress=False,
 )
 for row in np.flatnonzero(~np.isnan(history["eval_loss"]))[:5]:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import jaxprop as jp
-from jaxprop.train import CSV, Checkpoint, CheckpointError, data_parallel, fully_sharded
+from jaxprop.train import CSV, Checkpoint, CheckpointError, Data, data_parallel, fully_sharded
 
 ROWS, BATCH, STEPS = 48, 16, 24
 
@@ -61,7 +61,7 @@ def both(place, count, index):
     state, history = train(
         batch_size=BATCH,
         sharding=data_parallel(),
-        eval_data=data(),
+        evaluation=data(),
         watch=jp.Watch(["h"], every=6),
         writers=[CSV(place / f"log {count} {index}.csv")],
     )
@@ -76,7 +76,9 @@ def both(place, count, index):
     share = BATCH // count
     own = [*batches(index * share, (index + 1) * share)]
     found["own rows"] = columns(train(lambda: iter(own), sharding=data_parallel())[1])
-    found["streamed"] = columns(train(batch_size=BATCH, sharding=data_parallel(), memory_limit=1)[1])
+    found["streamed"] = columns(
+        train(Data(data(), memory_limit=1), batch_size=BATCH, sharding=data_parallel())[1]
+    )
 
     settings = Checkpoint(place / "saved", every=5)
     more = {"batch_size": BATCH, "sharding": fully_sharded(least=1), "checkpoint": settings}

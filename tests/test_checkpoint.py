@@ -20,13 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import processes
-from jaxprop.train.checkpoint.checkpoint import Checkpoint, CheckpointError, open_store
+from jaxprop.train import CSV, Checkpoint, CheckpointError, Evaluation, open_store
 from jaxprop.train.checkpoint.leaves import fingerprints
-from jaxprop.train.writers.writers import CSV
 
 pytest.importorskip("orbax.checkpoint")
 
-MOVED = "Resume with the parameters and the optimizer it was written with, or name another directory."
+MOVED = "Resume with the parameters and the optimizer it was written with, or choose another directory."
 
 
 def same(a, b):
@@ -245,9 +244,7 @@ def test_resume_with_nothing_there_begins(tmp_path):
     for place in (tmp_path, tmp_path / "not" / "there"):
         with open_store(Checkpoint(place), resume=True) as store:
             assert store.latest() is None and store.steps() == [] and store.best() is None
-            with pytest.raises(
-                CheckpointError, match=f"^There is no checkpoint in {place}: nothing to restore.$"
-            ):
+            with pytest.raises(CheckpointError, match=f"^there is no checkpoint in {place} to restore.$"):
                 store.restore({})
 
 
@@ -263,7 +260,7 @@ def test_without_resume_nothing_is_overwritten(saved):
     place, _ = saved
     before = files(place)
     message = (
-        f"{place} holds checkpoints 1, 2 already. Go on from there with resume=True, or name another directory: "
+        f"{place} already contains checkpoints 1, 2. Continue from there with resume=True, or choose another directory: "
         "nothing is overwritten."
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
@@ -277,7 +274,7 @@ def test_an_incomplete_newest_one_is_skipped_aloud(saved, tmp_path):
     shutil.copytree(place / "2", place / "3.orbax-checkpoint-tmp")
     (place / "3.orbax-checkpoint-tmp" / "commit_success.txt").unlink(missing_ok=True)
     message = (
-        f"Checkpoint 3 in {place} is incomplete: the run ended while it was being written. It is skipped, going on "
+        f"checkpoint 3 in {place} is incomplete: the run ended while it was being written. It is skipped, continuing "
         "from checkpoint 2."
     )
     with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
@@ -290,7 +287,7 @@ def test_an_incomplete_newest_one_is_skipped_aloud(saved, tmp_path):
 
 def test_an_incomplete_first_one_begins_anew(tmp_path):
     (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
-    with pytest.warns(UserWarning, match="It is skipped, starting anew.$"):
+    with pytest.warns(UserWarning, match="It is skipped, starting over.$"):
         store = open_store(Checkpoint(tmp_path))
     with store:
         assert store.latest() is None
@@ -344,8 +341,8 @@ def test_another_state_is_named_leaf_by_leaf(case, saved, key):
     with open_store(Checkpoint(place), resume=True) as store, pytest.raises(CheckpointError) as caught:
         store.restore(other)
     head, *body, tail = str(caught.value).split("\n")
-    assert head == f"Checkpoint 2 in {place} is of another state. What differs:"
-    assert tail == f"It was left as it is. {MOVED}"
+    assert head == f"checkpoint 2 in {place} belongs to another state. Differences:"
+    assert tail == f"It was left unchanged. {MOVED}"
     assert set(lines) <= {line.strip() for line in body}
     assert files(place) == before
 
@@ -353,7 +350,7 @@ def test_another_state_is_named_leaf_by_leaf(case, saved, key):
 def test_many_differences_are_cut_short(tmp_path):
     with open_store(Checkpoint(tmp_path)) as store:
         store.save(1, {f"w{i:02}": jnp.ones(1) for i in range(20)})
-        with pytest.raises(CheckpointError, match=r"w07.*\n  and 12 more\nIt was left as it is\."):
+        with pytest.raises(CheckpointError, match=r"w07.*\n  and 12 more\nIt was left unchanged\."):
             store.restore({})
 
 
@@ -364,8 +361,8 @@ def test_another_programs_directory_is_left_alone(tmp_path):
         manager.save(5, args=ocp.args.StandardSave({"w": jnp.ones(3)}))
     before = files(tmp_path)
     message = (
-        f"Checkpoint 5 in {tmp_path} was not written by jaxprop, or is damaged: there is no 'about' in it. It was "
-        "left as it is; name another directory."
+        f"checkpoint 5 in {tmp_path} was not written by jaxprop, or is damaged: it does not contain 'about'. It was "
+        "left unchanged; choose another directory."
     )
     for resume in (True, False):
         with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
@@ -375,13 +372,17 @@ def test_another_programs_directory_is_left_alone(tmp_path):
 
 def test_a_file_in_the_place_of_the_directory(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(CheckpointError, match=f"^{tmp_path / 'run'} is a file; checkpoints need a directory.$"):
+    with pytest.raises(
+        CheckpointError, match=f"^{tmp_path / 'run'} is a file, but checkpoints need a directory.$"
+    ):
         open_store(Checkpoint(tmp_path / "run"))
 
 
 def test_a_step_that_is_not_there(saved):
     with open_store(Checkpoint(saved[0]), resume=True) as store:
-        with pytest.raises(CheckpointError, match=f"^There is no checkpoint 9 in {saved[0]}; there are 1, 2.$"):
+        with pytest.raises(
+            CheckpointError, match=f"^there is no checkpoint 9 in {saved[0]}; available: 1, 2.$"
+        ):
             store.restore(saved[1], step=9)
         assert store.restore(saved[1], step=1)[1]["epoch"] == 1
 
@@ -430,8 +431,8 @@ def test_no_damage_becomes_a_wrong_number(saved, tmp_path):
                     restored, progress = store.restore(state)
             except CheckpointError as error:
                 message = str(error)
-                assert message.startswith(f"Checkpoint 2 in {place} ") and "damaged" in message
-                assert "left as it is" in message
+                assert message.startswith(f"checkpoint 2 in {place} ") and "damaged" in message
+                assert "left unchanged" in message
                 found["said"] += 1
             else:
                 assert same(restored, state), (file, how)
@@ -446,8 +447,8 @@ def test_the_one_before_can_be_gone_on_from(saved, tmp_path):
     shutil.copytree(saved[0], place)
     (place / "2" / "about" / "metadata").write_text("{}")
     message = (
-        f"Checkpoint 2 in {place} is damaged: its 'about' does not say what it holds. It was left as it is; to go on "
-        "from 1, move it away."
+        f"checkpoint 2 in {place} is damaged: its 'about' has no content. It was left unchanged; to continue from 1, "
+        "remove it."
     )
     with (
         open_store(Checkpoint(place), resume=True) as store,
@@ -470,8 +471,8 @@ def test_numbers_changed_behind_its_back_are_found(saved, tmp_path):
     shutil.rmtree(place / "2" / "state")
     shutil.copytree(tmp_path / "other" / "2" / "state", place / "2" / "state")
     message = (
-        f"Checkpoint 2 in {place} is damaged: the numbers of ['params']['w'] are not those that were saved. It was "
-        "left as it is; to go on from 1, move it away."
+        f"checkpoint 2 in {place} is damaged: the numbers of ['params']['w'] are not those that were saved. It was "
+        "left unchanged; to continue from 1, remove it."
     )
     with (
         open_store(Checkpoint(place), resume=True) as store,
@@ -519,10 +520,10 @@ def test_fingerprints_see_every_bit():
 # --- settings and what is missing -------------------------------------------------------------------
 
 SETTINGS = [
-    ({"every": 0}, "Checkpoint needs every to be an integer of at least 1, got 0."),
-    ({"every": 2.5}, "Checkpoint needs every to be an integer of at least 1, got 2.5."),
-    ({"keep": True}, "Checkpoint needs keep to be an integer of at least 1, got True."),
-    ({"mode": "least"}, "Checkpoint needs mode to be 'min' or 'max', got 'least'."),
+    ({"every": 0}, "Checkpoint(every=...) must be a positive integer, got 0."),
+    ({"every": 2.5}, "Checkpoint(every=...) must be a positive integer, got 2.5."),
+    ({"keep": True}, "Checkpoint(keep=...) must be a positive integer, got True."),
+    ({"mode": "least"}, "Checkpoint(mode=...) must be 'min' or 'max', got 'least'."),
 ]
 
 
@@ -535,12 +536,15 @@ def test_settings_are_checked(given, message):
 def test_what_cannot_be_saved_is_named(tmp_path):
     with open_store(Checkpoint(tmp_path)) as store:
         message = (
-            "A state to be saved holds arrays and numbers; ['act'] is a function. Take it out of the state (with "
+            "only arrays and numbers can be saved, but ['act'] is a function. Remove it from the state (with "
             "Equinox: eqx.partition(model, eqx.is_array))."
         )
         with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
             store.save(1, {"w": jnp.ones(2), "act": same})
-        with pytest.raises(TypeError, match="^Progress holds NumPy arrays and what JSON holds; 'x' is a set.$"):
+        with pytest.raises(
+            TypeError,
+            match="^progress can hold NumPy arrays and values that JSON can represent, but 'x' is a set.$",
+        ):
             store.save(1, {"w": jnp.ones(2)}, {"x": {1}})
         assert store.latest() is None
 
@@ -551,7 +555,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path):
     store.wait()
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").write_text("in the way")
-    with pytest.raises(CheckpointError, match=f"^Checkpoint 2 in {tmp_path / 'run'} could not be written: "):
+    with pytest.raises(CheckpointError, match=f"^checkpoint 2 in {tmp_path / 'run'} could not be written: "):
         store.save(2, {"w": jnp.ones(2)})
         store.wait()
 
@@ -567,7 +571,7 @@ def test_without_orbax_it_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_a_run_is_gone_on_with_bit_for_bit(tmp_path):
-    settings = {"batch_size": processes.BATCH, "eval_data": processes.data(), "eval_every": 4}
+    settings = {"batch_size": processes.BATCH, "evaluation": Evaluation(processes.data(), every=4)}
     whole, expected = processes.train(**settings)
     saved = Checkpoint(tmp_path / "saved", every=6)
     log = CSV(tmp_path / "log.csv")
@@ -587,9 +591,7 @@ def test_the_best_is_saved_when_it_is_found(tmp_path):
     rising = lambda params, x, y: {"score": jnp.abs(jnp.sum(params["b1"]) - 0.001)}  # noqa: E731
     settings = {
         "batch_size": processes.BATCH,
-        "eval_data": processes.data(),
-        "eval_fn": rising,
-        "eval_every": 2,
+        "evaluation": Evaluation(processes.data(), rising, every=2),
     }
     saved = Checkpoint(tmp_path, every=100, keep=1, best="eval_score")
     _, history = processes.train(**settings, checkpoint=saved)
@@ -597,9 +599,12 @@ def test_the_best_is_saved_when_it_is_found(tmp_path):
         assert store.best() == history["step"][np.nanargmin(history["eval_score"])]
         assert store.latest() == processes.STEPS
     wrong = Checkpoint(tmp_path / "other", best="eval_skore")
-    message = "Checkpoint(best='eval_skore') names no number of this run; there are loss, epoch, eval_score."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        processes.train(**{**settings, "eval_every": 1}, checkpoint=wrong)
+    message = "Checkpoint(best='eval_skore') is not a number of this run; available: loss, epoch, eval_score."
+    with pytest.raises(ValueError) as caught:
+        processes.train(
+            **{**settings, "evaluation": Evaluation(processes.data(), rising, every=1)}, checkpoint=wrong
+        )
+    assert str(caught.value) == message
 
 
 # --- a run that is killed ---------------------------------------------------------------------------

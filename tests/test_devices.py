@@ -20,9 +20,18 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprop as jp
 import processes
-from jaxprop.train import Checkpoint, data_parallel, explicit_sharding, fully_sharded, make_step
+from jaxprop.train import (
+    Checkpoint,
+    Data,
+    Evaluation,
+    data_parallel,
+    explicit_sharding,
+    fully_sharded,
+    make_step,
+)
 
 BATCH = processes.BATCH
+UNSHUFFLED = Data(processes.data(), shuffle=False)
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -87,7 +96,7 @@ def _trimmed(spec):
 
 
 def test_watching_and_evaluating_on_devices():
-    more = {"eval_data": processes.data(), "eval_every": 10}
+    more = {"evaluation": Evaluation(processes.data(), every=10)}
     watch = jp.Watch(["h", "loss"], every=6)
     _, history = processes.train(batch_size=BATCH, sharding=fully_sharded(least=1), watch=watch, **more)
     _, expected = processes.train(batch_size=BATCH, watch=watch, **more)
@@ -102,11 +111,13 @@ def test_watching_and_evaluating_on_devices():
 
 
 def test_streams_on_devices():
-    _, history = processes.train(batch_size=BATCH, sharding=data_parallel(), memory_limit=1)
+    _, history = processes.train(
+        Data(processes.data(), memory_limit=1), batch_size=BATCH, sharding=data_parallel()
+    )
     same_numbers(history, alone()[1])
     rows = [*processes.batches(0, BATCH)]
     _, batches = processes.train(lambda: iter(rows), sharding=data_parallel())
-    same_numbers(batches, alone(shuffle=False)[1])
+    same_numbers(batches, alone(data_=UNSHUFFLED)[1])
 
 
 def test_a_step_by_hand_on_devices():
@@ -169,7 +180,7 @@ def test_small_arrays_stay_whole():
 def test_what_cannot_be_split_is_kept_whole_and_said_once():
     placement = fully_sharded(least=8)
     state = {"w": np.ones((10, 16), np.float32), "v": np.ones((3, 5), np.float32), "b": np.ones(9, np.int32)}
-    message = "Kept whole on every device, since no axis divides by 8: ['b'] int32[9], ['v'] float32[3, 5]."
+    message = "kept whole on every device, because no axis can be split evenly over 8 devices: ['b'] int32[9], ['v'] float32[3, 5]."
     with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
         placed = placement.state(state)
     assert {name: x.is_fully_replicated for name, x in placed.items()} == {"w": False, "v": True, "b": True}
@@ -202,61 +213,61 @@ MISTAKES = {
     "rows": (
         lambda: data_parallel().batch(np.ones((12, 2))),
         ValueError,
-        "A batch of 12 rows does not divide by the 8 devices of mesh axis 'data'. Choose a batch size that is a "
+        "a batch of 12 rows cannot be split evenly over the 8 devices of mesh axis 'data'. Choose a batch size that is a "
         "multiple of 8, such as 8.",
     ),
     "rows in fit": (
         lambda: processes.train(batch_size=12, sharding=data_parallel()),
         ValueError,
-        "A batch of 12 rows does not divide by the 8 devices of mesh axis 'data'. Choose a batch size that is a "
+        "a batch of 12 rows cannot be split evenly over the 8 devices of mesh axis 'data'. Choose a batch size that is a "
         "multiple of 8, such as 8.",
     ),
     "rows of a stream": (
         lambda: processes.train(lambda: processes.batches(0, 12), sharding=data_parallel()),
         ValueError,
-        "A batch of 12 rows does not divide by the 8 devices of mesh axis 'data'. Choose a batch size that is a "
+        "a batch of 12 rows cannot be split evenly over the 8 devices of mesh axis 'data'. Choose a batch size that is a "
         "multiple of 8, such as 8.",
     ),
     "few rows": (
         lambda: data_parallel(GRID, axis=("data", "model")).batch(np.ones((3, 2))),
         ValueError,
-        "A batch of 3 rows does not divide by the 8 devices of mesh axis 'data', 'model'. Choose a batch size that "
+        "a batch of 3 rows cannot be split evenly over the 8 devices of mesh axis 'data', 'model'. Choose a batch size that "
         "is a multiple of 8, such as 8.",
     ),
     "an unknown axis": (
         lambda: fully_sharded(GRID, axis="batch"),
         ValueError,
-        "The mesh has no axis 'batch'; it has 'data', 'model'.",
+        "the mesh has no axis 'batch'; available: 'data', 'model'.",
     ),
     "which axis": (
         lambda: data_parallel(mesh(x=2, y=4)),
         ValueError,
-        "The mesh has axes 'x', 'y': say over which the batch is split, axis='x'.",
+        "the mesh has axes 'x', 'y'. Pass the one over which the batch is split, such as axis='x'.",
     ),
     "no sharding": (
         lambda: processes.train(batch_size=BATCH, sharding="all"),
         TypeError,
-        "sharding= takes a Mesh, a Placement, or NamedShardings by hand; this is a str.",
+        "`sharding` must be a Mesh, a Placement, or a pytree of NamedShardings; got str.",
     ),
     "two meshes": (
         lambda: explicit_sharding({"a": NamedSharding(GRID, P()), "b": NamedSharding(mesh(data=8), P())}),
         ValueError,
-        "Shardings by hand need one mesh, got 2.",
+        "explicit shardings must belong to one mesh, got 2.",
     ),
     "a checkpoint that is none": (
         lambda: processes.train(checkpoint=3),
         TypeError,
-        "`checkpoint` is a directory or a jaxprop.train.Checkpoint, got int.",
+        "`checkpoint` must be a directory or a jaxprop.train.Checkpoint, got int.",
     ),
     "a best that is not evaluated": (
         lambda: processes.train(checkpoint=Checkpoint("nowhere", best="eval_loss")),
         ValueError,
-        "Checkpoint(best='eval_loss') is judged by an evaluation: pass eval_data.",
+        "Checkpoint(best='eval_loss') needs an evaluation: pass `evaluation`.",
     ),
     "resume from nowhere": (
         lambda: processes.train(resume=True),
         ValueError,
-        "resume=True goes on from a checkpoint, and checkpoint= does not say where they are.",
+        "resume=True continues from a checkpoint, but `checkpoint` is not given.",
     ),
 }
 
@@ -269,7 +280,7 @@ def test_mistakes_are_named(case):
 
 
 def test_shardings_that_do_not_fit_the_parameters():
-    with pytest.raises(ValueError, match="^The shardings given by hand do not fit the parameters: "):
+    with pytest.raises(ValueError, match="^the explicit shardings do not match the parameters: "):
         explicit_sharding({"w1": BY_HAND["w1"]}).state(processes.params())
 
 
@@ -307,7 +318,7 @@ def test_two_and_four_processes(tmp_path):
     """Two processes train and save; four train, and go on with what the two saved. All as one device does."""
     found = {count: run_processes(count, tmp_path) for count in (2, 4)}
     watch = jp.Watch(["h"], every=6)
-    state, history = processes.train(batch_size=BATCH, eval_data=processes.data(), watch=watch)
+    state, history = processes.train(batch_size=BATCH, evaluation=processes.data(), watch=watch)
     for count, of in found.items():
         for name in ("loss", "eval_loss"):
             np.testing.assert_allclose(of[f"arrays/{name}"], history[name], **CLOSE)
@@ -317,14 +328,14 @@ def test_two_and_four_processes(tmp_path):
             expected = getattr(history.watched["h"], side).norm
             np.testing.assert_allclose(of[f"watched/{side}"], expected, **CLOSE)
         np.testing.assert_allclose(of["streamed/loss"], history["loss"], **CLOSE)
-        np.testing.assert_allclose(of["own rows/loss"], alone(shuffle=False)[1]["loss"], **CLOSE)
+        np.testing.assert_allclose(of["own rows/loss"], alone(data_=UNSHUFFLED)[1]["loss"], **CLOSE)
         assert str(of[f"error {BATCH}/message"]) == (
-            f"{count} processes run, and sharding= does not say how they share the work: pass "
+            f"there are {count} processes, but sharding= does not say how they share the work. Pass "
             "sharding=jaxprop.train.data_parallel()."
         )
         assert sorted(p.name for p in tmp_path.glob(f"log {count} *")) == [f"log {count} 0.csv"]  # one writes
     np.testing.assert_allclose(found[4]["resumed/loss"], history["loss"], **CLOSE)
-    assert "A batch of 6 rows does not divide by the 4 devices" in str(found[4]["error 6/message"])
+    assert "a batch of 6 rows cannot be split evenly over the 4 devices" in str(found[4]["error 6/message"])
     assert ".params['w2']: float32[16, 4] in the checkpoint, float32[16, 5] in the state" in str(
         found[4]["other/message"]
     )

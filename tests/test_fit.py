@@ -1,5 +1,8 @@
-"""The loop against hand-written ones, bit for bit, whatever the data comes from and however it is cut in chunks."""
+"""The loop against hand-written ones, bit for bit, whatever the data comes from and however it is cut in
+chunks.
+"""
 
+import inspect
 import re
 import threading
 import time
@@ -15,11 +18,12 @@ import pytest
 import jaxprop as jp
 from helpers import check_close, check_equal, trained_by_hand
 from jaxprop.diagnosis import load_reproduction
+from jaxprop.train import Data, Evaluation, Until
 from jaxprop.train.data import stream as _stream
-from jaxprop.train.data.feed import order_of
-from jaxprop.train.loop import chunks as _loop
-from jaxprop.train.loop import schedule as _plan
-from jaxprop.train.loop.schedule import Pace, Plan, eval_period, total_of
+from jaxprop.train.data.source import order_of
+from jaxprop.train.loop import chunks as _chunks
+from jaxprop.train.loop import schedule as _schedule
+from jaxprop.train.loop.schedule import Pace, Schedule, eval_period, total_steps
 
 
 def line(w, x, y):
@@ -45,7 +49,7 @@ def fit(loss=mlp, params=PARAMS, data=(X, Y), **options):
     return jp.fit(loss, params, data, **options)
 
 
-def explicit_sharding(loss, params, batches, optimizer=OPTIMIZER):
+def trained(loss, params, batches, optimizer=OPTIMIZER):
     params, _, losses = trained_by_hand(loss, optimizer, params, batches)
     return params, np.array(losses, np.float32)
 
@@ -82,7 +86,7 @@ def test_gradient_descent_in_closed_form():
 SOURCES = {
     "on the device": {"data": (X, Y), "batch_size": 10},
     "already there": {"data": (jnp.asarray(X), jnp.asarray(Y)), "batch_size": 10},
-    "streamed from arrays": {"data": (X, Y), "batch_size": 10, "memory_limit": 0},
+    "streamed from arrays": {"data": Data((X, Y), batch_size=10, memory_limit=0)},
     "a function of the epoch": {
         "data": lambda epoch: (batch for i, batch in enumerate(shuffled(5, 4)) if i // 3 == epoch)
     },
@@ -93,19 +97,19 @@ SOURCES = {
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_same_bits_as_by_hand_from_wherever_the_data_comes(name):
     state, history = fit(**{"key": 5, "epochs": 4, **SOURCES[name]})
-    params, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
+    params, losses = trained(mlp, PARAMS, shuffled(5, 4))
     check_equal(state.params, params)
     np.testing.assert_array_equal(history["loss"], losses)
     assert history.stop.reason == "done" and history.stop.step == 12
 
 
 def test_unshuffled_and_full_batches():
-    state, _ = fit(batch_size=10, shuffle=False, epochs=2)
-    params, _ = explicit_sharding(mlp, PARAMS, [(X[i : i + 10], Y[i : i + 10]) for i in (0, 10, 20)] * 2)
+    state, _ = fit(data=Data((X, Y), shuffle=False), batch_size=10, epochs=2)
+    params, _ = trained(mlp, PARAMS, [(X[i : i + 10], Y[i : i + 10]) for i in (0, 10, 20)] * 2)
     check_equal(state.params, params)
     batches = [(X[:10], Y[:10]), (X[10:20], Y[10:20]), (X[20:], Y[20:])]
     check_equal(fit(data=batches, epochs=2)[0].params, params)
-    params, _ = explicit_sharding(mlp, PARAMS, [(X, Y)] * 3)
+    params, _ = trained(mlp, PARAMS, [(X, Y)] * 3)
     check_equal(fit(steps=3)[0].params, params)
 
 
@@ -113,16 +117,16 @@ def test_unshuffled_and_full_batches():
 def test_chunks_do_not_change_the_numbers(most, monkeypatch):
     """However long chunks are, and whatever is due between them."""
 
-    def landed(self, count, now):
+    def finished(self, count, now):
         self.most = most
 
-    monkeypatch.setattr(Pace, "landed", landed)
+    monkeypatch.setattr(Pace, "finished", finished)
     monkeypatch.setattr(_stream, "_GROUP_FROM", 3)
-    expected, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
+    expected, losses = trained(mlp, PARAMS, shuffled(5, 4))
     for options in (
         {"batch_size": 10},
-        {"batch_size": 10, "memory_limit": 0},
-        {"batch_size": 10, "eval_data": (X, Y), "eval_every": 5},
+        {"data": Data((X, Y), memory_limit=0), "batch_size": 10},
+        {"batch_size": 10, "evaluation": Evaluation((X, Y), every=5)},
     ):
         state, history = fit(key=5, epochs=4, **options)
         check_equal(state.params, expected)
@@ -131,11 +135,11 @@ def test_chunks_do_not_change_the_numbers(most, monkeypatch):
 
 def test_steps_sent_off_one_by_one_are_the_same(monkeypatch):
     """What XLA is slow at in a loop is run without one: all that stops a run stops it there too."""
-    monkeypatch.setattr(_loop, "_SLOW_IN_LOOPS", frozenset({"dot_general", "sqrt"}))
-    monkeypatch.setattr(Pace, "landed", lambda self, count, now: setattr(self, "most", 7))
-    expected, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4))
+    monkeypatch.setattr(_chunks, "_SLOW_IN_LOOPS", frozenset({"dot_general", "sqrt"}))
+    monkeypatch.setattr(Pace, "finished", lambda self, count, now: setattr(self, "most", 7))
+    expected, losses = trained(mlp, PARAMS, shuffled(5, 4))
     for limit in (None, 0):
-        state, history = fit(key=5, epochs=4, batch_size=10, memory_limit=limit)
+        state, history = fit(data=Data((X, Y), memory_limit=limit), key=5, epochs=4, batch_size=10)
         check_equal(state.params, expected)
         np.testing.assert_array_equal(history["loss"], losses)
     state, history = fit(key=5, epochs=4, batch_size=10, until=lambda row: row["step"] >= 11)
@@ -145,7 +149,7 @@ def test_steps_sent_off_one_by_one_are_the_same(monkeypatch):
     optimizer = optax.sgd(0.01)
     with pytest.warns(RuntimeWarning, match="after 5 steps the loss is nan"):
         state, history = fit(root_loss, params, x, optimizer=optimizer, steps=100)
-    check_equal(state.params, explicit_sharding(root_loss, params, [(x,)] * 5, optimizer)[0])
+    check_equal(state.params, trained(root_loss, params, [(x,)] * 5, optimizer)[0])
     assert len(history["loss"]) == 5
 
 
@@ -155,7 +159,7 @@ def test_accumulation_clipping_and_schedules_are_those_of_optax():
         optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(optax.cosine_decay_schedule(1e-2, 6))), 2
     )
     state, history = fit(optimizer=optimizer, batch_size=10, epochs=4, key=5)
-    params, losses = explicit_sharding(mlp, PARAMS, shuffled(5, 4), optimizer)
+    params, losses = trained(mlp, PARAMS, shuffled(5, 4), optimizer)
     check_equal(state.params, params)
     np.testing.assert_array_equal(history["loss"], losses)
 
@@ -174,7 +178,7 @@ def test_dicts_are_one_argument_and_scalars_of_aux_are_columns():
 
 def test_a_history_is_a_data_frame():
     pandas = pytest.importorskip("pandas")
-    _, history = fit(steps=4, eval_data=(X, Y), eval_every=2)
+    _, history = fit(steps=4, evaluation=Evaluation((X, Y), every=2))
     frame = pandas.DataFrame(history)
     assert frame.shape == (4, 3) and frame["eval_loss"].notna().tolist() == [False, True, False, True]
 
@@ -187,7 +191,7 @@ def test_an_evaluation_counts_every_example_once(kind):
     """30 examples in batches of 10, evaluated on 25: the last batch has 5."""
     held = (X[:25] + 1, Y[:25])
     data = held if kind == "arrays" else [(held[0][i : i + 10], held[1][i : i + 10]) for i in (0, 10, 20)]
-    state, history = fit(batch_size=10, epochs=2, eval_data=data)
+    state, history = fit(batch_size=10, epochs=2, evaluation=data)
     seen = ~np.isnan(history["eval_loss"])
     assert history["step"][seen].tolist() == [3, 6]
     np.testing.assert_allclose(history["eval_loss"][-1], mlp(state.params, *held), rtol=1e-5)
@@ -197,7 +201,7 @@ def test_an_evaluation_of_several_numbers():
     def accuracy(params, x, y):
         return {"first": jnp.mean(x[:, 0]), "rest": {"second": jnp.mean(x[:, 1])}}
 
-    _, history = fit(batch_size=10, steps=2, eval_data=(X[:25], Y[:25]), eval_fn=accuracy, eval_every=1)
+    _, history = fit(batch_size=10, steps=2, evaluation=Evaluation((X[:25], Y[:25]), accuracy, every=1))
     np.testing.assert_allclose(history["eval_first"], [X[:25, 0].mean()] * 2, rtol=1e-5)
     np.testing.assert_allclose(history["eval_rest/second"], [X[:25, 1].mean()] * 2, rtol=1e-5)
 
@@ -206,7 +210,7 @@ def test_a_loss_whose_key_may_be_none_is_evaluated_without():
     def loss(w, x, y, key=None):
         return line(w, x, y) + (0.0 if key is None else 100 + jax.random.uniform(key))
 
-    _, history = jp.fit(loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, eval_data=(X[:, 0], Y[:, 0]), progress=False)
+    _, history = jp.fit(loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, evaluation=(X[:, 0], Y[:, 0]), progress=False)
     assert (history["loss"] > 100).all() and (history["eval_loss"] < 100).all()
 
 
@@ -215,7 +219,7 @@ def test_a_model_state_is_evaluated_as_it_is():
         return line(w, x, y) + model_state, model_state + 1
 
     state, history = jp.fit(
-        loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, model_state=0.0, eval_data=(X[:, 0], Y[:, 0]), progress=False
+        loss, 1.0, (X[:, 0], Y[:, 0]), steps=3, model_state=0.0, evaluation=(X[:, 0], Y[:, 0]), progress=False
     )
     assert float(state.model_state) == 3
     expected = line(state.params, X[:, 0], Y[:, 0]) + 3
@@ -234,7 +238,7 @@ def test_until_stops_with_the_very_step():
         assert history.stop.reason == "until" and int(state.step) == len(history["loss"]) == first + 1
         np.testing.assert_array_equal(history["loss"], whole["loss"][: first + 1])
     state, history = fit(until=lambda row: row["step"] >= 17, watch=jp.Watch(every=2))
-    assert int(state.step) == 17 and history.stop.message == "`until` came true with step 17."
+    assert int(state.step) == 17 and history.stop.message == "`until` became true in step 17."
 
 
 def test_until_of_an_evaluation_may_be_plain_python():
@@ -244,14 +248,14 @@ def test_until_of_an_evaluation_may_be_plain_python():
         seen.append(dict(row) if type(row) is dict else None)
         return float(row["eval_loss"]) < 1e9 and row["step"] > 4
 
-    state, history = fit(steps=60, eval_data=(X, Y), eval_every=2, until=until)
+    state, history = fit(steps=60, evaluation=Evaluation((X, Y), every=2), until=until)
     assert history.stop.reason == "until" and int(state.step) == 6
     assert set(seen[-1]) >= {"step", "loss", "eval_loss"}
 
 
 def test_until_stops_at_the_time():
     start = time.monotonic()
-    _, history = fit(seconds=0.2)
+    _, history = fit(until=Until(seconds=0.2))
     assert history.stop.reason == "seconds" and time.monotonic() - start < 10
     assert len(history["loss"]) == history.stop.step > 0
 
@@ -266,12 +270,12 @@ def root_loss(params, x):
 def test_the_state_before_a_step_that_is_not_finite_is_kept(most, watch, monkeypatch):
     """sqrt of a number that falls below zero after some steps."""
     params, x = {"a": np.float32(1), "b": np.float32(1)}, np.full(1, 0.9, np.float32)
-    monkeypatch.setattr(Pace, "landed", lambda self, count, now: setattr(self, "most", most))
+    monkeypatch.setattr(Pace, "finished", lambda self, count, now: setattr(self, "most", most))
     optimizer = optax.sgd(0.01)
     good = 0
-    while np.isfinite(explicit_sharding(root_loss, params, [(x,)] * (good + 1), optimizer)[1][-1]):
+    while np.isfinite(trained(root_loss, params, [(x,)] * (good + 1), optimizer)[1][-1]):
         good += 1
-    expected, losses = explicit_sharding(root_loss, params, [(x,)] * good, optimizer)
+    expected, losses = trained(root_loss, params, [(x,)] * good, optimizer)
     with pytest.warns(RuntimeWarning, match="after .* steps the loss is nan"):
         state, history = fit(root_loss, params, x, optimizer=optimizer, steps=100, watch=watch)
     check_equal(state.params, expected)
@@ -280,9 +284,9 @@ def test_the_state_before_a_step_that_is_not_finite_is_kept(most, watch, monkeyp
     assert (stop.reason, stop.step, stop.leaves) == ("nonfinite", good, ("params['a']", "params['b']"))
     assert np.isnan(stop.loss)
     assert re.fullmatch(
-        rf"after {good} steps the loss is nan; not finite is the gradient of params\['a'\], params\['b'\]\. The step "
+        rf"after {good} steps the loss is nan; the gradient of params\['a'\], params\['b'\] is not finite\. The step "
         r"was not taken: the state is the one before it\. `sqrt` makes nan; it reaches the gradient and the loss "
-        r"\(test_fit\.py:\d+ in root_loss\)\. `history\.stop\.report` says more\.",
+        r"\(test_fit\.py:\d+ in root_loss\)\. For more, see `history\.stop\.report`\.",
         stop.message,
     ), stop.message
     (finding,) = (found for found in stop.report if found.severity == "error")
@@ -307,7 +311,7 @@ def test_the_first_bad_step_is_saved_and_runs_again(tmp_path):
             steps=9,
             key=3,
             model_state={"seen": np.float32(0)},
-            save_bad_step=file,
+            until=Until(save_bad_step=file),
         )
     args, kwargs = load_reproduction(file.with_name("bad.npz"))
     check_equal(args[0], state.params)
@@ -340,7 +344,7 @@ def test_a_gradient_that_is_not_finite_stops_too():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         state, _ = fit(
-            lambda w, x: jnp.sum(loss(w, x)), 0.0, np.ones(1, np.float32), steps=2, check_finite=False
+            lambda w, x: jnp.sum(loss(w, x)), 0.0, np.ones(1, np.float32), steps=2, until=Until(nonfinite=False)
         )
     assert not np.isfinite(state.params)
 
@@ -348,7 +352,7 @@ def test_a_gradient_that_is_not_finite_stops_too():
 def test_the_optimizer_that_left_params_not_finite_is_named():
     optimizer = optax.sgd(lambda count: jnp.where(count == 2, jnp.nan, 0.1))
     with pytest.warns(
-        RuntimeWarning, match=r"the update before left params\['w1'\], params\['w2'\] not finite"
+        RuntimeWarning, match=r"the previous update left params\['w1'\], params\['w2'\] not finite"
     ):
         fit(optimizer=optimizer, steps=10)
 
@@ -360,7 +364,13 @@ def test_a_step_that_cannot_be_diagnosed_is_saved_all_the_same(tmp_path, monkeyp
     monkeypatch.setattr("jaxprop.diagnosis.reproduction.diagnose", broken)
     file = tmp_path / "bad.npz"
     with pytest.warns(RuntimeWarning, match="It could not be diagnosed: RuntimeError: no such program here"):
-        fit(lambda w, x: jnp.sum(w * x), 1.0, np.full(2, np.nan, np.float32), steps=2, save_bad_step=file)
+        fit(
+            lambda w, x: jnp.sum(w * x),
+            1.0,
+            np.full(2, np.nan, np.float32),
+            steps=2,
+            until=Until(save_bad_step=file),
+        )
     (params, x), _ = load_reproduction(file)
     assert float(params) == 1.0 and np.isnan(x).all()
 
@@ -410,7 +420,7 @@ def test_batches_may_be_filled_anew():
             x[:], y[:] = a, b
             yield x, y
 
-    check_equal(fit(data=reusing, steps=12)[0].params, explicit_sharding(mlp, PARAMS, shuffled(5, 4))[0])
+    check_equal(fit(data=reusing, steps=12)[0].params, trained(mlp, PARAMS, shuffled(5, 4))[0])
 
 
 def test_memory_mapped_files_are_never_loaded_whole(tmp_path):
@@ -447,7 +457,7 @@ class Notes:
 
 def test_writers_are_told_and_closed():
     notes = Notes()
-    _, history = fit(batch_size=10, epochs=4, log_every=5, eval_data=(X, Y), writers=[notes])
+    _, history = fit(batch_size=10, epochs=4, log_every=5, evaluation=(X, Y), writers=[notes])
     rows = [(step, row) for step, row in notes.rows if "loss" in row]
     assert [step for step, _ in rows] == [5, 10] and notes.closed == 1
     assert [row["loss"] for _, row in rows] == [float(history["loss"][i]) for i in (4, 9)]
@@ -461,28 +471,33 @@ def test_writers_are_told_and_closed():
 
 # --- planning --------------------------------------------------------------------------------------------
 
-PLANS = {
-    "nothing is due": (Plan(None), 7, 100, 100),
-    "the end": (Plan(10), 7, 100, 3),
-    "an evaluation": (Plan(100, eval_every=10), 7, 100, 3),
-    "the end of an epoch": (Plan(100, eval_every=None, per_epoch=9), 7, 100, 2),
-    "epochs of unknown length": (Plan(100, eval_every=None), 7, 50, 50),
-    "a checkpoint before an evaluation": (Plan(100, eval_every=10, save_every=4), 7, 100, 1),
-    "a watched step": (Plan(100, watch_every=7), 7, 100, 1),
-    "up to a watched step": (Plan(100, watch_every=7), 8, 100, 6),
-    "short chunks": (Plan(100, eval_every=50), 7, 5, 5),
-    "over": (Plan(7), 7, 5, 0),
+SCHEDULES = {
+    "nothing is due": (Schedule(None), 7, 100, 100),
+    "the end": (Schedule(10), 7, 100, 3),
+    "an evaluation": (Schedule(100, eval_every=10), 7, 100, 3),
+    "the end of an epoch": (Schedule(100, eval_every=None, per_epoch=9), 7, 100, 2),
+    "epochs of unknown length": (Schedule(100, eval_every=None), 7, 50, 50),
+    "a checkpoint before an evaluation": (Schedule(100, eval_every=10, save_every=4), 7, 100, 1),
+    "a watched step": (Schedule(100, watch_every=7), 7, 100, 1),
+    "up to a watched step": (Schedule(100, watch_every=7), 8, 100, 6),
+    "short chunks": (Schedule(100, eval_every=50), 7, 5, 5),
+    "over": (Schedule(7), 7, 5, 0),
 }
 
 
-@pytest.mark.parametrize("case", PLANS)
+@pytest.mark.parametrize("case", SCHEDULES)
 def test_chunks_end_where_something_is_due(case):
-    plan, done, most, expected = PLANS[case]
-    assert plan.steps(done, most) == expected
+    schedule, done, most, expected = SCHEDULES[case]
+    assert schedule.steps(done, most) == expected
 
 
 def test_totals_and_periods():
-    assert (total_of(5, None, 3), total_of(None, 2, 3), total_of(5, 2, 3), total_of(None, 2, None)) == (
+    assert (
+        total_steps(5, None, 3),
+        total_steps(None, 2, 3),
+        total_steps(5, 2, 3),
+        total_steps(None, 2, None),
+    ) == (
         5,
         6,
         5,
@@ -493,15 +508,15 @@ def test_totals_and_periods():
 
 def test_chunks_grow_to_a_fifth_of_a_second_and_fall_back():
     pace, now = Pace(), 0.0
-    pace.landed(1, now)  # compiled: says nothing
+    pace.finished(1, now)  # compiled: says nothing
     assert pace.most == 1
     for _ in range(12):
         now += 1e-7 * pace.most
-        pace.landed(pace.most, now)
-    assert pace.most == _plan.CAPACITY
+        pace.finished(pace.most, now)
+    assert pace.most == _schedule.CAPACITY
     for _ in range(3):
         now += 0.045 * pace.most
-        pace.landed(pace.most, now)
+        pace.finished(pace.most, now)
     assert pace.most == 4
 
 
@@ -516,29 +531,27 @@ def random_loss(params, x, y, key):
 
 
 ERRORS = {
-    "no end": (ValueError, r"nothing says when to stop: pass steps=, epochs=, seconds= or until=\.", {}),
-    "zero steps": (ValueError, r"steps=0 trains nothing: it is a whole number above 0\.", {"steps": 0}),
+    "no end": (ValueError, r"nothing says when to stop: pass `steps`, `epochs` or `until`\.", {}),
+    "zero steps": (ValueError, r"`steps` must be a positive integer, got 0\.", {"steps": 0}),
     "half an epoch": (
         ValueError,
-        r"epochs=0\.5 trains nothing: it is a whole number above 0\.",
+        r"`epochs` must be a positive integer, got 0\.5\.",
         {"epochs": 0.5},
     ),
-    "no time": (ValueError, r"seconds=-1 trains nothing: it is a number above 0\.", {"seconds": -1}),
     "a batch size that does not divide": (
         ValueError,
-        r"batch_size=8 does not divide the 30 examples: 6 would be left over in each epoch\. Pass drop_last=True to "
-        r"leave them out \(others each epoch, where the data is shuffled\), or take a batch size that divides, such as "
-        r"10\.",
-        {"batch_size": 8, "epochs": 1},
+        r"batch_size=8 does not divide the 30 examples: 6 would be left over in each epoch\. Pass data=Data\(\.\.\., "
+        r"remainder=\"keep\"\), \"drop\" or \"pad\", or a batch size that divides, such as 10\.",
+        {"data": Data((X, Y), remainder="error"), "batch_size": 8, "epochs": 1},
     ),
     "a batch larger than the data": (
         ValueError,
-        r"batch_size=64 is more than the 30 examples there are\.",
+        r"batch_size=64 is larger than the data, which has 30 examples\.",
         {"batch_size": 64, "epochs": 1},
     ),
     "no batch": (
         ValueError,
-        r"batch_size is a number of examples, 1 or more; got 0\.",
+        r"`batch_size` must be a positive number of examples, got 0\.",
         {"batch_size": 0, "epochs": 1},
     ),
     "arrays of different lengths": (
@@ -553,95 +566,131 @@ ERRORS = {
     ),
     "a scalar among the data": (
         ValueError,
-        r"`data\[1\]` is a scalar: an array of data has the examples on its first axis\. Close over what is the same for "
-        r"all examples\.",
+        r"`data\[1\]` is a scalar, but an array of data must have the examples on its first axis\. Close over what is "
+        r"the same for all examples\.",
         {"data": (X, np.float32(1)), "steps": 1},
     ),
     "no data": (
         TypeError,
-        r"`data` must be a pytree of arrays with one leading axis in common, an iterable of batches, or a function that "
-        r"gives one; got int\.",
+        r"`data` must be a pytree of arrays with the examples on the first axis, an iterable of batches, or a function "
+        r"that returns one; got int\.",
         {"data": 3, "steps": 1},
     ),
     "no batches": (
         ValueError,
-        r"`data` gave no batches: there is nothing to train on\.",
+        r"`data` has no batches: there is nothing to train on\.",
         {"data": [], "steps": 1},
     ),
     "ragged batches": (
         ValueError,
-        r"batch 1 of epoch 0 has the shapes float32\[9, 4\], float32\[9, 2\], the first float32\[30, 4\], "
-        r"float32\[30, 2\]: each shape is a program of its own\. Make the batches equal, or pass drop_last=True to leave "
-        r"such batches out\.",
-        {"data": [(X, Y), (X[:9], Y[:9])], "epochs": 1},
+        r"batch 1 of epoch 0 has the types float32\[9, 3\], float32\[9, 2\], but the first batch float32\[30, 4\], "
+        r"float32\[30, 2\]\. Only the number of examples may be smaller, as in the last batch of an epoch: each shape "
+        r"needs a program of its own\. Make the batches equal\.",
+        {"data": [(X, Y), (X[:9, :3], Y[:9])], "epochs": 1},
     ),
     "a batch size for batches": (
         ValueError,
-        r"batch_size=10 is for arrays; `data` is a list, which gives batches as they are\. Leave batch_size out, and "
-        r"batch where the data comes from\.",
+        r"`batch_size` is for arrays, but `data` is a list, which provides batches itself\. Leave `batch_size` out, and "
+        r"form the batches where the data comes from\.",
         {"data": [(X, Y)], "batch_size": 10, "steps": 1},
     ),
     "data wider than params": (
         TypeError,
-        r"`data\[1\]` is float32, params are bfloat16: JAX would compute the whole loss in float32\. Convert the data "
-        r"once, `\.astype\(bfloat16\)`, or the params\.",
+        r"`data\[1\]` is float32, but the params are bfloat16: JAX would compute the whole loss in float32\. Convert the "
+        r"data once, `\.astype\(bfloat16\)`, or the params\.",
         {"params": {"w": jnp.ones(2, jnp.bfloat16)}, "data": (X.astype(jnp.bfloat16), Y), "steps": 1},
     ),
     "NaN in the data": (
         ValueError,
-        r"`data\[0\]\[7, 2\]` is nan: the data is not finite\. Leave such examples out, or fill them in\.",
-        {"data": (NAN, Y), "steps": 1, "check_data": True},
+        r"`data\[0\]\[7, 2\]` is nan, but the data must be finite\. Remove such examples or fill them in\.",
+        {"data": Data((NAN, Y), check=True), "steps": 1},
     ),
     "NaN in a batch": (
         ValueError,
-        r"`data\[0\]\[7, 2\]` of batch 1 of epoch 0 is nan: the data is not finite\. Leave such examples out, or fill "
+        r"`data\[0\]\[7, 2\]` of batch 1 of epoch 0 is nan, but the data must be finite\. Remove such examples or fill "
         r"them in\.",
-        {"data": [(X, Y), (NAN, Y)], "epochs": 1, "check_data": True},
+        {"data": Data([(X, Y), (NAN, Y)], check=True), "epochs": 1},
     ),
     "not an optimizer": (
         TypeError,
         r"`optimizer` must be an optax optimizer, .*",
         {"optimizer": "adam", "steps": 1},
     ),
-    "a function and nothing to evaluate": (
+    "two batch sizes": (
         ValueError,
-        r"`eval_fn` is given, and no data to evaluate it on: pass eval_data\.",
-        {"eval_fn": mlp, "steps": 1},
+        r"the batch size is given twice: Data\(batch_size=5\) and batch_size=6\. Pass one of them\.",
+        {"data": Data((X, Y), batch_size=5), "batch_size": 6, "steps": 1},
     ),
     "an evaluation that wants a key": (
         ValueError,
-        r"`random_loss` asks for a key, and an evaluation has none: pass eval_fn, a function of \(params, \*batch\) "
-        r"without randomness; or give `key` the default None, which it gets then\.",
-        {"loss": random_loss, "eval_data": (X, Y), "steps": 1},
+        r"`random_loss` requires a key, but an evaluation has none\. Pass evaluation=Evaluation\(data, fn\) with a function "
+        r"of \(params, \*batch\) that uses no randomness, or give `key` the default None, which is then used in "
+        r"evaluations\.",
+        {"loss": random_loss, "evaluation": (X, Y), "steps": 1},
     ),
     "evaluation data that can be read once": (
         TypeError,
-        r"`eval_data` is a generator, which can be read once; every evaluation reads it\. Pass a list of batches, or a "
-        r"function that gives an iterator\.",
-        {"eval_data": (b for b in [(X, Y)]), "steps": 1},
+        r"the data of `evaluation` is a generator, which can be read only once, but every evaluation reads it\. Pass a list of "
+        r"batches, or a function that returns an iterator\.",
+        {"evaluation": (b for b in [(X, Y)]), "steps": 1},
     ),
     "until is a number": (
         TypeError,
-        r"`until` is a function of the row of a step, such as `lambda row: row\['loss'\] < 1e-6`; got 0\.1\.",
+        r"`until` must be a function of the row of a step, such as `lambda row: row\['loss'\] < 1e-6`, or a "
+        r"jaxprop\.train\.Until; got 0\.1\.",
         {"until": 0.1},
     ),
     "until branches": (
         TypeError,
-        r"`until` is asked in every step, inside the compiled program, where Python cannot branch: write it with `&`, "
-        r"`\|`, `~` and `jnp\.where` on the row, without `and`, `or`, `if` and `float\(\)`\.",
+        r"`until` is evaluated in every step, inside the compiled program, where Python cannot branch on its result\. "
+        r"Write it with `&`, `\|`, `~` and `jnp\.where` on the row, without `and`, `or`, `if` and `float\(\)`\.",
         {"until": lambda row: row["loss"] < 1 and row["step"] > 3},
     ),
     "until asks for what is not there": (
         KeyError,
-        r"`until` asks for 'accuracy'; the row of a step has step, loss\.",
+        r"`until` reads 'accuracy', but the row of a step has step, loss\.",
         {"until": jp.train.below("accuracy", 1.0)},
     ),
     "until asks for what is not evaluated": (
         ValueError,
-        r"`until` reads 'eval_loss', and nothing is evaluated: pass eval_data\.",
+        r"`until` reads 'eval_loss', but nothing is evaluated: pass `evaluation`\.",
         {"until": jp.train.below("eval_loss", 1.0)},
     ),
 }
+
+
+KEYWORDS = {
+    "remainder": "it is a field of jaxprop.train.Data, so pass data=Data(..., remainder=...).",
+    "shuffle": "it is a field of jaxprop.train.Data, so pass data=Data(..., shuffle=...).",
+    "save_bad_step": "it is a field of jaxprop.train.Until, so pass until=Until(..., save_bad_step=...).",
+    "fn": "it is a field of jaxprop.train.Evaluation, so pass evaluation=Evaluation(..., fn=...).",
+    "nodes": "it is a field of jaxprop.train.Watch, so pass watch=Watch(..., nodes=...).",
+    "keep": "it is a field of jaxprop.train.Checkpoint, so pass checkpoint=Checkpoint(..., keep=...).",
+}
+
+
+@pytest.mark.parametrize("keyword", KEYWORDS)
+def test_a_keyword_that_is_a_field_of_a_group_is_explained(keyword):
+    with pytest.raises(TypeError) as caught:
+        fit(steps=1, **{keyword: 1})
+    assert str(caught.value) == f"`fit` has no parameter `{keyword}`: {KEYWORDS[keyword]}"
+
+
+def test_an_unknown_keyword_is_explained():
+    with pytest.raises(TypeError) as caught:
+        fit(steps=1, eval_data=(X, Y))
+    text = str(caught.value)
+    start = "`fit` has no parameter `eval_data`. Did you mean `evaluation`? Available: loss, params, data, optimizer, "
+    assert text.startswith(start), text
+    fields = "evaluation=Evaluation(data, fn, every, batch_size); until=Until(condition, seconds, nonfinite, "
+    assert fields in text, text
+    assert len(inspect.signature(jp.fit).parameters) <= 20
+
+
+def test_a_time_limit_is_positive():
+    with pytest.raises(ValueError) as caught:
+        Until(seconds=-1)
+    assert str(caught.value) == "`seconds` must be a positive number, got -1."
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -653,11 +702,89 @@ def test_errors(case):
     assert re.fullmatch(message, text, re.DOTALL), text
 
 
-def test_dropping_the_rest_is_said_aloud():
-    state, history = fit(batch_size=8, epochs=2, drop_last=True)
-    assert len(history["loss"]) == 6
-    _, history = fit(data=[(X, Y), (X[:9], Y[:9])], epochs=2, drop_last=True)
-    assert len(history["loss"]) == 2
+# --- examples that do not fill a batch -------------------------------------------------------------------
+
+#: By remainder: the batches of one epoch of 30 examples by 8, as slices of the order of the epoch.
+REMAINDERS = {
+    "keep": lambda order: [order[0:8], order[8:16], order[16:24], order[24:30]],
+    "drop": lambda order: [order[0:8], order[8:16], order[16:24]],
+    "pad": lambda order: [order[0:8], order[8:16], order[16:24], np.r_[order[24:30], order[0:2]]],
+}
+NOTES = {
+    "keep": "batch_size=8 does not divide the 30 examples: the last batch of each epoch has 6 (remainder='keep').",
+    "drop": "batch_size=8 does not divide the 30 examples: 6 are left out of each epoch (remainder='drop').",
+    "pad": "batch_size=8 does not divide the 30 examples: the last batch of each epoch is filled up with 2 of the same "
+    "epoch (remainder='pad').",
+}
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("remainder", REMAINDERS)
+def test_examples_that_do_not_fill_a_batch(remainder, shuffle, limit):
+    """Against a loop by hand over the same rows, from arrays on the device and streamed."""
+
+    def epochs():
+        for epoch in range(3):
+            order = np.asarray(order_of(jax.random.key(5), epoch, 30)) if shuffle else np.arange(30)
+            for rows in REMAINDERS[remainder](order):
+                yield X[rows], Y[rows]
+
+    data = Data((X, Y), batch_size=8, shuffle=shuffle, remainder=remainder, memory_limit=limit)
+    state, history = fit(data=data, epochs=3, key=5)
+    params, losses = trained(mlp, PARAMS, epochs())
+    check_close(state.params, params)
+    np.testing.assert_allclose(history["loss"], losses, rtol=1e-5)
+    assert history.notes == (NOTES[remainder],)
+
+
+def test_by_default_no_example_is_lost():
+    """As the loaders of PyTorch, TensorFlow, Keras and grain do: the last batch is shorter."""
+    seen = []
+
+    def loss(w, x):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return jnp.mean((w - x) ** 2)
+
+    x = np.arange(10, dtype=np.float32)
+    _, history = jp.fit(loss, 0.0, x, batch_size=4, epochs=2, progress=False)
+    jax.effects_barrier()
+    assert [len(batch) for batch in seen] == [4, 4, 2] * 2
+    for epoch in (seen[:3], seen[3:]):
+        np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), x)
+
+
+@pytest.mark.parametrize("remainder", REMAINDERS)
+def test_shorter_batches_of_a_stream(remainder):
+    """A loader's last batch, in two epochs."""
+    rows = [slice(0, 12), slice(12, 24), slice(24, 30)]
+    state, history = fit(data=Data([(X[r], Y[r]) for r in rows], remainder=remainder), epochs=2)
+    last = {"keep": [np.r_[24:30]], "drop": [], "pad": [np.r_[24:30, 0:6]]}[remainder]
+    params, losses = trained(mlp, PARAMS, [(X[r], Y[r]) for r in [np.r_[0:12], np.r_[12:24], *last] * 2])
+    check_close(state.params, params)
+    np.testing.assert_allclose(history["loss"], losses, rtol=1e-5)
+    told = {"keep": "used as they are", "drop": "left out", "pad": "filled up from the first batch of the run"}[
+        remainder
+    ]
+    assert history.notes == (f"2 batches were shorter than the first and {told} (remainder={remainder!r}).",)
+
+
+def test_what_is_done_with_the_rest_is_shown(capsys):
+    fit(data=Data((X, Y), batch_size=8, remainder="drop"), epochs=1, progress=True)
+    assert capsys.readouterr().err.splitlines()[0] == NOTES["drop"]
+
+
+def test_a_shorter_batch_is_watched_and_stops_like_any_other():
+    watch = jp.Watch("h", every=2)
+    state, history = fit(batch_size=8, epochs=3, watch=watch, until=lambda row: row["step"] >= 8)
+    assert int(state.step) == len(history["loss"]) == 8
+    assert history.watched.steps.tolist() == [0, 2, 4, 6]
+
+
+def test_a_remainder_that_is_not_known():
+    with pytest.raises(ValueError) as caught:
+        Data((X, Y), remainder="wrap")
+    assert str(caught.value) == 'Data(remainder=...) must be "keep", "drop", "pad" or "error", got \'wrap\'.'
 
 
 def test_float64_data_of_numpy_is_taken_as_float32():
@@ -673,7 +800,13 @@ def test_each_program_is_traced_once():
         traces.append(1)
         return mlp(params, x, y)
 
-    fit(loss, batch_size=10, epochs=8, eval_every=7, watch=jp.Watch(nodes="h", every=9))
+    fit(
+        loss,
+        batch_size=10,
+        epochs=8,
+        evaluation=Evaluation((X, Y), lambda *_: 0.0, every=7),
+        watch=jp.Watch(nodes="h", every=9),
+    )
     assert len(traces) == 2
 
 

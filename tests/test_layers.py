@@ -35,11 +35,12 @@ LAYERS = {
     "diagnosis.checking": "inputs float64 node_check total_check mistakes check",
     "train": "checks examples step checkpoint data writers loop",
     "train.examples": "contributions parameters per_example",
-    "train.step": "watch step",
-    "train.checkpoint": "leaves manifest checkpoint",
-    "train.data": "sharding feed stream placement arrays",
-    "train.writers": "writers trackers",
-    "train.loop": "history until schedule evaluate bad_step resume chunks run fit",
+    "train.step": "watch norms watched state objective pure step",
+    "train.checkpoint": "checkpoint leaves manifest orbax store",
+    "train.data": "sharding source stream arrays placement data",
+    "train.writers": "writer console files trackers group",
+    "train.loop": """watched_history history until schedule evaluate bad_step resume interrupts chunks
+        run fit""",
     "cli": "command values loading digits demo trace draw explain quiz diagnosis main __main__",
 }
 APART = {  # neighbours that do not import one another

@@ -282,18 +282,18 @@ def test_an_argument_may_be_the_same_for_all_examples():
 
 
 ERRORS = {
-    "a batch of (4, 3), (5,): every array of it needs the same number of examples, at least one": (
+    "a batch of (4, 3), (5,), but every array of a batch needs the same number of examples, at least one": (
         lambda w, x, y: jnp.sum(w) * x.sum() * y.sum(),
         (jnp.ones(3), jnp.ones((4, 3)), jnp.ones(5)),
         ValueError,
     ),
-    "a batch of no arrays: every array of it needs": (jnp.sum, (jnp.ones(3),), ValueError),
-    "a batch of (0, 3): every array of it needs": (
+    "a batch of no arrays, but every array of a batch needs": (jnp.sum, (jnp.ones(3),), ValueError),
+    "a batch of (0, 3), but every array of a batch needs": (
         lambda w, x: jnp.sum(w * x),
         (jnp.ones(3), jnp.ones((0, 3))),
         ValueError,
     ),
-    "returned shape (3,) for a batch of one example, expected a scalar": (
+    "must return a scalar, but it returned shape (3,) for a batch of one example": (
         lambda w, x: (w * x)[0],
         (jnp.ones((1, 3)), jnp.ones((4, 3))),
         TypeError,

@@ -82,7 +82,7 @@ def test_the_lesson():
     assert float(metrics.loss) == float(metrics["loss"]) == 1.0
     np.testing.assert_allclose(state.params, 1.02, rtol=1e-6)
     assert state.params.dtype == jnp.float32 and not state.params.weak_type
-    with pytest.raises(KeyError, match="a step has no metric 'accuracy': there are loss, aux, watched"):
+    with pytest.raises(KeyError, match="a step has no metric 'accuracy'; available: loss, aux, watched"):
         metrics["accuracy"]
 
 
@@ -166,8 +166,8 @@ def test_a_state_is_used_up_and_what_was_handed_in_lives_on():
     assert float(w["a"][0]) == float(w["b"][0]) == 1.0 and not key.is_deleted()
     assert first.params["a"].is_deleted() and not second.params["a"].is_deleted()
     message = (
-        r"the state \(or the batch\) holds arrays that were donated: a step uses up the state it is given, so that the "
-        r"new one can stand in its place\. Go on with the state the step returned, or keep the old one usable with "
+        r"the state \(or the batch\) holds arrays that were donated: a step reuses the buffers of the state it is given "
+        r"for the new state\. Continue with the state that the step returned, or keep the old one usable with "
         r"make_step\(\.\.\., donate=False\)\."
     )
     with pytest.raises(RuntimeError, match=message):
@@ -341,10 +341,10 @@ def test_an_optimizer_gets_what_it_asks_for_and_no_more(optimizer, extra):
         return jnp.mean((x @ params["w"] - y) ** 2)
 
     step = jp.make_step(loss, optimizer())
-    state, explicit_sharding = step.init(params), jax.tree.map(jnp.asarray, params)
-    opt_state = optimizer().init(explicit_sharding)
+    state, params_by_hand = step.init(params), jax.tree.map(jnp.asarray, params)
+    opt_state = optimizer().init(params_by_hand)
     for _ in range(4):
-        value, grads = jax.value_and_grad(loss)(explicit_sharding, *rows)
+        value, grads = jax.value_and_grad(loss)(params_by_hand, *rows)
         more = {
             "value": value,
             "grad": grads,
@@ -352,10 +352,10 @@ def test_an_optimizer_gets_what_it_asks_for_and_no_more(optimizer, extra):
             "grad_fn": lambda params, _: jax.grad(loss)(params, *rows),
         }
         known = {name: more[name] for name in extra}
-        updates, opt_state = optimizer().update(grads, opt_state, explicit_sharding, **known)
-        explicit_sharding = optax.apply_updates(explicit_sharding, updates)
+        updates, opt_state = optimizer().update(grads, opt_state, params_by_hand, **known)
+        params_by_hand = optax.apply_updates(params_by_hand, updates)
         state, _ = step(state, *rows)
-    np.testing.assert_allclose(state.params["w"], explicit_sharding["w"], rtol=2e-5)
+    np.testing.assert_allclose(state.params["w"], params_by_hand["w"], rtol=2e-5)
 
 
 # --- errors ------------------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ def stepped(loss, init, **options):
 ERRORS = {
     "a maker of optimizers": (
         TypeError,
-        r"`optimizer` is the function optax\.adam, which makes an optimizer: call it, as in optax\.adam\(1e-3\)\.",
+        r"`optimizer` is the function optax\.adam, which makes an optimizer\. Call it, as in optax\.adam\(1e-3\)\.",
         lambda: jp.make_step(lesson, optax.adam),
     ),
     "a learning rate": (
@@ -396,7 +396,7 @@ ERRORS = {
     ),
     "an object": (
         TypeError,
-        r"`optimizer` must be an optax optimizer, .* got a object\.",
+        r"`optimizer` must be an optax optimizer, .* got an object of type object\.",
         lambda: jp.make_step(lesson, object()),
     ),
     "no function": (
@@ -406,13 +406,13 @@ ERRORS = {
     ),
     "an integer": (
         TypeError,
-        r"`params\['n'\]` is int32: only floating point can be trained\. Convert it to a float, or keep it out of "
+        r"`params\['n'\]` has dtype int32, but only floating point can be trained\. Convert it to a float, or keep it out of "
         r"`params` \(close over it, or put it into `model_state`\)\.",
         lambda: jp.make_step(lesson).init({"w": 1.0, "n": 3}),
     ),
     "a function among params": (
         TypeError,
-        r"`params\['act'\]` is a function, which is no array and cannot be trained\. Keep it out of `params` and close "
+        r"`params\['act'\]` is a function, which is not an array and cannot be trained\. Keep it out of `params` and close "
         r"over it; of a model object, split the arrays off \(`eqx\.partition\(model, eqx\.is_inexact_array\)`, "
         r"`nnx\.split\(model, nnx\.Param, \.\.\.\)`\)\.",
         lambda: jp.make_step(lesson).init({"w": 1.0, "act": lesson}),
@@ -430,36 +430,36 @@ ERRORS = {
     ),
     "no model state": (
         ValueError,
-        r"`stateful` takes `model_state`, and none is given: pass the model's first state as model_state=\.\.\.",
+        r"`stateful` takes `model_state`, but none is given\. Pass the model's initial state as model_state=\.\.\.",
         lambda: jp.make_step(stateful).init(1.0),
     ),
     "a state without a key": (
         ValueError,
-        r"`noisy` takes a `key`, and the state has none: make it with step\.init\(params, key\) of this step\.",
+        r"`noisy` takes a `key`, but the state has none\. Make the state with step\.init\(params, key\) of this step\.",
         lambda: jp.make_step(noisy)(jp.make_step(lesson).init(1.0), 1.0, 2.0),
     ),
     "a state of another type": (
         TypeError,
-        r"one step turns `state\.model_state` from float32\[\] into bfloat16\[\], so the next would be another "
-        r"program\. Make the types agree where it is computed; often data are of a wider dtype than params\.",
+        r"one step turns `state\.model_state` from float32\[\] into bfloat16\[\], so the next step would be another "
+        r"program\. Make the types agree where it is computed; often the data have a wider dtype than the params\.",
         stepped(widening, {"model_state": 1.0}),
     ),
     "a state of another structure": (
         TypeError,
         r"one step changes the structure of the state: `state\.model_state` is gone and `state\.model_state\['mean'\]` "
-        r"is new\. What the loss returns as model_state must have the structure it was given, and so must the "
-        r"optimizer's state\.",
+        r"is new\. The model_state that the loss returns must have the structure of the one it was given, and so must "
+        r"the optimizer's state\.",
         stepped(restructuring, {"model_state": 1.0}),
     ),
     "a state without its aux": (
         TypeError,
-        r"`unpaired` takes `model_state` and has_aux=True: it must return \(value, \(new model_state, aux\)\), but what "
-        r"stands beside the value is a \w+\.",
+        r"`unpaired` takes `model_state` and has_aux=True, so it must return \(value, \(new model_state, aux\)\); its "
+        r"second result is a \w+\.",
         stepped(unpaired, {"model_state": 1.0}, has_aux=True),
     ),
     "watching without a watch": (
         ValueError,
-        r"the step has no `watch`: make it with make_step\(\.\.\., watch=jaxprop\.Watch\(\)\)\.",
+        r"the step has no `watch`\. Make it with make_step\(\.\.\., watch=jaxprop\.Watch\(\)\)\.",
         lambda: jp.make_step(lesson)(jp.make_step(lesson).init(1.0), 1.0, 2.0, watch=True),
     ),
     "a loss that is no scalar": (

@@ -72,7 +72,7 @@ def check_watched(watched, params, grads, updates):
     for name in PARAMS:
         leaf = watched.leaves[f"params[{name!r}]"]
         both = norm(params[name]), norm(grads[name]), norm(updates[name])
-        np.testing.assert_allclose(leaf, (*both, both[2] / both[0]), rtol=1e-4)
+        np.testing.assert_allclose(leaf, (*both, both[2] / both[0], 0.0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("chosen", ["by the count", "by hand", "on the device"])
@@ -112,7 +112,7 @@ def test_a_step_that_was_not_watched_has_nothing_to_read():
     state, _ = step(step.init(PARAMS), X, Y)
     _, metrics = step(state, X, Y)
     assert not metrics.watched and list(metrics.watched) == [] and len(metrics.watched) == 0
-    message = "this step was not watched, so there is nothing to read: ask `if metrics.watched:` first."
+    message = "this step was not watched, so there is nothing to read. Check `if metrics.watched:` first."
     for read in (lambda w: w["h"], lambda w: w.leaves):
         with pytest.raises(ValueError) as caught:
             read(metrics.watched)
@@ -122,8 +122,9 @@ def test_a_step_that_was_not_watched_has_nothing_to_read():
 @pytest.mark.parametrize("memory_limit", [None, 0])
 def test_a_run_watches_the_same(memory_limit):
     watch = jp.Watch(every=3)
-    options = {"optimizer": OPTIMIZER, "steps": 7, "progress": False, "memory_limit": memory_limit}
-    state, history = jp.fit(mlp, PARAMS, (X, Y), watch=watch, **options)
+    data = jp.train.Data((X, Y), memory_limit=memory_limit)
+    options = {"optimizer": OPTIMIZER, "steps": 7, "progress": False}
+    state, history = jp.fit(mlp, PARAMS, data, watch=watch, **options)
     assert history.watched.steps.tolist() == [0, 3, 6]
     for row, (params, grads, updates) in enumerate(steps_by_hand(7)):
         if row % 3:
@@ -138,7 +139,7 @@ def test_a_run_watches_the_same(memory_limit):
         np.testing.assert_allclose(leaf.grad[at], norm(grads["w2"]), rtol=1e-4)
         np.testing.assert_allclose(leaf.ratio[at], norm(updates["w2"]) / norm(params["w2"]), rtol=1e-4)
     assert "h" in history.watched and len(history.watched) > 5
-    plain, _ = jp.fit(mlp, PARAMS, (X, Y), **options)
+    plain, _ = jp.fit(mlp, PARAMS, data, **options)
     check_close(state.params, plain.params)
 
 
@@ -242,10 +243,10 @@ def test_memory_and_flops_of_watching():
 
 
 ERRORS = {
-    "never": (ValueError, r"Watch\(every=\.\.\.\) is a number of steps, 1 or more; got 0\.", {"every": 0}),
+    "never": (ValueError, r"Watch\(every=\.\.\.\) must be a positive number of steps, got 0\.", {"every": 0}),
     "no recorder": (
         TypeError,
-        r"Watch\(record=\.\.\.\) is a jaxprop\.Recorder, such as jaxprop\.summary; got str\.",
+        r"Watch\(record=\.\.\.\) must be a jaxprop\.Recorder, such as jaxprop\.summary; got str\.",
         {"record": "norm"},
     ),
 }
@@ -269,11 +270,11 @@ def test_single_examples_are_watched_inside_the_step():
         return jnp.mean((x @ w - y) ** 2)
 
     x, y = jax.random.normal(jax.random.key(0), (6, 3)), jnp.arange(6.0)
-    step = jp.make_step(loss, optax.sgd(0.1), watch=jp.Watch(nodes=(), every=2, examples=True))
+    step = jp.make_step(loss, optax.sgd(0.1), watch=jp.Watch(nodes=(), every=2, per_example=True))
     state = step.init(jnp.ones(3))
     singly = jp.per_example(loss)(jnp.ones(3), x, y)
     state, metrics = step(state, x, y)
-    leaf = metrics.watched.examples["w"]
+    leaf = metrics.watched.per_example["w"]
     np.testing.assert_allclose(leaf.rms, np.sqrt(np.mean(singly.norms**2)), rtol=1e-5)
     np.testing.assert_allclose(leaf.max, singly.norms.max(), rtol=1e-5)
     np.testing.assert_allclose(leaf.noise_scale, singly.noise_scale(), rtol=1e-4)
@@ -287,7 +288,7 @@ def test_single_examples_are_in_the_history():
         return jnp.mean((x @ w) ** 2)
 
     x = jax.random.normal(jax.random.key(0), (8, 3))
-    watch = jp.Watch(nodes=(), every=2, grads=False, updates=False, examples=True)
+    watch = jp.Watch(nodes=(), every=2, grads=False, updates=False, per_example=True)
     _, history = jp.fit(loss, jnp.ones(3), (x,), steps=5, batch_size=4, watch=watch, progress=False)
-    assert history.watched.examples["w"].noise_scale.shape == (3,)
-    assert np.isfinite(history.watched.examples["w"].rms).all()
+    assert history.watched.per_example["w"].noise_scale.shape == (3,)
+    assert np.isfinite(history.watched.per_example["w"].rms).all()

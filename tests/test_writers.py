@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxprop.train import CSV, JSONL, Console, Writer
+from jaxprop.train.writers import console as _console
 from jaxprop.train.writers import trackers as _trackers
-from jaxprop.train.writers import writers as _writers
-from jaxprop.train.writers.writers import CSV, JSONL, Console, Writer, number_of, resume_at
+from jaxprop.train.writers.writer import number_of, resume_at
 
 ROWS = [(i, {"loss": 1.0 / i, "steps_per_second": 100.0}) for i in range(1, 5)]
 
@@ -53,10 +54,10 @@ def test_numbers_become_pythons_own(value, expected):
 
 
 NO_NUMBERS = [
-    (np.ones(3), "A row holds single real numbers; 'loss' is an array of shape (3,)."),
-    ("high", "A row holds single real numbers; 'loss' is 'high'."),
-    (1j, "A row holds single real numbers; 'loss' is a complex."),
-    (None, "A row holds single real numbers; 'loss' is a NoneType."),
+    (np.ones(3), "a row holds single real numbers, but 'loss' is an array of shape (3,)."),
+    ("high", "a row holds single real numbers, but 'loss' is 'high'."),
+    (1j, "a row holds single real numbers, but 'loss' is of type complex."),
+    (None, "a row holds single real numbers, but 'loss' is of type NoneType."),
 ]
 
 
@@ -102,10 +103,7 @@ def test_a_file_of_another_run_is_not_overwritten(make, read, tmp_path):
     path = tmp_path / "log"
     fill(make(path))
     before = path.read_bytes()
-    message = (
-        f"{path} holds rows of another run. Resume that run, name another file, or pass overwrite=True to begin "
-        "it anew."
-    )
+    message = f"{path} holds rows of another run. Resume that run, choose another file, or pass overwrite=True."
     with pytest.raises(FileExistsError, match=f"^{re.escape(message)}$"):
         make(path).write(1, {"loss": 1.0})
     assert path.read_bytes() == before
@@ -159,7 +157,7 @@ def test_a_torn_end_may_be_any_bytes(tmp_path):
 def test_rows_survive_a_kill(make, tmp_path):
     script = f"""
 import os, signal
-from jaxprop.train.writers.writers import {make.__name__}
+from jaxprop.train import {make.__name__}
 writer = {make.__name__}({str(tmp_path / "log")!r})
 for i in range(1, 4):
     writer.write(i, {{"loss": 1.0 / i, "later": i}} if i == 3 else {{"loss": 1.0 / i}})
@@ -192,7 +190,7 @@ def test_lines_where_there_is_no_terminal():
 
 def test_lines_come_at_a_bearable_rate_and_the_last_is_shown(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(_writers.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_console.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
     console = Console(stream=stream, pause=10.0)
     for i in range(1, 101):
@@ -205,7 +203,7 @@ def test_lines_come_at_a_bearable_rate_and_the_last_is_shown(monkeypatch):
 
 def test_speed_is_counted_from_the_first_row_and_rows_of_a_step_are_one(monkeypatch):
     now = [5.0]
-    monkeypatch.setattr(_writers.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_console.time, "monotonic", lambda: now[0])
     stream = io.StringIO()
     console = Console(total=2000, stream=stream, show=["accuracy"], pause=0.0)
     console.write(1000, {"loss": 2.0})  # the first one: what went before was compiling
@@ -244,7 +242,7 @@ TIMES = [(0.0, "?"), (math.nan, "?"), (1.0, "2:46:40"), (100.0, "1:40"), (1e9, "
 
 @pytest.mark.parametrize("speed, expected", TIMES)
 def test_time_left(speed, expected):
-    assert _writers._left(10_000, 0, speed) == expected
+    assert _console.time_left(10_000, 0, speed) == expected
 
 
 # --- other people's trackers ------------------------------------------------------------------------

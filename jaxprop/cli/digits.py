@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from .._api import backprop
-from ..train import Console, Watch, fit
+from ..train import Console, Evaluation, Watch, fit
 
 WIDTHS, TRAIN, BATCH, EPOCHS = (64, 128, 128, 10), 1400, 50, 25
 #: The layers, by the variables of `digits_loss`.
@@ -89,9 +89,7 @@ def _digits(out: TextIO) -> None:
         epochs=EPOCHS,
         batch_size=BATCH,
         key=0,
-        eval_data=(images[TRAIN:], labels[TRAIN:]),
-        eval_fn=accuracy,
-        eval_every=steps,
+        evaluation=Evaluation((images[TRAIN:], labels[TRAIN:]), accuracy, every=steps),
         watch=Watch(nodes=list(LAYERS), every=steps - 1),
         writers=[Console(steps, pause=1.0)],
         progress=False,

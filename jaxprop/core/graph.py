@@ -113,7 +113,7 @@ class Node:
         return any(value.active for value in self.outputs)
 
     @property
-    def params(self) -> Mapping[str, object]:
+    def params(self) -> Mapping[str, Any]:
         """The parameters of the primitive."""
         return {} if self.eqn is None else dict(self.eqn.params)
 

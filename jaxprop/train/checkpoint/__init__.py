@@ -1,1 +1,1 @@
-"""Checkpoints: what a state is on disk, and how it comes back."""
+"""Checkpoints: a state on disk, and how it is restored."""

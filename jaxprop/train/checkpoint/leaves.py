@@ -1,85 +1,96 @@
-"""The leaves of a state, as they go to disk: a flat table of arrays, with a name, a type and a sum for each.
+"""The leaves of a state on disk: a flat table of arrays, with a name, a type and a fingerprint for each.
 
 A state is any pytree. On disk it is a table from the path of each leaf (`params['w1']`) to an array, so that
-what comes back depends on no container class, and what differs can be named before an array is read.
+what is restored does not depend on container classes, and differences can be reported before an array is read.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..._jaxpr import is_key
-from ...core.types import PyTree
+from ...core.types import PyTree, Shape
+
+#: An array of a state.
+StateArray: TypeAlias = jax.Array | np.ndarray
+#: A leaf of a state.
+StateLeaf: TypeAlias = StateArray | jax.ShapeDtypeStruct | np.generic | bool | int | float
 
 _SMALL = {"int2", "int4", "uint2", "uint4"}  # less than a byte each
-_ODD = 0x9E3779B1  # any odd number does: the weight of each element is then odd, so invertible modulo 2**32
+_ODD = 0x9E3779B1  # any odd number works: the weight of each element is then odd, so invertible modulo 2**32
 
 
 @dataclass(frozen=True)
-class Leaf:
+class LeafRecord:
     """What is known of a leaf without its numbers.
 
     Attributes:
-        path: where it is in the state, as JAX writes it: `opt_state[0].mu['w1']`.
-        shape: of the leaf; of the key itself where it is a typed key.
-        dtype: its name; `key<fry>` and the like for typed keys.
-        total: its fingerprint, see `fingerprints`. Not compared by `differences`.
+        path: Its place in the state, as JAX writes it: `opt_state[0].mu['w1']`.
+        shape: Its shape; that of the key itself for a typed key.
+        dtype: The name of its dtype; `key<fry>` and the like for typed keys.
+        total: Its fingerprint, see `fingerprints`. Not compared by `differences`.
     """
 
     path: str
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: str
     total: int = 0
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**asdict(self), "shape": list(self.shape)}
 
     @classmethod
-    def of_json(cls, row: Mapping[str, Any]) -> "Leaf":
+    def from_json(cls, row: Mapping[str, Any]) -> "LeafRecord":
         return cls(str(row["path"]), tuple(row["shape"]), str(row["dtype"]), int(row["total"]))
 
 
-def with_paths(tree: PyTree) -> dict[str, Any]:
-    """The leaves by their path; a leaf that is no array and no number is an error that names it."""
+def with_paths(tree: PyTree) -> dict[str, StateLeaf]:
+    """Return the leaves by their path.
+
+    Raises:
+        TypeError: A leaf is neither an array nor a number; the message names it.
+    """
     found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     for path, leaf in found.items():
         if not isinstance(
             leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | bool | int | float
         ):
             raise TypeError(
-                f"A state to be saved holds arrays and numbers; {path or 'the state'} is a "
-                f"{type(leaf).__name__}. Take it out of the state "
-                "(with Equinox: eqx.partition(model, eqx.is_array))."
+                f"only arrays and numbers can be saved, but {path or 'the state'} is a {type(leaf).__name__}. "
+                "Remove it from the state (with Equinox: eqx.partition(model, eqx.is_array))."
             )
     return found
 
 
-def leaf_of(path: str, value: Any) -> Leaf:
-    """Name, shape and dtype of one leaf."""
-    if not hasattr(value, "dtype"):
-        value = np.asarray(value)
-    return Leaf(path, tuple(value.shape), str(value.dtype))
+def leaf_record(path: str, value: StateLeaf, total: int = 0) -> LeafRecord:
+    """Return the name, shape and dtype of a leaf, with its fingerprint."""
+    array = np.asarray(value) if isinstance(value, bool | int | float) else value
+    return LeafRecord(path, tuple(array.shape), str(array.dtype), total)
 
 
-def data_of(value: Any) -> Any:
-    """The array a leaf goes to disk as: the numbers of a typed key, a NumPy scalar for a plain number."""
+def data_of(value: StateLeaf) -> Any:
+    """Return the array that is saved for a leaf: the numbers of a typed key, a NumPy scalar for a plain
+    number.
+    """
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.eval_shape(jax.random.key_data, value) if is_key(value) else value
     if is_key(value):
-        return jax.random.key_data(value)
+        return jax.random.key_data(cast(jax.Array, value))
     return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
-def like(template: Any, data: Any) -> Any:
-    """What came from disk, as the leaf `template` is: a key of its kind, a number of its type, an array."""
+def like(template: StateLeaf, data: StateArray) -> StateLeaf:
+    """Convert an array from disk to a leaf like `template`: a key of its kind, a number of its type, or an
+    array.
+    """
     if is_key(template):
         return jax.random.wrap_key_data(jnp.asarray(data), impl=_impl(template))
     if isinstance(template, bool | int | float):
@@ -89,9 +100,9 @@ def like(template: Any, data: Any) -> Any:
     return data
 
 
-def _impl(key: Any) -> Any:
-    """Which generator a key is of; the key may be a shape only."""
-    found: list[Any] = []
+def _impl(key: StateLeaf) -> Hashable:
+    """The random number generator of a key; the key may be a shape only."""
+    found: list[Hashable] = []
     jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), key)
     return found[0]
 
@@ -99,16 +110,16 @@ def _impl(key: Any) -> Any:
 # --- fingerprints ---------------------------------------------------------------------------------------------
 
 
-def fingerprints(values: Sequence[Any]) -> list[int]:
-    """One number per array, which changes when a bit of the array does.
+def fingerprints(values: Sequence[StateArray]) -> list[int]:
+    """Return one number per array, which changes if any bit of the array does.
 
         total = sum_i bits[i] * (2 i + 1) * odd   modulo 2**32
 
-    `bits` are the words of the array, `i` the place of an element. Integer sums do not depend on order, so the
-    number is the same however the array lies on devices. It is taken where the array is: nothing is gathered.
+    `bits` are the words of the array, `i` the position of an element. Integer sums do not depend on order, so
+    the number does not depend on the sharding. It is computed where the array is: nothing is gathered.
     """
     totals = [0] * len(values)
-    groups: dict[frozenset[Any], list[int]] = {}
+    groups: dict[frozenset[object], list[int]] = {}
     for i, value in enumerate(values):
         if value.size:
             devices = value.sharding.device_set if isinstance(value, jax.Array) else ()
@@ -122,10 +133,10 @@ def fingerprints(values: Sequence[Any]) -> list[int]:
 
 @jax.jit
 def _totals(arrays: list[jax.Array]) -> list[jax.Array]:
-    return [_total(_words(array)) for array in arrays]
+    return [_weighted_sum(_words_of(array)) for array in arrays]
 
 
-def _total(words: jax.Array) -> jax.Array:
+def _weighted_sum(words: jax.Array) -> jax.Array:
     place = jnp.zeros(words.shape, jnp.uint32)
     for axis in range(words.ndim):
         stride = math.prod(words.shape[axis + 1 :]) % 2**32
@@ -134,8 +145,8 @@ def _total(words: jax.Array) -> jax.Array:
     return jnp.sum(words * weight, dtype=jnp.uint32)
 
 
-def _words(x: jax.Array) -> jax.Array:
-    """The bits of an array as 32-bit words; a number of 64 bits becomes two."""
+def _words_of(x: jax.Array) -> jax.Array:
+    """The bits of an array as 32-bit words, two for an element of 64 bits."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([jnp.real(x), jnp.imag(x)], axis=-1)
     if x.dtype == jnp.bool_ or x.dtype.name in _SMALL:
@@ -145,8 +156,8 @@ def _words(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}[x.dtype.itemsize]).astype(jnp.uint32)
 
 
-def _host_words(x: Any) -> Any:
-    """A NumPy array as its words, since it may have a type JAX has not switched on; a JAX array as it is."""
+def _host_words(x: StateArray) -> StateArray:
+    """A NumPy array as its words, since its dtype may not be enabled in JAX; a JAX array unmodified."""
     if isinstance(x, jax.Array) or x.dtype == np.bool_ or x.dtype.name in _SMALL or x.dtype.itemsize < 4:
         return x
     parts = x.dtype.itemsize // 4
@@ -157,8 +168,8 @@ def _host_words(x: Any) -> Any:
 # --- comparison -----------------------------------------------------------------------------------------------
 
 
-def differences(saved: Sequence[Leaf], wanted: Sequence[Leaf]) -> list[str]:
-    """One line for each leaf that is not the same on both sides, by path, shape or dtype."""
+def differences(saved: Sequence[LeafRecord], wanted: Sequence[LeafRecord]) -> list[str]:
+    """Return one line for each leaf whose path, shape or dtype differs."""
     there, here = {leaf.path: leaf for leaf in saved}, {leaf.path: leaf for leaf in wanted}
     found = []
     for path in [*there, *(path for path in here if path not in there)]:
@@ -172,6 +183,6 @@ def differences(saved: Sequence[Leaf], wanted: Sequence[Leaf]) -> list[str]:
     return found
 
 
-def changed(saved: Sequence[Leaf], totals: Sequence[int]) -> list[str]:
-    """Paths of the leaves whose numbers are not those that were saved."""
+def changed(saved: Sequence[LeafRecord], totals: Sequence[int]) -> list[str]:
+    """Return the paths of the leaves whose numbers are not those that were saved."""
     return [leaf.path for leaf, total in zip(saved, totals, strict=True) if leaf.total != total]

@@ -1,1 +1,1 @@
-"""Where batches come from, and on which devices they are."""
+"""Where batches come from, and on which devices they are placed."""

@@ -1,98 +1,35 @@
-"""What `data` may be: a pytree of arrays, or an iterable of batches."""
+"""Data given as arrays: what counts as such, batches of it on the host, and checks of it."""
 
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ...core.types import Array, PyTree
-from ..checks import check_dtypes
-from ..step.step import State, own
-from .feed import Feed, Resident, order_of
-from .placement import Places
-from .stream import Streamed, checked, factory_of
+from .source import Batching, order_of
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How data is to be read: the arguments of `fit` that say so."""
-
-    batch_size: int | None
-    shuffle: bool
-    drop_last: bool
-    check: bool
-    memory_limit: int | None
-    epochs: int | None
-    steps: int | None
-
-
-def open_feed(data: Any, state: State, reading: Reading, skip: int, places: Places) -> Feed:
-    """Make a feed of data: a pytree of arrays, or an iterable of batches.
-
-    Raises:
-        TypeError, ValueError: the data is empty, ragged, of a wider type than params, or does not go with the
-            batch size.
-    """
-    key = own(state.key) if reading.shuffle else None
-
-    def check(data: PyTree, where: str = "") -> None:
-        check_dtypes(state.params, data)
-        if reading.check:
-            check_numbers(data, where)
-
-    if reading.batch_size is None and is_one_case(data):
-        data = jax.tree.map(jnp.asarray, data)
-        check(data)
-        return Resident(places.whole(data), 1, None, None)
-    if is_arrays(data):
-        size = check_arrays(data)
-        batch = check_batch_size(reading.batch_size, size, reading.drop_last)
-        check(data)
-        if fits(data, reading.memory_limit):
-            places.check(size if batch is None else batch)
-            return Resident(places.whole(jax.tree.map(_whole, data)), size, batch, key)
-        batch = size if batch is None else batch
-        rows = functools.partial(_rows, data, key, size, batch)
-        places.check(batch)
-        stream = functools.partial(Streamed, rows, places.stacked, size // batch)
-        return stream(skip, reading.epochs, reading.steps, places.groups)
-    if reading.batch_size is not None:
-        raise ValueError(
-            f"batch_size={reading.batch_size} is for arrays; `data` is a {type(data).__name__}, which gives "
-            "batches as they are. Leave batch_size out, and batch where the data comes from."
-        )
-    batches = functools.partial(checked, factory_of(data), reading.drop_last, check)
-    stream = functools.partial(Streamed, batches, places.own_stacked, None)
-    return stream(skip, reading.epochs, reading.steps, places.groups)
-
-
-def is_arrays(data: Any) -> bool:
-    """Whether data is a pytree of arrays; lists and other iterables are batches."""
+def is_arrays(data: object) -> bool:
+    """Return whether data is a pytree of arrays; lists and other iterables are batches."""
     if isinstance(data, list | Iterator) or callable(data):
         return False
     leaves = jax.tree.leaves(data)
     return bool(leaves) and all(hasattr(x, "shape") and hasattr(x, "dtype") for x in leaves)
 
 
-def is_one_case(data: Any) -> bool:
-    """Whether data is a pytree of plain numbers: one case, as it stands."""
+def is_single_example(data: object) -> bool:
+    """Return whether data is a pytree of plain numbers: a single example, used unmodified."""
     if isinstance(data, list | Iterator | float | int | complex) or callable(data):
         return False
     leaves = jax.tree.leaves(data)
     return bool(leaves) and all(isinstance(x, float | int | complex) or np.shape(x) == () for x in leaves)
 
 
-def _whole(x: Any) -> Any:
-    return x if isinstance(x, jax.Array) else np.asarray(x)
-
-
 def fits(data: PyTree, limit: int | None) -> bool:
-    """Whether data may stay on the device as a whole. Memory-mapped files never do."""
+    """Return whether data may stay on the device as a whole. Memory-mapped files never do."""
     leaves = jax.tree.leaves(data)
     if any(isinstance(x, np.memmap) for x in leaves):
         return False
@@ -101,33 +38,41 @@ def fits(data: PyTree, limit: int | None) -> bool:
 
 
 def _device_limit() -> int:
-    """Half of the device's memory where it says what it has, else 1 GiB."""
+    """Half of the device's memory if it reports its memory, else 1 GiB."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit", 2 * 2**30) // 2
 
 
-def _rows(data: PyTree, key: Array | None, size: int, batch: int, epoch: int) -> Iterator[PyTree]:
-    order = None if key is None else np.asarray(order_of(key, epoch, size))
-    for start in range(0, size - batch + 1, batch):
-        rows = slice(start, start + batch) if order is None else order[start : start + batch]
-        yield jax.tree.map(lambda x, rows=rows: np.asarray(x[rows]), data)
+def host_batches(data: PyTree, key: Array | None, batching: Batching, epoch: int) -> Iterator[PyTree]:
+    """Return the batches of an epoch of arrays on the host, in the order of `ArraySource`."""
+    size, batch = batching.size, batching.batch or batching.size
+    order = np.arange(size) if key is None else np.asarray(order_of(key, epoch, size))
+    order = np.concatenate([order, order[: batching.missing]])
+    for start in range(0, batching.per_epoch * batch, batch):
+        in_order = key is None and start + batch <= size
+        rows = slice(start, start + batch) if in_order else order[start : start + batch]
+        yield jax.tree.map(functools.partial(_rows_of, rows=rows), data)
+
+
+def _rows_of(x: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
+    return np.asarray(x[rows])
 
 
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def check_arrays(data: PyTree, word: str = "data") -> int:
-    """The leading axis that arrays have in common.
+def example_count(data: PyTree, word: str = "data") -> int:
+    """Return the number of examples: the length of the first axis, which all arrays have in common.
 
     Raises:
-        ValueError: there is none, or it is empty.
+        ValueError: They do not, or it is zero.
     """
     leaves = [(word + jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(data)]
     for name, x in leaves:
         if not np.shape(x):
             raise ValueError(
-                f"`{name}` is a scalar: an array of data has the examples on its first axis. Close over what "
-                "is the same for all examples."
+                f"`{name}` is a scalar, but an array of data must have the examples on its first axis. Close "
+                "over what is the same for all examples."
             )
     sizes = {len(x) for _, x in leaves}
     if len(sizes) > 1:
@@ -138,26 +83,26 @@ def check_arrays(data: PyTree, word: str = "data") -> int:
     return sizes.pop()
 
 
-def check_batch_size(batch: int | None, size: int, drop_last: bool) -> int | None:
-    """Check the batch size against the number of examples.
+def batching_of(size: int, batch: int | None, remainder: str) -> Batching:
+    """Return how examples are divided into batches.
 
-    Raises:
-        ValueError: it does not divide it, or is no positive number.
+    Raises: ValueError: The batch size is not a positive integer, is larger than the data, or does not divide
+        it although
+            that is an error.
     """
     if batch is None:
-        return None
+        return Batching(size, None)
     if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
-        raise ValueError(f"batch_size is a number of examples, 1 or more; got {batch!r}.")
+        raise ValueError(f"`batch_size` must be a positive number of examples, got {batch!r}.")
     if batch > size:
-        raise ValueError(f"batch_size={batch} is more than the {size} examples there are.")
-    rest = size % batch
-    if rest and not drop_last:
+        raise ValueError(f"batch_size={batch} is larger than the data, which has {size} examples.")
+    if size % batch and remainder == "error":
         raise ValueError(
-            f"batch_size={batch} does not divide the {size} examples: {rest} would be left over in each epoch. "
-            "Pass drop_last=True to leave them out (others each epoch, where the data is shuffled), or take a "
-            f"batch size that divides, such as {_nearest_divisor(batch, size)}."
+            f"batch_size={batch} does not divide the {size} examples: {size % batch} would be left over in "
+            'each epoch. Pass data=Data(..., remainder="keep"), "drop" or "pad", or a batch size that '
+            f"divides, such as {_nearest_divisor(batch, size)}."
         )
-    return int(batch)
+    return Batching(size, int(batch), remainder)
 
 
 def _nearest_divisor(batch: int, size: int) -> int:
@@ -165,22 +110,30 @@ def _nearest_divisor(batch: int, size: int) -> int:
     return min(divisors, key=lambda d: (abs(math.log(d / batch)), d))
 
 
-def check_numbers(data: PyTree, where: str = "") -> None:
+def check_finite_data(data: PyTree, where: str = "") -> None:
     """Check that there is no NaN and no infinity in the data.
 
     Raises:
-        ValueError: there is, with the array and the first example that has it.
+        ValueError: There is; the message names the array and the first such element.
     """
     for path, x in jax.tree_util.tree_leaves_with_path(data):
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             continue
-        for start in range(0, len(x), 65536):
-            fine = np.isfinite(np.asarray(x[start : start + 65536]).astype(complex))
-            bad = np.argwhere(~fine)
-            if len(bad):
-                index = [int(start + bad[0][0]), *map(int, bad[0][1:])]
-                name = "data" + jax.tree_util.keystr(path)
-                raise ValueError(
-                    f"`{name}{index}`{f' of {where}' if where else ''} is {x[tuple(index)]}: the data is not "
-                    "finite. Leave such examples out, or fill them in."
-                )
+        index = _first_nonfinite(x)
+        if index is not None:
+            name = "data" + jax.tree_util.keystr(path) + (str(list(index)) if index else "")
+            raise ValueError(
+                f"`{name}`{f' of {where}' if where else ''} is {x[index]}, but the data must be finite. Remove "
+                "such examples or fill them in."
+            )
+
+
+def _first_nonfinite(x: Array | np.ndarray) -> tuple[int, ...] | None:
+    """The index of the first element that is not finite. Large arrays are read in pieces."""
+    if not np.ndim(x):
+        return None if np.isfinite(np.asarray(x).astype(complex)) else ()
+    for start in range(0, len(x), 65536):
+        bad = np.argwhere(~np.isfinite(np.asarray(x[start : start + 65536]).astype(complex)))
+        if len(bad):
+            return (int(start + bad[0][0]), *map(int, bad[0][1:]))
+    return None

@@ -1,4 +1,4 @@
-"""Batches from anywhere: read by a thread, one group ahead of the device."""
+"""Batches from anywhere, read by a thread, one group ahead of the device."""
 
 import functools
 import inspect
@@ -7,84 +7,117 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
+from ..._text import plural
 from ...core.types import Array, PyTree
-from .feed import Batch, Group, Point, as_batch
+from ..checkpoint.checkpoint import CheckpointError
+from ..step.state import State
+from .source import Batch, BatchGroup, Layout, as_batch
 
-#: Where a chunk has so many steps, streamed batches go to the device in groups; of so many, and so many bytes.
-_GROUP_FROM, _GROUP_MOST, _GROUP_BYTES = 128, 64, 32 * 2**20
+#: An array of a batch, on the host or on a device.
+HostArray: TypeAlias = np.ndarray | jax.Array
+#: The batches of an epoch.
+EpochBatches: TypeAlias = Callable[[int], Iterator[PyTree]]
+
+#: From this many steps in a chunk on, streamed batches go to the device in groups.
+_GROUP_FROM = 128
+#: A group has at most this many batches, and this many bytes.
+_GROUP_STEPS, _GROUP_BYTES = 64, 32 * 2**20
 
 
-class _End(NamedTuple):
-    """The stream ended, by itself or by an error."""
+class EndOfStream(NamedTuple):
+    """The end of a stream, by itself or by an error."""
 
     error: BaseException | None
 
 
-@dataclass(eq=False)
-class Streamed:
-    """Batches read by a thread, one group ahead of the device.
+class StreamSettings(NamedTuple):
+    """Which part of a stream is read, and how it goes to the device.
 
-    Attributes:
-        batches: `(epoch) -> iterator` of batches, from the first.
-        place: how a group is put on devices.
-        per_epoch: steps in an epoch, where it is known.
-        skip: batches to pass over: the steps a resumed run has done.
-        epochs: how many epochs there are; None for no end.
-        steps: how many batches are to be read in all, those passed over included; None for no end.
-        groups: whether batches go to the device in groups where steps are short. How many is seen from the
-            clock, so processes that share the work do without.
+    Attributes: skip: The number of batches to skip: the steps that a resumed run has done. epochs: The number
+        of epochs; None for no end. steps: The number of batches to read in all, those skipped included; None
+        for no end. groups: Whether batches go to the device in groups if steps are short. The size of a group
+        depends on the
+            clock, so several processes that share the work do without.
     """
 
-    batches: Callable[[int], Iterator[PyTree]]
-    place: Callable[[PyTree], PyTree] = jax.device_put
-    per_epoch: int | None = None
     skip: int = 0
     epochs: int | None = None
     steps: int | None = None
     groups: bool = True
+
+
+@dataclass(eq=False)
+class StreamSource:
+    """Batches read by a thread, one group ahead of the device.
+
+    Attributes:
+        batches: The batches of an epoch; all have the same types, except for shorter ones.
+        place: Puts a group on devices; also given whether its only batch is a shorter one.
+        per_epoch: The number of steps in an epoch, if it is known.
+        settings: Which part of the stream is read.
+        layout_of: Returns how the data is read, as far as it is known.
+        notes_of: Returns sentences about examples that are left out or read twice.
+    """
+
+    batches: EpochBatches
+    place: Callable[[PyTree, bool], PyTree]
+    per_epoch: int | None
+    settings: StreamSettings
+    layout_of: Callable[[], Layout]
+    notes_of: Callable[[], tuple[str, ...]]
     _ahead: int = 1
-    _group: Group | None = None
-    _queue: Any = field(default_factory=lambda: queue.Queue(maxsize=1))
+    _group: BatchGroup | None = None
+    _queue: "queue.Queue[BatchGroup | EndOfStream]" = field(default_factory=lambda: queue.Queue(maxsize=1))
     _closed: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def next(self, done: int, most: int, ahead: int) -> Group | None:
+    @property
+    def layout(self) -> Layout:
+        return self.layout_of()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.notes_of()
+
+    def next(self, done: int, most: int, ahead: int) -> BatchGroup | None:
         self._ahead = ahead
         if self._thread is None:
             self._thread = threading.Thread(target=self._read, daemon=True, name="jaxprop-data")
             self._thread.start()
         group = self._group
         if group is None:
-            group = self._queue.get()
-            if isinstance(group, _End):
-                self._queue.put(group)
-                if group.error is not None:
-                    raise group.error
+            item = self._queue.get()
+            if isinstance(item, EndOfStream):
+                self._queue.put(item)
+                if item.error is not None:
+                    raise item.error
                 return None
+            group = item
         count = min(most, group.steps)
         rest = group.steps - count
         self._group = group._replace(place=group.place + count, steps=rest) if rest else None
-        cut = Group(group.source, group.place, count, group.ends and not rest)
+        cut = BatchGroup(group.arrays, group.place, count, group.ends and not rest)
         return _alone(cut) if most == 1 else cut
 
     def order(self, done: int) -> None:
         return None
 
-    def take(self, source: PyTree, order: Array | None, at: Point, place: Array) -> tuple[Batch, None]:
+    def take(self, arrays: PyTree, order: Array | None, at: State, place: Int[Array, ""]) -> tuple[Batch, None]:
         cut = functools.partial(jax.lax.dynamic_index_in_dim, index=place, keepdims=False)
-        return as_batch(jax.tree.map(cut, source)), None
+        return as_batch(jax.tree.map(cut, arrays)), None
 
     def close(self) -> None:
         self._closed.set()
         while self._thread is not None and self._thread.is_alive():
             try:
-                self._queue.get_nowait()  # a reader that waits for room goes on, and sees that it is over
+                self._queue.get_nowait()  # a reader that waits for room continues, and sees that it is closed
             except queue.Empty:
                 self._thread.join(0.01)
 
@@ -96,34 +129,47 @@ class Streamed:
                 self._put(group)
                 if self._closed.is_set():
                     return
-            self._put(_End(None))
-        except BaseException as error:  # told where the batches are asked for
-            self._put(_End(error))
+            self._put(EndOfStream(None))
+        except BaseException as error:  # raised where the batches are asked for
+            self._put(EndOfStream(error))
 
-    def _put(self, item: Any) -> None:
+    def _put(self, item: BatchGroup | EndOfStream) -> None:
         while not self._closed.is_set():
             try:
                 return self._queue.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def _groups(self) -> Iterator[Group]:
-        batches = self._rest()
-        for batch, last in batches:
-            room = self._room(batch)
-            members = [(batch, last)]
-            while len(members) < room and not members[-1][1]:
-                members += itertools.islice(batches, 1)
-            source = jax.tree.map(functools.partial(_stack, room), *(member for member, _ in members))
-            yield Group(self.place(source), 0, len(members), members[-1][1])
+    def _groups(self) -> Iterator[BatchGroup]:
+        batches, pushed_back = self._rest(), list[EpochBatch]()
 
-    def _rest(self) -> Iterator[tuple[PyTree, bool]]:
-        """The batches of all epochs that are still to come, each with whether it is the last of its epoch."""
-        first, skip = divmod(self.skip, self.per_epoch) if self.per_epoch else (0, self.skip)
-        left = None if self.steps is None else self.steps - (self.skip - skip)
-        for epoch in itertools.count(first) if self.epochs is None else range(first, self.epochs):
+        def following() -> EpochBatch | None:
+            return pushed_back.pop() if pushed_back else next(batches, None)
+
+        full: list[str] | None = None
+        while (first := following()) is not None:
+            types = batch_types(first.data)
+            full = types if full is None else full
+            room = self._room(first.data) if types == full else 1
+            members = [first]
+            while len(members) < room and not members[-1].ends and (item := following()) is not None:
+                if batch_types(item.data) != types:
+                    pushed_back.append(item)
+                    break
+                members.append(item)
+            stack = functools.partial(_stacked_batches, room)
+            arrays = self.place(jax.tree.map(stack, *(member.data for member in members)), types != full)
+            yield BatchGroup(arrays, 0, len(members), members[-1].ends)
+
+    def _rest(self) -> Iterator["EpochBatch"]:
+        """The batches of all epochs that are still to come."""
+        skip, per_epoch = self.settings.skip, self.per_epoch
+        first, skip = divmod(skip, per_epoch) if per_epoch else (0, skip)
+        left = None if self.settings.steps is None else self.settings.steps - (self.settings.skip - skip)
+        epochs = self.settings.epochs
+        for epoch in itertools.count(first) if epochs is None else range(first, epochs):
             count = 0
-            for count, item in enumerate(_with_last(itertools.islice(self.batches(epoch), left)), 1):
+            for count, item in enumerate(_with_end(itertools.islice(self.batches(epoch), left)), 1):
                 if count > skip:
                     yield item
             skip -= min(count, skip)
@@ -132,35 +178,43 @@ class Streamed:
                 return
 
     def _room(self, batch: PyTree) -> int:
-        """Batches in a group: one, or where steps are short as many as there is room for. Each is a program."""
-        if not self.groups or self._ahead < _GROUP_FROM:
+        """How many batches a group has room for: one, or more if steps are short. Each is a program of its
+        own.
+        """
+        if not self.settings.groups or self._ahead < _GROUP_FROM:
             return 1
         size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch)))
-        return max(1, min(_GROUP_MOST, _GROUP_BYTES // size))
+        return max(1, min(_GROUP_STEPS, _GROUP_BYTES // size))
 
 
-def _alone(group: Group) -> Group:
-    """A group of one batch as if it had been read alone: no other program for a single step."""
-    if len(jax.tree.leaves(group.source)[0]) == 1:
-        return group
-    return group._replace(source=_cut_one(group.source, group.place), place=0)
+class EpochBatch(NamedTuple):
+    """A batch, and whether its epoch ends with it."""
+
+    data: PyTree
+    ends: bool
 
 
-@jax.jit
-def _cut_one(source: PyTree, place: Array) -> PyTree:
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, place, 1), source)
-
-
-def _with_last(items: Iterator[PyTree]) -> Iterator[tuple[PyTree, bool]]:
-    """Each item, and whether it is the last."""
+def _with_end(items: Iterator[PyTree]) -> Iterator[EpochBatch]:
     held = next(items, None)
     while held is not None:
         item, held = held, next(items, None)
-        yield item, held is None
+        yield EpochBatch(item, held is None)
 
 
-def _stack(room: int, *xs: Any) -> Any:
-    """Batches in one array, with room for so many."""
+def _alone(group: BatchGroup) -> BatchGroup:
+    """A group of one batch as if it had been read alone, so that a single step needs no other program."""
+    if len(jax.tree.leaves(group.arrays)[0]) == 1:
+        return group
+    return group._replace(arrays=_cut_one(group.arrays, group.place), place=0)
+
+
+@jax.jit
+def _cut_one(arrays: PyTree, place: Array) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, place, 1), arrays)
+
+
+def _stacked_batches(room: int, *xs: HostArray) -> HostArray:
+    """Batches in one array, with room for `room` of them."""
     if room == 1:
         return xs[0][None]
     if isinstance(xs[0], jax.Array):
@@ -174,24 +228,28 @@ def _stack(room: int, *xs: Any) -> Any:
 # --- iterables of batches ----------------------------------------------------------------------------------
 
 
-def factory_of(data: Any) -> Callable[[int], Iterator[PyTree]]:
-    """What gives the batches of an epoch: a function is called for them, an iterable begun again."""
+def factory_of(data: object) -> EpochBatches:
+    """Return a function for the batches of an epoch: a function is called for them, an iterable started again.
+
+    Raises:
+        TypeError: `data` is neither.
+    """
     if isinstance(data, Iterator):
-        # It cannot be begun again: there is one epoch of it.
+        # It cannot be started again: there is one epoch of it.
         return lambda epoch: data if epoch == 0 else iter(())
     if isinstance(data, Iterable):
         return lambda epoch: iter(data)
     if callable(data):
         make = cast(Callable[..., Iterable[PyTree]], data)
-        takes_epoch = _parameters(make) > 0
+        takes_epoch = _required_parameters(make) > 0
         return lambda epoch: iter(make(epoch) if takes_epoch else make())
     raise TypeError(
-        "`data` must be a pytree of arrays with one leading axis in common, an iterable of batches, or a "
-        f"function that gives one; got {type(data).__name__}."
+        "`data` must be a pytree of arrays with the examples on the first axis, an iterable of batches, or a "
+        f"function that returns one; got {type(data).__name__}."
     )
 
 
-def _parameters(function: Any) -> int:
+def _required_parameters(function: Callable[..., object]) -> int:
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -201,43 +259,117 @@ def _parameters(function: Any) -> int:
     )
 
 
-def batches_of(data: Any) -> Iterator[PyTree]:
-    """The batches of one epoch of an iterable, of whatever shapes."""
-    return (jax.tree.map(_as_array, batch) for batch in factory_of(data)(0))
+def batches_of(data: object) -> Iterator[PyTree]:
+    """Return the batches of one epoch of an iterable, of any shapes."""
+    return (jax.tree.map(as_array, batch) for batch in factory_of(data)(0))
 
 
-def checked(
-    factory: Callable[[int], Iterator[PyTree]],
-    drop_last: bool,
-    check: Callable[[PyTree, str], None],
-    epoch: int,
-) -> Iterator[PyTree]:
-    """The batches of an epoch as arrays, all of one shape."""
-    shape = None
-    for number, batch in enumerate(factory(epoch)):
-        batch = jax.tree.map(_own_array, batch)
-        mine = [(np.shape(x), x.dtype) for x in jax.tree.leaves(batch)]
-        shape = mine if shape is None else shape
-        if mine != shape:
-            if drop_last:
-                continue
-            raise ValueError(
-                f"batch {number} of epoch {epoch} has the shapes {_spell(mine)}, the first {_spell(shape)}: "
-                "each shape is a program of its own. Make the batches equal, or pass drop_last=True to leave "
-                "such batches out."
-            )
-        check(batch, f"batch {number} of epoch {epoch}")
-        yield batch
-
-
-def _own_array(x: Any) -> Any:
-    """A copy: who gives batches may fill the same array again and again."""
-    return x if isinstance(x, jax.Array) else np.array(x)
-
-
-def _as_array(x: Any) -> Any:
+def as_array(x: HostArray) -> HostArray:
+    """Return an array as it is, and anything else as a NumPy array."""
     return x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
 
 
-def _spell(shapes: list[Any]) -> str:
-    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in shapes)
+def batch_types(batch: PyTree) -> list[str]:
+    """Return the types of the arrays of a batch: `float32[32, 4]`."""
+    return [f"{x.dtype}{list(np.shape(x))}" for x in jax.tree.leaves(batch)]
+
+
+@dataclass(eq=False)
+class UniformBatches:
+    """The batches of an iterable as arrays, all of the same types except for shorter ones.
+
+    Attributes:
+        factory: The batches of an epoch.
+        remainder: What is done with a shorter batch, as in `Data`.
+        check: Checks a batch, given the batch and where it is.
+        saved: The types of the batches of the run that is resumed.
+    """
+
+    factory: EpochBatches
+    remainder: str
+    check: Callable[[PyTree, str], None]
+    saved: list[str] | None = None
+    _first: PyTree = None
+    _short: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """How the data is read, as far as it is known: the types of a batch."""
+        types = self.saved if self._first is None else batch_types(self._first)
+        return {"batch": types}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence about batches that were shorter."""
+        told = {
+            "drop": "left out",
+            "pad": "filled up from the first batch of the run",
+            "keep": "used as they are",
+        }
+        if not self._short:
+            return ()
+        batches = plural(self._short, "batch was", "batches were")
+        return (f"{batches} shorter than the first and {told[self.remainder]} (remainder={self.remainder!r}).",)
+
+    def __call__(self, epoch: int) -> Iterator[PyTree]:
+        """Return the batches of an epoch."""
+        for number, given in enumerate(self.factory(epoch)):
+            batch, where = jax.tree.map(_own_array, given), f"batch {number} of epoch {epoch}"
+            if self._first is None:
+                self._begin(batch)
+            if batch_types(batch) != batch_types(self._first):
+                self._refuse(batch, where)
+                self._short += 1
+                if self.remainder == "drop":
+                    continue
+                batch = jax.tree.map(_filled_up, batch, self._first) if self.remainder == "pad" else batch
+            self.check(batch, where)
+            yield batch
+
+    def _begin(self, batch: PyTree) -> None:
+        types = batch_types(batch)
+        if self.saved is not None and self.saved != types:
+            raise CheckpointError(
+                f"the run that is resumed read batches of {', '.join(self.saved)}, but the first batch is now "
+                f"{', '.join(types)}: the data would continue elsewhere. Pass batches of the same shape, or "
+                'resume="state" to continue from the state with the data as it is now.'
+            )
+        self._first = batch
+
+    def _refuse(self, batch: PyTree, where: str) -> None:
+        """Raise ValueError unless a batch is like the first, only shorter."""
+        types, expected = (", ".join(batch_types(each)) for each in (batch, self._first))
+        if self.remainder == "error":
+            raise ValueError(
+                f"{where} has the types {types}, but the first batch {expected}. Make the batches equal, or "
+                'pass data=Data(..., remainder="keep"), "drop" or "pad".'
+            )
+        if not _only_shorter(batch, self._first):
+            raise ValueError(
+                f"{where} has the types {types}, but the first batch {expected}. Only the number of examples "
+                "may be smaller, as in the last batch of an epoch: each shape needs a program of its own. "
+                "Make the batches equal."
+            )
+
+
+def _only_shorter(batch: PyTree, first: PyTree) -> bool:
+    """Whether a batch is like another, except that it has fewer examples."""
+    if jax.tree.structure(batch) != jax.tree.structure(first):
+        return False
+    pairs = list(zip(jax.tree.leaves(batch), jax.tree.leaves(first), strict=True))
+    if any((x.dtype, np.ndim(x), np.shape(x)[1:]) != (y.dtype, np.ndim(y), np.shape(y)[1:]) for x, y in pairs):
+        return False
+    lengths = {(len(x), len(y)) for x, y in pairs if np.ndim(y)}
+    return len(lengths) == 1 and all(0 < ours < theirs for ours, theirs in lengths)
+
+
+def _filled_up(x: HostArray, first: HostArray) -> HostArray:
+    """A shorter array with examples of the first batch at its end."""
+    if not np.ndim(x):
+        return x
+    return np.concatenate([np.asarray(x), np.asarray(first)[: len(first) - len(x)]])
+
+
+def _own_array(x: HostArray) -> HostArray:
+    """A copy: a loader may fill the same array again and again."""
+    return x if isinstance(x, jax.Array) else np.array(x)

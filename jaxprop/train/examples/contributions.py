@@ -1,89 +1,101 @@
-"""What one node adds to each example's gradient of one parameter, without building that gradient.
+"""The contribution of one node to each example's gradient of one parameter, without building that gradient.
 
-A parameter meets the examples at few kinds of nodes: products of matrices, convolutions, look-ups of rows, and
-elementwise operations by which it is spread over the examples. There each example's gradient is a product of
-two arrays that the backward pass has at hand anyway, the operand and the cotangent. Norms are taken from
-these factors (Goodfellow 2015, arXiv:1510.01799; Rochette, Manoel and Tramel 2019, arXiv:1912.06015).
+A parameter meets the examples at few kinds of nodes: matrix products, convolutions, embedding lookups, and
+elementwise operations that broadcast it over the examples. There each example's gradient is a product of two
+arrays that the backward pass computes anyway, the operand and the cotangent. Norms are computed from these
+factors (Goodfellow 2015, arXiv:1510.01799; Rochette, Manoel and Tramel 2019, arXiv:1912.06015).
 
 Index letters, the same everywhere:
-    b: example    s: slice of a parameter that a scan goes through    f: position (time, space, step of a scan)
-    h: axis that operand, parameter and result share    c: axis summed over by the node    k: axis of the result
-    n, r: row of a table, and what is in a row    o: place in a kernel    p: place in a picture
+    b: example    s: slice of a parameter that is scanned over    f: position (time, space, step of a scan)
+    h: axis that operand, parameter and result share    c: axis that the node contracts    k: axis of the result
+    n, r: row of a table, and element of a row    o: offset in a kernel    p: pixel
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 from ...core.graph import Node, Value
 from ...core.local import Local, node_function
 from ...core.rules import Rule
-from ...core.types import Array, InCts, OutCts
+from ...core.types import Array, InCts, OutCts, Shape
 
-#: Numbers that may be laid out at once, beyond what the backward pass holds: examples are taken in such chunks.
+T = TypeVar("T")
+
+#: Elements that may be held at once, besides those of the backward pass: examples are processed in chunks.
 CHUNK = 2**21
 
-#: Arrays a gradient is built from. `Part.read` gives axes `b, f, ...`; in the end they are `b, s, f, ...`.
+#: The arrays a gradient is a product of. `Contribution.factors` has axes `b, f, ...`; finally `b, s, f, ...`.
 Factors: TypeAlias = Mapping[str, Array]
-#: The axis that counts the examples; None for a value that is the same for all.
+#: The axis of a value that counts the examples; None for a value that is the same for all.
 AxisOf: TypeAlias = Callable[[Value], int | None]
+#: Positions of axes.
+Axes: TypeAlias = tuple[int, ...]
 
 
-class Part(Protocol):
-    """A node that reads a parameter, taken apart."""
+class Contribution(Protocol):
+    """The contribution of a node that uses a parameter to each example's gradient of it."""
 
-    def read(self, local: Local, out_ct: Array) -> Factors:
-        """Take the factors, in the backward pass."""
+    def factors(self, local: Local, out_ct: Array) -> Factors:
+        """Return the factors, in the backward pass."""
         ...
 
-    def squares(self, factors: Factors) -> Array:
-        """The squared norm of each example's gradient of the operand, summed over `s`: axis `b`."""
+    def squares(self, factors: Factors) -> Float[Array, " b"]:
+        """Return the squared norm of each example's gradient of the operand, summed over `s`."""
         ...
 
-    def gradient(self, factors: Factors) -> Array:
-        """Each example's gradient of the operand: axes `b, s`, then its own."""
+    def gradient(self, factors: Factors) -> Float[Array, "b s ..."]:
+        """Return each example's gradient of the operand."""
         ...
 
 
-def part_of(node: Node, position: int, axis_of: AxisOf) -> Part | None:
-    """How a node is taken apart with respect to one operand, the same for all examples; None: not known."""
+def contribution_of(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
+    """Return the contribution of a node to the gradient of one operand; None if it is not known.
+
+    Args:
+        node: A node that uses a parameter.
+        position: The position of the parameter among its operands. It is the same for all examples.
+        axis_of: The axis of a value that counts the examples.
+    """
     if len(node.outputs) != 1 or axis_of(node.outputs[0]) is None:
         return None
     makers = {
-        "dot_general": _product,
+        "dot_general": _matrix_product,
         "conv_general_dilated": _convolution,
-        "gather": _rows,
+        "gather": _embedding_lookup,
         "broadcast_in_dim": _broadcast,
     }
     return makers.get(node.primitive, _elementwise)(node, position, axis_of)
 
 
-# --- products of matrices -------------------------------------------------------------------------
+# --- matrix products -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Product:
-    """`dot_general` of something with a parameter: `g[b,h,c,k] = sum_f x[b,f,h,c] * ct[b,f,h,k]`."""
+class MatrixProduct:
+    """`dot_general` of an array with a parameter: `g[b,h,c,k] = sum_f x[b,f,h,c] * ct[b,f,h,k]`."""
 
     position: int
     example: int  # axis b of the other operand
-    x_axes: tuple[tuple[int, ...], ...]  # of the other operand: f, h, c
-    w_axes: tuple[tuple[int, ...], ...]  # of the parameter: h, c, k
-    shape: tuple[int, ...]
+    x_axes: tuple[Axes, ...]  # of the other operand: f, h, c
+    w_axes: tuple[Axes, ...]  # of the parameter: h, c, k
+    shape: Shape
 
-    def read(self, local: Local, out_ct: Array) -> Factors:
+    def factors(self, local: Local, out_ct: Array) -> Factors:
         x = local.operands[1 - self.position]
         f, h, c = self.x_axes
         count = x.shape[self.example]
         sizes = [math.prod(x.shape[axis] for axis in axes) for axes in (f, h, c)]
         x_factor = jnp.transpose(x, (self.example, *f, *h, *c)).reshape(count, *sizes)
-        # Axes of the result: h, those of the left operand that are left over, those of the right.
+        # Axes of the result: h, the free axes of the left operand, the free axes of the right one.
         free, k = sorted((*f, self.example)), len(self.w_axes[2])
         first_free = len(h) + (k if self.position == 0 else 0)
         first_k = len(h) + (0 if self.position == 0 else len(free))
@@ -99,57 +111,57 @@ class Product:
         if f == 1:
             return (_square(x).sum(-1) * _square(ct).sum(-1)).sum((1, 2, 3))
         if f * (c + k) <= c * k:
-            return by_chunks(_through_positions, s * h * f * f, x, ct)
-        return by_chunks(lambda x, ct: _square(_product_of(x, ct)).sum(), s * h * c * k, x, ct)
+            return by_chunks(_squares_by_positions, s * h * f * f, x, ct)
+        return by_chunks(lambda x, ct: _square(_sum_of_products(x, ct)).sum(), s * h * c * k, x, ct)
 
     def gradient(self, factors: Factors) -> Array:
-        g = jax.vmap(_product_of)(factors["x"], factors["ct"])
+        g = jax.vmap(_sum_of_products)(factors["x"], factors["ct"])
         axes = [axis for axes in self.w_axes for axis in axes]
         g = g.reshape(*g.shape[:2], *(self.shape[axis] for axis in axes))
         return jnp.transpose(g, (0, 1, *(2 + axes.index(axis) for axis in range(len(axes)))))
 
 
-def thin(node: Node, part: Product) -> Rule | None:
-    """The chain rule of a product, with the axes of length one of its operand left out; None: there are none.
+def squeezed_rule(node: Node, product: MatrixProduct) -> Rule | None:
+    """Return the chain rule of a product without the axes of length one of its operand; None if there are none.
 
-    An example that is a batch of one leaves such an axis in every layer. XLA lays cotangents out anew because
-    of it, which costs an MLP a quarter of its step.
+    An example that is a batch of one leaves such an axis in every layer. Because of it XLA changes the layout
+    of cotangents, which costs an MLP a quarter of its step.
     """
-    other = 1 - part.position
+    other = 1 - product.position
     shape = node.operands[other].shape
-    ones = [axis for axis in part.x_axes[0] if shape[axis] == 1]
+    ones = [axis for axis in product.x_axes[0] if shape[axis] == 1]
     if not ones or node.params.get("out_sharding") is not None:
         return None
-    left = [axis for axis in range(len(shape)) if axis not in ones]
+    kept = [axis for axis in range(len(shape)) if axis not in ones]
     numbers = tuple(
-        tuple(tuple(map(left.index, axes)) if i == other else axes for i, axes in enumerate(pair))
+        tuple(tuple(map(kept.index, axes)) if i == other else axes for i, axes in enumerate(pair))
         for pair in node.params["dimension_numbers"]
     )
     run = functools.partial(lax.dot_general, **{**node.params, "dimension_numbers": numbers})
 
-    def product(*operands: Array) -> Array:
+    def squeezed(*operands: Array) -> Array:
         return run(*(lax.squeeze(x, ones) if i == other else x for i, x in enumerate(operands)))
 
     def rule(local: Local, out_cts: OutCts) -> InCts:
-        (ct,) = out_cts  # the only one: called where one comes
+        (ct,) = out_cts  # a product has one output, and a rule is called only where a cotangent arrives
         assert ct is not None
-        out, pull = jax.vjp(product, *local.operands)
+        out, pull = jax.vjp(squeezed, *local.operands)
         return pull(jnp.reshape(ct, out.shape))
 
     return rule
 
 
-def _product_of(x: Array, ct: Array) -> Array:
+def _sum_of_products(x: Array, ct: Array) -> Array:
     return jnp.einsum("sfhc,sfhk->shck", x, ct)
 
 
-def _through_positions(x: Array, ct: Array) -> Array:
-    """`|x.T @ ct|**2` as the sum of `(x @ x.T) * (ct @ ct.T)`: cheaper where positions are few."""
+def _squares_by_positions(x: Array, ct: Array) -> Array:
+    """Compute `|x.T @ ct|**2` as the sum of `(x @ x.T) * (ct @ ct.T)`: cheaper where positions are few."""
     xx, cc = (jnp.einsum("sfhc,sghc->shfg", y, y.conj()) for y in (x, ct))
-    return _real(xx * cc).sum()
+    return jnp.real(xx * cc).sum()
 
 
-def _product(node: Node, position: int, axis_of: AxisOf) -> Part | None:
+def _matrix_product(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
     x = node.operands[1 - position]
     example = axis_of(x)
     contract, batch = node.params["dimension_numbers"]
@@ -160,7 +172,7 @@ def _product(node: Node, position: int, axis_of: AxisOf) -> Part | None:
     shape = node.operands[position].shape
     f = tuple(i for i in range(len(x.shape)) if i not in (*x_c, *x_h, example))
     k = tuple(i for i in range(len(shape)) if i not in (*w_c, *w_h))
-    return Product(position, example, (f, tuple(x_h), tuple(x_c)), (tuple(w_h), tuple(w_c), k), shape)
+    return MatrixProduct(position, example, (f, tuple(x_h), tuple(x_c)), (tuple(w_h), tuple(w_c), k), shape)
 
 
 # --- convolutions ---------------------------------------------------------------------------------
@@ -170,65 +182,63 @@ def _product(node: Node, position: int, axis_of: AxisOf) -> Part | None:
 class Convolution:
     """`conv_general_dilated` whose kernel is a parameter: `g[b,o,c,k] = sum_p x[b,c,p+o] * ct[b,k,p]`.
 
-    Places in the kernel are taken one by one, so the patches of the input are never laid out together.
+    The offsets in the kernel are processed one by one, so the patches of the input are never all in memory.
     """
 
-    numbers: Any
+    numbers: lax.ConvDimensionNumbers
     groups: int
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     x_dilation: tuple[int, ...]
     dilation: tuple[int, ...]
-    shape: tuple[int, ...]
+    shape: Shape
 
     @property
-    def kernel(self) -> tuple[int, ...]:
+    def kernel(self) -> Shape:
+        """The spatial shape of the kernel."""
         return tuple(self.shape[axis] for axis in self.numbers.rhs_spec[2:])
 
-    def read(self, local: Local, out_ct: Array) -> Factors:
+    def factors(self, local: Local, out_ct: Array) -> Factors:
         x = jnp.transpose(local.operands[0], self.numbers.lhs_spec)
         ct = jnp.transpose(out_ct, self.numbers.out_spec)
         return {"x": x[:, None], "ct": ct[:, None]}
 
     def squares(self, factors: Factors) -> Array:
         x, ct = factors["x"], factors["ct"]
-        laid_out = math.prod(x.shape[1:]) * min(math.prod(self.kernel), 2) + x.shape[1] * math.prod(self.shape)
-        return by_chunks(lambda x, ct: sum(_square(g).sum() for g in self._places(x, ct)), laid_out, x, ct)
+        held = math.prod(x.shape[1:]) * min(math.prod(self.kernel), 2) + x.shape[1] * math.prod(self.shape)
+
+        def of_one(x: Array, ct: Array) -> Array:
+            return functools.reduce(jnp.add, (_square(g).sum() for g in self._by_offset(x, ct)))
+
+        return by_chunks(of_one, held, x, ct)
 
     def gradient(self, factors: Factors) -> Array:
-        g = jax.vmap(lambda x, ct: jnp.stack(self._places(x, ct)))(factors["x"], factors["ct"])
+        g = jax.vmap(lambda x, ct: jnp.stack(self._by_offset(x, ct)))(factors["x"], factors["ct"])
         g = jnp.einsum("bosgck->bsgkco", g)
         g = g.reshape(*g.shape[:2], -1, g.shape[4], *self.kernel)
         spec = self.numbers.rhs_spec
         return jnp.transpose(g, (0, 1, *(2 + spec.index(axis) for axis in range(len(spec)))))
 
-    def _places(self, x: Array, ct: Array) -> list[Array]:
-        """One example's gradient, for each place in the kernel: axes `s, group, c, k`."""
+    def _by_offset(self, x: Array, ct: Array) -> list[Array]:
+        """One example's gradient, for each offset in the kernel: axes `s, group, c, k`."""
         config = zip(self.padding, self.x_dilation, strict=True)
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 3 + [(lo, hi, d - 1) for (lo, hi), d in config])
 
-        def at(place: Sequence[int]) -> Array:
-            starts = [o * d for o, d in zip(place, self.dilation, strict=True)]
+        def at(offset: Sequence[int]) -> Array:
+            starts = [o * d for o, d in zip(offset, self.dilation, strict=True)]
             spans = [(size - 1) * stride + 1 for size, stride in zip(ct.shape[3:], self.stride, strict=True)]
             limits = [start + span for start, span in zip(starts, spans, strict=True)]
             window = lax.slice(x, (0, 0, 0, *starts), (*x.shape[:3], *limits), (1, 1, 1, *self.stride))
             return jnp.einsum("sfgcp,sfgkp->sgck", self._grouped(window), self._grouped(ct))
 
-        return [at(place) for place in _places_of(self.kernel)]
+        return [at(offset) for offset in itertools.product(*map(range, self.kernel))]
 
     def _grouped(self, x: Array) -> Array:
         s, f, channels = x.shape[:3]
         return x.reshape(s, f, self.groups, channels // self.groups, -1)
 
 
-def _places_of(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = [()]
-    for size in sizes:
-        found = [(*place, i) for place in found for i in range(size)]
-    return found
-
-
-def _convolution(node: Node, position: int, axis_of: AxisOf) -> Part | None:
+def _convolution(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
     params = node.params
     numbers = params["dimension_numbers"]
     if position != 1 or axis_of(node.operands[0]) != numbers.lhs_spec[0] or params["batch_group_count"] != 1:
@@ -244,23 +254,23 @@ def _convolution(node: Node, position: int, axis_of: AxisOf) -> Part | None:
     )
 
 
-# --- rows of a table ------------------------------------------------------------------------------
+# --- embedding lookups ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Rows:
+class EmbeddingLookup:
     """Rows looked up in a table: `g[b,n,r] = sum of ct[b,f,r] over the f that look up row n`."""
 
     example: int  # axis b of the indices
-    offsets: tuple[int, ...]  # axes of the result that are those of a row
-    mode: Any
-    shape: tuple[int, ...]
+    row_axes: Axes  # axes of the result that belong to a row
+    mode: lax.GatherScatterMode
+    shape: Shape
 
-    def read(self, local: Local, out_ct: Array) -> Factors:
+    def factors(self, local: Local, out_ct: Array) -> Factors:
         rows = local.operands[1]
         count, last = rows.shape[self.example], self.shape[0] - 1
-        positions = [axis for axis in range(out_ct.ndim) if axis not in self.offsets]
-        order = (positions.pop(self.example), *positions, *self.offsets)
+        positions = [axis for axis in range(out_ct.ndim) if axis not in self.row_axes]
+        order = (positions.pop(self.example), *positions, *self.row_axes)
         rows = jnp.moveaxis(rows[..., 0], self.example, 0).reshape(count, -1)
         ct = jnp.transpose(out_ct, order).reshape(*rows.shape, -1)
         if self.mode == lax.GatherScatterMode.FILL_OR_DROP:
@@ -275,7 +285,7 @@ class Rows:
 
         def of_one(rows: Array, ct: Array) -> Array:
             same = (rows[:, :, None] == rows[:, None, :]).astype(ct.dtype)
-            return _real(jnp.einsum("sfg,sgr->sfr", same, ct) * ct.conj()).sum()
+            return jnp.real(jnp.einsum("sfg,sgr->sfr", same, ct) * ct.conj()).sum()
 
         return by_chunks(of_one, s * f * max(f, r), rows, ct)
 
@@ -287,7 +297,7 @@ class Rows:
         return g.reshape(*g.shape[:2], *self.shape)
 
 
-def _rows(node: Node, position: int, axis_of: AxisOf) -> Part | None:
+def _embedding_lookup(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
     table, rows = node.operands
     example, numbers = axis_of(rows), node.params["dimension_numbers"]
     plain = (
@@ -298,23 +308,23 @@ def _rows(node: Node, position: int, axis_of: AxisOf) -> Part | None:
     )
     if position != 0 or example is None or example == len(rows.shape) - 1 or not plain:
         return None
-    return Rows(example, tuple(numbers.offset_dims), node.params["mode"], table.shape)
+    return EmbeddingLookup(example, tuple(numbers.offset_dims), node.params["mode"], table.shape)
 
 
-# --- spread over examples and positions -----------------------------------------------------------
+# --- broadcasting over examples and positions -----------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A parameter spread over examples and positions: `g[b,...] = sum_f ct[b,f,...]`."""
+class Broadcast:
+    """A parameter broadcast over examples and positions: `g[b,...] = sum_f ct[b,f,...]`."""
 
     position: int
     example: int  # axis b of the result
-    axes: tuple[int, ...]  # the axes of the result that those of the parameter become
-    shape: tuple[int, ...]
-    elementwise: bool  # an operation that spreads it by itself, not `broadcast_in_dim`
+    axes: Axes  # the axes of the result that correspond to those of the parameter
+    shape: Shape
+    elementwise: bool  # an elementwise operation that broadcasts by itself, not `broadcast_in_dim`
 
-    def read(self, local: Local, out_ct: Array) -> Factors:
+    def factors(self, local: Local, out_ct: Array) -> Factors:
         ct = _elementwise_ct(local, self.position, out_ct) if self.elementwise else out_ct
         kept = {axis for axis, size in zip(self.axes, self.shape, strict=True) if size == ct.shape[axis] != 1}
         g = ct.sum(tuple(axis for axis in range(ct.ndim) if axis != self.example and axis not in kept))
@@ -330,51 +340,53 @@ class Spread:
 
 
 def _elementwise_ct(local: Local, position: int, out_ct: Array) -> Array:
-    """The cotangent of the operand, were it laid out over all of the result."""
+    """The cotangent of the operand as if it had the shape of the result."""
     fun, operands = node_function(local.node), list(local.operands)
 
-    def of(x: Array) -> Array:
+    def of_operand(x: Array) -> Array:
         operands[position] = x
         return fun(*operands)[0]
 
-    return jax.vjp(of, jnp.broadcast_to(operands[position], out_ct.shape))[1](out_ct)[0]
+    return jax.vjp(of_operand, jnp.broadcast_to(operands[position], out_ct.shape))[1](out_ct)[0]
 
 
-def _broadcast(node: Node, position: int, axis_of: AxisOf) -> Part | None:
+def _broadcast(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
     example = axis_of(node.outputs[0])
     axes = tuple(map(int, node.params["broadcast_dimensions"]))
     if position != 0 or example is None:
         return None
-    return Spread(0, example, axes, node.operands[0].shape, elementwise=False)
+    return Broadcast(0, example, axes, node.operands[0].shape, elementwise=False)
 
 
-#: Operations that act element by element on several operands, and spread those of size 1.
+#: Elementwise operations of several operands, which broadcast axes of length 1.
 _ELEMENTWISE = frozenset({"add", "add_any", "sub", "mul", "div", "max", "min", "pow", "atan2", "select_n"})
 
 
-def _elementwise(node: Node, position: int, axis_of: AxisOf) -> Part | None:
+def _elementwise(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
     shape, out = node.operands[position].shape, node.outputs[0].shape
     example = axis_of(node.outputs[0])
     if node.primitive not in _ELEMENTWISE or example is None:
         return None
     if shape and (len(shape) != len(out) or shape[example] != 1):
         return None
-    return Spread(position, example, tuple(range(len(shape))), shape, elementwise=True)
+    return Broadcast(position, example, tuple(range(len(shape))), shape, elementwise=True)
 
 
 # --- shared ---------------------------------------------------------------------------------------
 
 
 def _square(x: Array) -> Array:
-    return _real(x * x.conj())
+    return jnp.real(x * x.conj())
 
 
-def _real(x: Array) -> Array:
-    return x.real if jnp.iscomplexobj(x) else x
+def by_chunks(fun: Callable[..., T], size: int, *arrays: Array) -> T:
+    """Map a function over examples, as many at a time as `CHUNK` allows.
 
-
-def by_chunks(fun: Callable[..., Any], size: int, *arrays: Array) -> Any:
-    """Map over examples, so many at once that what one lays out (`size` numbers) stays within `CHUNK`."""
+    Args:
+        fun: A function of one example.
+        size: The number of elements it holds at once.
+        *arrays: Its arguments, with the examples on the first axis.
+    """
     count, together = arrays[0].shape[0], max(1, CHUNK // max(size, 1))
     if together >= count:
         return jax.vmap(fun)(*arrays)

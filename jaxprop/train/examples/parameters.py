@@ -1,4 +1,4 @@
-"""Where parameters meet the examples: which axis of a value counts them, and which nodes read a parameter."""
+"""Which axis of a value counts the examples, and which nodes use a parameter."""
 
 import functools
 import math
@@ -13,17 +13,23 @@ from ...core.graph import Graph, Node, Value
 from ...core.local import evaluate
 from ...core.types import Array
 from ...record.aliases import REORDERING
-from .contributions import Part, part_of
+from .contributions import Contribution, contribution_of
 
 # --- which axis counts the examples ---------------------------------------------------------------
 
-#: Of a value that differs with the number of examples in another way than by one axis that counts them.
-_ODD = -1
+#: Stands for the axis of a value whose shape depends on the number of examples in another way.
+_IRREGULAR = -1
 
 
-def example_axes(graph: Graph, twin: Graph, count: int) -> Mapping[int, int | None]:
-    """The axis that counts examples, by id of a value; nothing where the two programs are not alike."""
-    ours, theirs = ([node for node in g.walk() if node.eqn is not None] for g in (graph, twin))
+def example_axes(graph: Graph, larger: Graph, count: int) -> Mapping[int, int | None]:
+    """Return the axis that counts the examples, by value; nothing if the two programs differ in structure.
+
+    Args:
+        graph: The program for `count` examples.
+        larger: The program for one example more.
+        count: The number of examples.
+    """
+    ours, theirs = ([node for node in g.walk() if node.eqn is not None] for g in (graph, larger))
     if [node.primitive for node in ours] != [node.primitive for node in theirs]:
         return {}
     axes: dict[int, int | None] = {}
@@ -35,39 +41,41 @@ def example_axes(graph: Graph, twin: Graph, count: int) -> Mapping[int, int | No
 
 def _differing(shape: Sequence[int], other: Sequence[int], count: int) -> int | None:
     if len(shape) != len(other):
-        return _ODD
+        return _IRREGULAR
     differ = [axis for axis, (ours, theirs) in enumerate(zip(shape, other, strict=True)) if ours != theirs]
     if not differ:
         return None
-    return differ[0] if len(differ) == 1 and shape[differ[0]] == count else _ODD
+    return differ[0] if len(differ) == 1 and shape[differ[0]] == count else _IRREGULAR
 
 
-# --- where parameters are read --------------------------------------------------------------------
+# --- where parameters are used --------------------------------------------------------------------
 
-#: A parameter on its way to the node that reads it: the same numbers laid out in another way by a node, or one
-#: slice of it for each step of a scan of this length.
+#: What happens to a parameter before it is used: a node changes its layout, or a scan of this length slices it.
 Move: TypeAlias = Node | int
 
 
 @dataclass(frozen=True)
-class View:
+class ParameterView:
     """A parameter as a node sees it.
 
     Attributes:
-        leaf: number of the differentiated leaf.
-        moves: how it came there.
-        sliced: for each scan around, whether its steps see slices, or one and the same.
+        leaf: The number of the differentiated leaf.
+        moves: What happened to it on the way there.
+        sliced: For each scan around the node, whether its steps see slices, or all see the same array.
     """
 
     leaf: int
     moves: tuple[Move, ...] = ()
     sliced: tuple[bool, ...] = ()
 
-    def inside(self, sliced: bool, length: int) -> "View":
-        return View(self.leaf, self.moves + (length,) * sliced, (*self.sliced, sliced))
+    def inside(self, sliced: bool, length: int) -> "ParameterView":
+        """Return the view inside a scan."""
+        return ParameterView(self.leaf, self.moves + (length,) * sliced, (*self.sliced, sliced))
 
     def back(self, g: Array) -> Array:
-        """Lay out a gradient of what the node sees (axes `s`, then its own) as one of the parameter."""
+        """Return the gradient of the parameter, given that of what the node sees (axis `s`, then its own
+        axes).
+        """
         lengths = [move for move in self.moves if isinstance(move, int)]
         g = g.reshape(*lengths, *g.shape[1:])
         depth = len(lengths)
@@ -87,23 +95,23 @@ def _pull_view(node: Node, g: Array) -> Array:
     return jax.linear_transpose(lambda x: evaluate(node, [x])[0], struct)(g)[0]
 
 
-class Reading(NamedTuple):
-    """A node that reads a parameter, and how it is taken apart."""
+class ParameterUse(NamedTuple):
+    """A node that uses a parameter, and its contribution to the gradient."""
 
-    view: View
+    view: ParameterView
     node: Node
     position: int
-    part: Part
+    contribution: Contribution
 
 
-class _Unknown(Exception):
-    """A node reads parameters in a way nothing is known about."""
+class _UnknownUse(Exception):
+    """A node uses a parameter in a way that is not known here."""
 
 
-def readings_of(graph: Graph, axes: Mapping[int, int | None]) -> list[list[Reading] | None]:
-    """For each differentiated leaf all that reads it; None where something does in a way not known."""
-    views = {value.id: View(leaf) for leaf, value in enumerate(graph.inputs)}
-    found: list[list[Reading] | None] = [[] for _ in graph.inputs]
+def parameter_uses(graph: Graph, axes: Mapping[int, int | None]) -> list[list[ParameterUse] | None]:
+    """Return for each differentiated leaf the nodes that use it; None if one uses it in an unknown way."""
+    views = {value.id: ParameterView(leaf) for leaf, value in enumerate(graph.inputs)}
+    found: list[list[ParameterUse] | None] = [[] for _ in graph.inputs]
 
     def visit(level: Graph) -> None:
         for node in level.equations():
@@ -113,8 +121,8 @@ def readings_of(graph: Graph, axes: Mapping[int, int | None]) -> list[list[Readi
                 if view is None or known is None or not node.active:
                     continue
                 try:
-                    known += _read_by(node, position, view)
-                except _Unknown:
+                    known += uses_at(node, position, view)
+                except _UnknownUse:
                     found[view.leaf] = None
             for nested in node.graphs if node.opened else ():
                 visit(nested)
@@ -122,33 +130,33 @@ def readings_of(graph: Graph, axes: Mapping[int, int | None]) -> list[list[Readi
                     if value.id in views and value.active:
                         found[views[value.id].leaf] = None
 
-    def _read_by(node: Node, position: int, view: View) -> list[Reading]:
+    def uses_at(node: Node, position: int, view: ParameterView) -> list[ParameterUse]:
         if node.opened:
-            for value, seen in _entered(node, position, view):
+            for value, seen in _inputs_of_bodies(node, position, view):
                 views[value.id] = seen
             return []
-        if _is_view(node) and axes.get(node.outputs[0].id, _ODD) is None:
+        if _changes_layout(node) and axes.get(node.outputs[0].id, _IRREGULAR) is None:
             views[node.outputs[0].id] = replace(view, moves=(*view.moves, node))
             return []
-        part = part_of(node, position, axis_of)
-        if part is None:
-            raise _Unknown
-        return [Reading(view, node, position, part)]
+        contribution = contribution_of(node, position, axis_of)
+        if contribution is None:
+            raise _UnknownUse
+        return [ParameterUse(view, node, position, contribution)]
 
     def axis_of(value: Value) -> int | None:
-        axis = axes.get(value.id, _ODD)
-        return None if axis == _ODD else axis
+        axis = axes.get(value.id, _IRREGULAR)
+        return None if axis == _IRREGULAR else axis
 
     visit(graph)
     return found
 
 
-def _entered(node: Node, position: int, view: View) -> list[tuple[Value, View]]:
-    """The inputs of the bodies of a node that are one of its operands."""
+def _inputs_of_bodies(node: Node, position: int, view: ParameterView) -> list[tuple[Value, ParameterView]]:
+    """The inputs of the bodies of a node that receive one of its operands."""
     form = _jaxpr.opened_form(node.eqn)
     match form:
         case _jaxpr.Scan() if form.num_consts <= position < form.num_consts + form.num_carry:
-            raise _Unknown
+            raise _UnknownUse
         case _jaxpr.Scan():
             seen = view.inside(position >= form.num_consts, form.length)
             return [(node.graphs[0].inputs[position], seen)]
@@ -158,13 +166,13 @@ def _entered(node: Node, position: int, view: View) -> list[tuple[Value, View]]:
             return [(node.graphs[0].inputs[position], view)]
 
 
-#: A conversion hands each number on as well.
-_LAYOUTS = REORDERING | {"convert_element_type"}
+#: A conversion keeps each element too.
+_ELEMENTS_KEPT = REORDERING | {"convert_element_type"}
 
 
-def _is_view(node: Node) -> bool:
-    """Whether a node only lays numbers out in another way."""
-    if node.primitive not in _LAYOUTS:
+def _changes_layout(node: Node) -> bool:
+    """Whether a node only changes the layout of an array."""
+    if node.primitive not in _ELEMENTS_KEPT:
         return False
     source, target = node.operands[0], node.outputs[0]
     return math.prod(source.shape) == math.prod(target.shape) and _jaxpr.is_inexact(target.dtype)

@@ -1,13 +1,14 @@
-"""Norms of the gradients of single examples, from one backward pass for all of them."""
+"""Norms of the gradients of single examples, from one backward pass for the whole batch."""
 
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ..._backprop import plan_at, run
 from ..._seed import seed_of
@@ -16,43 +17,44 @@ from ...core.graph import Graph
 from ...core.local import Local
 from ...core.recorders import Recorder
 from ...core.rules import Rule
-from ...core.types import Array, OutCts, PyTree
+from ...core.types import Array, Function, OutCts, PyTree
 from ...record.tape import Tape
-from .contributions import Factors, Part, Product, by_chunks, thin
-from .parameters import Reading, example_axes, readings_of
+from .contributions import Contribution, Factors, MatrixProduct, by_chunks, squeezed_rule
+from .parameters import ParameterUse, example_axes, parameter_uses
 
 
 class PerExample(NamedTuple):
-    """What single examples have to say.
+    """Losses and gradient norms of single examples.
 
     Attributes:
-        value: mean of the losses, in units of the loss.
-        grads: gradient of `value`, in the structure of the differentiated argument.
-        losses: loss of each example, shape `[batch]`.
-        norms: for each differentiated leaf, the 2-norms of the gradients of `losses`, shape `[batch]`.
-        aux: the auxiliary data of each example, examples on the first axis; None without `has_aux`.
+        value: The mean of the losses.
+        grads: The gradient of `value`, in the structure of the differentiated argument.
+        losses: The loss of each example.
+        norms: For each differentiated leaf, the 2-norms of the gradients of `losses`.
+        aux: The auxiliary output of each example, with the examples on the first axis; None without `has_aux`.
     """
 
-    value: Array
+    value: Float[Array, ""]
     grads: PyTree
-    losses: Array
-    norms: PyTree
+    losses: Float[Array, " batch"]
+    norms: PyTree[Float[Array, " batch"]]
     aux: PyTree = None
 
     @property
-    def norm(self) -> Array:
-        """2-norm of the whole gradient of each example: shape `[batch]`."""
-        return jnp.sqrt(_total(norm**2 for norm in jax.tree.leaves(self.norms)))
+    def norm(self) -> Float[Array, " batch"]:
+        """The 2-norm of the whole gradient of each example."""
+        return jnp.sqrt(_sum_all(norm**2 for norm in jax.tree.leaves(self.norms)))
 
-    def noise_scale(self) -> Array:
+    def noise_scale(self) -> Float[Array, ""]:
         """Estimate the gradient noise scale, in examples: the batch size at which noise equals signal.
 
             B_simple = tr(S) / |G|**2
 
-        with `tr(S)` the variance of the gradients of single examples and `|G|**2` the squared norm of the true
-        gradient, both without bias: `tr(S) = B / (B - 1) * (mean |g_b|**2 - |mean g_b|**2)` and
-        `|G|**2 = |mean g_b|**2 - tr(S) / B`. From one batch it is a rough number: average numerator and
-        denominator over steps. Not positive where the batch shows no signal; NaN for a single example.
+        where `tr(S)` is the variance of the gradients of single examples and `|G|**2` the squared norm of the
+        true
+        gradient, both estimated without bias: `tr(S) = B / (B - 1) * (mean |g_b|**2 - |mean g_b|**2)` and
+        `|G|**2 = |mean g_b|**2 - tr(S) / B`. From a single batch the estimate is rough: average numerator and
+        denominator over steps. It is not positive if the batch shows no signal, and NaN for a single example.
 
         Source: McCandlish, Kaplan, Amodei 2018, arXiv:1812.06162, section 2.2 and appendix A.1.
 
@@ -62,53 +64,56 @@ class PerExample(NamedTuple):
             >>> round(float(found.noise_scale()), 4)  # g = 1, 3: tr(S) = 2, |G|**2 = 4 - 1
             0.6667
         """
-        mean = _total(jnp.sum(jnp.abs(g) ** 2) for g in jax.tree.leaves(self.grads))
+        mean = _sum_all(jnp.sum(jnp.abs(g) ** 2) for g in jax.tree.leaves(self.grads))
         noise, signal = noise_and_signal(self.norm**2, mean)
         return noise / signal
 
 
-def noise_and_signal(squares: Array, mean: Array) -> tuple[Array, Array]:
+def noise_and_signal(
+    squares: Float[Array, "*leaf batch"], mean: Float[Array, "*leaf"]
+) -> tuple[Float[Array, "*leaf"], Float[Array, "*leaf"]]:
     """Estimate `tr(S)` and `|G|**2` without bias, see `PerExample.noise_scale`; NaN for a single example.
 
     Args:
-        squares: squared norms of the gradients of single examples, on the last axis.
-        mean: squared norm of the mean of these gradients.
+        squares: Squared norms of the gradients of single examples.
+        mean: Squared norm of the mean of these gradients.
     """
     count = squares.shape[-1]
     noise = (squares.mean(-1) - mean) * (count / (count - 1) if count > 1 else math.nan)
     return noise, mean - noise / count
 
 
-def _total(parts: Iterator[Array]) -> Array:
+def _sum_all(parts: Iterator[Array]) -> Array:
     return functools.reduce(jnp.add, parts)
 
 
 def per_example(
-    loss: Callable[..., Any], argnums: int = 0, has_aux: bool = False, in_axes: Any = 0
+    loss: Function, argnums: int = 0, has_aux: bool = False, in_axes: PyTree = 0
 ) -> Callable[..., PerExample]:
-    """Return a function for the norm of every example's gradient, beside the gradient of their mean.
+    """Return a function for the norm of every example's gradient, besides the gradient of their mean.
 
         norms[leaf][b] = |d loss(params, batch[b:b+1]) / d leaf|
 
-    The loss runs once for the batch, each example seeing itself as a batch of one (so batch normalisation
-    normalises over one). Where a parameter is read by matrix products, convolutions, look-ups of rows and by
-    being spread over examples, inside scans, `cond` and `jax.checkpoint` too, the norms are taken from
-    operands and cotangents, and no example's gradient is built, or only a few at a time. For other leaves it is
-    `jax.vmap` of the gradient, a few examples at a time: the same numbers, slower.
+    The loss runs once for the whole batch, but each example sees itself as a batch of one (so batch
+    normalization normalizes over one example). Where a parameter is used by matrix products, convolutions,
+    embedding lookups and broadcasting, also inside `scan`, `cond` and `jax.checkpoint`, the norms are computed
+    from operands and cotangents, and the gradients of single examples are never built, or only a few at a
+    time. For other leaves they are computed by `jax.vmap` of the gradient, a few examples at a time: the same
+    numbers, slower.
 
     Args:
         loss: `loss(params, *batch)`, a scalar. Keyword arguments are the same for all examples.
-        argnums: the argument to differentiate; all other positional arguments are the batch.
-        has_aux: whether the loss returns a pair (value, aux).
-        in_axes: which axis of the batch counts the examples, as in `jax.vmap`: one number, or one for each of
-            its arguments; None for an argument that is the same for all.
+        argnums: The argument to differentiate; all other positional arguments are the batch.
+        has_aux: Whether the loss returns a pair (value, aux).
+        in_axes: Which axis of the batch counts the examples, as in `jax.vmap`: one number, or one for each
+            argument of the batch; None for an argument that is the same for all.
 
     Returns:
-        A function of the same arguments that gives a `PerExample`. Compile it with `jax.jit`.
+        A function of the same arguments that returns a `PerExample`. Compile it with `jax.jit`.
 
     Raises:
-        TypeError: as `backprop`.
-        ValueError: the arrays of the batch do not have one number of examples, or there is none.
+        TypeError: As `backprop`.
+        ValueError: The arrays of the batch differ in their number of examples, or there are none.
 
     Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
@@ -122,15 +127,15 @@ def per_example(
     """
 
     @functools.wraps(loss, updated=())
-    def norms_of(*args: Any, **kwargs: Any) -> PerExample:
+    def norms_of(*args: PyTree, **kwargs: PyTree) -> PerExample:
         check_points(args, argnums, loss, False, False, "per_example")
         position = range(len(args))[argnums]
         params, batch = args[position], [arg for i, arg in enumerate(args) if i != position]
         leaves, tree = jax.tree.flatten(batch)
-        axes = _axes(in_axes, batch)
-        count = _count(loss, leaves, axes)
+        axes = _axes_of_batch(in_axes, batch)
+        count = _example_count(loss, leaves, axes)
 
-        def one(params: PyTree, example: list[Any]) -> Any:
+        def one(params: PyTree, example: list[Array]) -> tuple[PyTree, PyTree]:
             batch = [
                 x if axis is None else jnp.expand_dims(x, axis) for x, axis in zip(example, axes, strict=True)
             ]
@@ -138,7 +143,7 @@ def per_example(
             result = loss(*full[:position], params, *full[position:], **kwargs)
             return result if has_aux else (result, None)
 
-        def mean(params: PyTree, *leaves: Any) -> Any:
+        def mean(params: PyTree, *leaves: Array) -> tuple[Array, tuple[Array, PyTree]]:
             losses, aux = jax.vmap(one, in_axes=(None, axes))(params, list(leaves))
             _check_scalar(loss, losses)
             return jnp.mean(losses), (losses, aux)
@@ -148,28 +153,28 @@ def per_example(
     return norms_of
 
 
-def _check_scalar(loss: Any, losses: Any) -> None:
+def _check_scalar(loss: Function, losses: Array) -> None:
     if jnp.ndim(losses) != 1:
         raise TypeError(
-            f"`{name_of(loss)}` returned shape {jnp.shape(losses)[1:]} for a batch of one example, expected a "
-            "scalar: the norm of a gradient is that of one number. Return the mean or the sum."
+            f"`{name_of(loss)}` must return a scalar, but it returned shape {jnp.shape(losses)[1:]} for a "
+            "batch of one example. Return the mean or the sum."
         )
 
 
 class Examples(NamedTuple):
     """The leaves of a batch, the axis of each that counts the examples, and how many there are."""
 
-    leaves: list[Any]
+    leaves: list[Array]
     axes: list[int | None]
     size: int
 
 
-def _axes(in_axes: Any, batch: list[Any]) -> list[int | None]:
+def _axes_of_batch(in_axes: PyTree, batch: list[PyTree]) -> list[int | None]:
     """One axis for each leaf of the batch."""
     given = list(in_axes) if isinstance(in_axes, tuple | list) else [in_axes] * len(batch)
     if len(given) != len(batch):
         raise ValueError(
-            f"`in_axes` has {len(given)} entries, but the batch {len(batch)} arguments: one for each."
+            f"`in_axes` has {len(given)} entries, but the batch has {len(batch)} arguments. Pass one for each."
         )
     spread = jax.tree.map(
         lambda axis, part: [axis] * len(jax.tree.leaves(part)), given, batch, is_leaf=lambda x: x is None
@@ -177,54 +182,53 @@ def _axes(in_axes: Any, batch: list[Any]) -> list[int | None]:
     return [axis for axes in spread for axis in axes]
 
 
-def _count(loss: Any, leaves: Sequence[Any], axes: Sequence[int | None]) -> int:
+def _example_count(loss: Function, leaves: Sequence[Array], axes: Sequence[int | None]) -> int:
     sizes = {
-        np.shape(leaf)[axis] if -np.ndim(leaf) <= axis < np.ndim(leaf) else None
+        np.shape(leaf)[axis] if -np.ndim(leaf) <= axis < np.ndim(leaf) else 0
         for leaf, axis in zip(leaves, axes, strict=True)
         if axis is not None
     }
-    if len(sizes) != 1 or None in sizes or 0 in sizes:
+    if len(sizes) != 1 or 0 in sizes:
         shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves) or "no arrays"
         raise ValueError(
-            f"`{name_of(loss)}` was called with a batch of {shapes}: every array of it needs the same number "
-            "of examples, at least one, on its first axis, or on that of `in_axes`. Pass what is the same for "
-            "all examples by keyword."
+            f"`{name_of(loss)}` was called with a batch of {shapes}, but every array of a batch needs the same "
+            "number of examples, at least one, on its first axis or on that given by `in_axes`. Pass what is "
+            "the same for all examples by keyword."
         )
-    return sizes.pop()  # type: ignore[return-value]
+    return sizes.pop()
 
 
-def _norms_of(mean: Any, one: Any, params: PyTree, batch: Examples) -> PerExample:
+def _norms_of(mean: Function, one: Function, params: PyTree, batch: Examples) -> PerExample:
     count = batch.size
     traced = trace_call(mean, (params, *batch.leaves), {}, 0, True)
-    readings = readings_of(traced.graph, example_axes(traced.graph, _twin(mean, params, batch), count))
-    known = [reading for found in readings for reading in found or ()]
-    rules = {reading.node.index: rule for reading in known if (rule := _thin(reading)) is not None}
-    nodes = {reading.node.index: reading.node for reading in known}
+    larger = _with_one_more(mean, params, batch)
+    uses = parameter_uses(traced.graph, example_axes(traced.graph, larger, count))
+    known = [use for found in uses for use in found or ()]
+    rules = {use.node.index: rule for use in known if (rule := _rule_of(use)) is not None}
+    nodes = {use.node.index: use.node for use in known}
     plan = plan_at(traced.graph, list(nodes.values()), _recorder(known), rules)
     tape = run(traced, plan, seed_of(traced, None, False), 0)
     losses, aux = tape.aux
     leaves, tree = jax.tree.flatten(params)
-    # The gradient is that of the mean: there the cotangents of an example carry 1/B.
-    squares: list[Any] = [
-        None if found is None else count**2 * _squares(found, tape, leaf, count)
-        for found, leaf in zip(readings, leaves, strict=True)
-    ]
-    unknown = [i for i, square in enumerate(squares) if square is None]
-    for i, square in zip(unknown, _by_vmap(one, params, batch, unknown), strict=True):
-        squares[i] = square
-    norms = jax.tree.unflatten(tree, [jnp.sqrt(square) for square in squares])
+    unknown = [i for i, found in enumerate(uses) if found is None]
+    squares = dict(zip(unknown, _squares_by_vmap(one, params, batch, unknown), strict=True))
+    for i, (found, leaf) in enumerate(zip(uses, leaves, strict=True)):
+        if found is not None:
+            # The gradient is that of the mean, in which the cotangents of an example are scaled by 1/B.
+            squares[i] = count**2 * _squares(found, tape, leaf, count)
+    norms = jax.tree.unflatten(tree, [jnp.sqrt(squares[i]) for i in range(len(leaves))])
     return PerExample(tape.value, tape.grads, losses, norms, aux)
 
 
-def _thin(reading: Reading) -> Rule | None:
-    part = reading.part
-    return thin(reading.node, part) if isinstance(part, Product) else None
+def _rule_of(use: ParameterUse) -> Rule | None:
+    found = use.contribution
+    return squeezed_rule(use.node, found) if isinstance(found, MatrixProduct) else None
 
 
-def _twin(mean: Any, params: PyTree, batch: Examples) -> Graph:
-    """The same program for one example more: what differs in shape between the two counts the examples."""
+def _with_one_more(mean: Function, params: PyTree, batch: Examples) -> Graph:
+    """The same program for one example more: axes whose length differs between the two count the examples."""
 
-    def like(x: Any, axis: int | None) -> Any:
+    def longer(x: Array, axis: int | None) -> Array | jax.ShapeDtypeStruct:
         if axis is None:
             return x
         aval = jax.typeof(x)
@@ -232,43 +236,43 @@ def _twin(mean: Any, params: PyTree, batch: Examples) -> Graph:
         shape[axis] += 1
         return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=aval.weak_type)
 
-    more = [like(x, axis) for x, axis in zip(batch.leaves, batch.axes, strict=True)]
+    more = [longer(x, axis) for x, axis in zip(batch.leaves, batch.axes, strict=True)]
     return trace_call(mean, (params, *more), {}, 0, True, abstract=True).graph
 
 
-# --- what is read, and what comes of it ------------------------------------------------------------
+# --- factors recorded, and squared norms computed from them -----------------------------------------
 
 
-def _recorder(readings: Sequence[Reading]) -> Recorder:
-    """Write down, where parameters are read, what each example's gradient is made of."""
-    by_node: dict[int, dict[int, Part]] = {}
-    for reading in readings:
-        by_node.setdefault(reading.node.index, {})[reading.position] = reading.part
+def _recorder(uses: Sequence[ParameterUse]) -> Recorder:
+    """Record, where parameters are used, the factors of each example's gradient."""
+    by_node: dict[int, dict[int, Contribution]] = {}
+    for use in uses:
+        by_node.setdefault(use.node.index, {})[use.position] = use.contribution
 
     def backward(local: Local, out_cts: OutCts) -> PyTree:
-        (ct,) = out_cts  # the only one: called where one comes
+        (ct,) = out_cts  # these nodes have one output, and are recorded only where a cotangent arrives
         assert ct is not None
-        return {position: dict(part.read(local, ct)) for position, part in by_node[local.node.index].items()}
+        return {position: dict(of.factors(local, ct)) for position, of in by_node[local.node.index].items()}
 
     return Recorder(backward=backward)
 
 
-def _squares(readings: Sequence[Reading], tape: Tape, leaf: Any, count: int) -> Array:
-    """Squared norms of each example's gradient of one leaf."""
+def _squares(uses: Sequence[ParameterUse], tape: Tape, leaf: Array, count: int) -> Float[Array, " batch"]:
+    """The squared norm of each example's gradient of one leaf."""
     dtype = jnp.finfo(jnp.result_type(leaf)).dtype
-    parts = [(reading, factors) for reading in readings if (factors := _factors(reading, tape)) is not None]
+    parts = [(use, factors) for use in uses if (factors := _recorded_factors(use, tape)) is not None]
     if not parts:
         return jnp.zeros(count, dtype)
     if len(parts) == 1:
-        ((reading, factors),) = parts
-        return reading.part.squares(factors).astype(dtype)
+        ((use, factors),) = parts
+        return use.contribution.squares(factors).astype(dtype)
     names, arrays = zip(*(zip(*factors.items(), strict=True) for _, factors in parts), strict=True)
 
     def built(*flat: Array) -> Array:
         rest = iter(flat)
-        g = _total(
-            reading.view.back(reading.part.gradient({name: next(rest)[None] for name in its})[0])
-            for (reading, _), its in zip(parts, names, strict=True)
+        g = _sum_all(
+            use.view.back(use.contribution.gradient({name: next(rest)[None] for name in its})[0])
+            for (use, _), its in zip(parts, names, strict=True)
         )
         return jnp.sum(jnp.abs(g) ** 2)
 
@@ -276,12 +280,12 @@ def _squares(readings: Sequence[Reading], tape: Tape, leaf: Any, count: int) -> 
     return by_chunks(built, len(parts) * np.size(leaf), *flat).astype(dtype)
 
 
-def _factors(reading: Reading, tape: Tape) -> Factors | None:
-    """What was written down there, axes `b, s, f, ...`; None where no cotangent came."""
-    record = tape.record_at(reading.node.index)
+def _recorded_factors(use: ParameterUse, tape: Tape) -> Factors | None:
+    """The factors recorded there, with axes `b, s, f, ...`; None if no cotangent arrived."""
+    record = tape.record_at(use.node.index)
     if record is None:
         return None
-    sliced = reading.view.sliced
+    sliced = use.view.sliced
     order = [i for i, each in enumerate(sliced) if each] + [i for i, each in enumerate(sliced) if not each]
     slices = sum(sliced)
 
@@ -292,28 +296,30 @@ def _factors(reading: Reading, tape: Tape) -> Factors | None:
         s, repeated = math.prod(steps[:slices]), math.prod(steps[slices:])
         return x.reshape(x.shape[0], s, repeated * x.shape[1 + depth], *x.shape[2 + depth :])
 
-    return {name: unfold(x) for name, x in record[reading.position].items()}
+    return {name: unfold(x) for name, x in record[use.position].items()}
 
 
-def _by_vmap(one: Any, params: PyTree, batch: Examples, which: Sequence[int]) -> list[Array]:
-    """Squared norms by the gradients themselves, for the leaves nothing is known about."""
+def _squares_by_vmap(
+    one: Function, params: PyTree, batch: Examples, which: Sequence[int]
+) -> list[Float[Array, " batch"]]:
+    """The squared norms from the gradients themselves, for leaves that are used in an unknown way."""
     if not which:
         return []
     leaves, tree = jax.tree.flatten(params)
     mapped = [i for i, axis in enumerate(batch.axes) if axis is not None]
 
-    def squares(*example: Any) -> list[Array]:
+    def squares(*example: Array) -> list[Array]:
         full = list(batch.leaves)
         for i, x in zip(mapped, example, strict=True):
             full[i] = x
 
-        def of(some: list[Any]) -> Any:
-            all_of_them = list(leaves)
+        def loss_of(some: list[Array]) -> Array:
+            merged = list(leaves)
             for i, leaf in zip(which, some, strict=True):
-                all_of_them[i] = leaf
-            return one(jax.tree.unflatten(tree, all_of_them), full)[0]
+                merged[i] = leaf
+            return one(jax.tree.unflatten(tree, merged), full)[0]
 
-        grads = jax.grad(of)([leaves[i] for i in which])
+        grads = jax.grad(loss_of)([leaves[i] for i in which])
         return [jnp.sum(jnp.abs(g) ** 2) for g in grads]
 
     size = sum(np.size(leaves[i]) for i in which)

@@ -1,126 +1,119 @@
 """Training as one call."""
 
 import contextlib
+import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
 from ...core.rules import Rules
-from ...core.types import PyTree
-from ..checkpoint.checkpoint import open_store
-from ..data.arrays import Reading, open_feed
-from ..data.placement import places_of
-from ..step.step import State, make_step
+from ...core.types import Array, Function, PyTree
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.store import open_store
+from ..checks import explains_keywords
+from ..data.data import Data, Extent, data_settings, open_source
+from ..data.placement import device_placement
+from ..data.sharding import Sharding
+from ..step.state import State
+from ..step.step import make_step
 from ..step.watch import Watch
-from ..writers.writers import telling
-from .chunks import RUNNING, Carry, Chunks
-from .evaluate import make_evaluate
+from ..writers.console import Console
+from ..writers.group import WriterGroup
+from ..writers.writer import Writer
+from .chunks import RUNNING, Chunks, LoopCarry
+from .evaluate import Evaluation, as_evaluation, make_evaluate
 from .history import History
-from .resume import check_best, save_to, settings_of, take_up
-from .run import Effects, Run
-from .schedule import CAPACITY, Plan, check_budget, eval_period, total_of
-from .until import split_until
+from .interrupts import Rescue
+from .resume import Resume, begin, check_best, checkpoint_settings, saver
+from .run import SideEffects, TrainingRun
+from .schedule import CAPACITY, Schedule, check_budget, eval_period, total_steps
+from .until import Condition, Until, as_until, split_condition
 
 
+@explains_keywords(data=Data, evaluation=Evaluation, until=Until, watch=Watch, checkpoint=Checkpoint)
 def fit(
-    loss: Callable[..., Any],
+    loss: Function,
     params: PyTree,
-    data: Any,
+    data: object,
     *,
-    optimizer: Any = None,
+    optimizer: object = None,
     steps: int | None = None,
     epochs: int | None = None,
-    seconds: float | None = None,
-    until: Callable[[Mapping[str, Any]], Any] | None = None,
+    until: Condition | Until | None = None,
     batch_size: int | None = None,
-    key: Any = None,
-    shuffle: bool = True,
-    drop_last: bool = False,
-    model_state: PyTree = None,
-    has_aux: bool = False,
-    rules: Rules = (),
+    key: Array | int | None = None,
+    evaluation: object = None,
     watch: Watch | None = None,
-    eval_data: Any = None,
-    eval_fn: Callable[..., Any] | None = None,
-    eval_every: int | None = None,
-    check_finite: bool = True,
-    save_bad_step: str | Path | None = None,
-    check_data: bool = False,
-    memory_limit: int | None = None,
-    checkpoint: Any = None,
-    resume: bool = False,
-    sharding: Any = None,
-    writers: Sequence[Any] = (),
+    has_aux: bool = False,
+    model_state: PyTree = None,
+    rules: Rules = (),
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    resume: Resume = False,
+    sharding: Sharding | None = None,
+    writers: Sequence[Writer] = (),
     log_every: int | None = None,
     progress: bool = True,
 ) -> tuple[State, History]:
-    """Train: take steps over data until it is time to stop.
+    """Train: take optimizer steps over data until it is time to stop.
 
         params <- params + optimizer(d loss / d params), batch after batch
 
     Steps run in compiled chunks that grow until one takes about a fifth of a second. What happens between
-    chunks (evaluating, writing, saving) comes after the same steps in every run, however fast the machine is.
+    chunks (evaluating, writing, saving) happens after the same steps in every run, however fast the machine is.
+
+    Nothing is lost if the run is interrupted by Ctrl-C, or if the data, a writer or a checkpoint raises an
+    exception: the state and the history are attached to the exception as `error.state` and `error.history` (in
+    a notebook `sys.last_value.state`), and a checkpoint is saved if `checkpoint` is given.
 
     Args:
-        loss: as in `make_step`: called as `loss(params, *batch)`, with `key` and `model_state` where it has
-            such parameters.
-        params: a pytree of floating point arrays. They are copied.
-        data: a pytree of arrays with the examples on the first axis, of which a tuple is several arguments of
-            the loss, such as (x, y); plain numbers are one case; or batches: a list or another iterable, an
-            iterator, or a function that gives a fresh iterator for each epoch (it is told the epoch if it takes
-            an argument).
-        optimizer: any optax optimizer; `optax.sgd(0.01)` by default.
-        steps: when to stop, and so `epochs` and `seconds`; the first that is reached counts.
-        until: stop when this is true of a row, `lambda row: row["loss"] < 1e-6`. It is asked in every step,
-            inside the compiled program; if it reads `eval_...`, after every evaluation. The step it is true of
-            is the last.
-        batch_size: examples in a batch, where data is arrays; all of them by default.
-        key: a random key or a seed, for shuffling and for a loss that takes `key`.
-        shuffle: read arrays in another order each epoch. A pure function of key and epoch.
-        drop_last: leave out what does not fill a batch; without it that is an error.
-        model_state: as in `make_step`, and so `has_aux`, `rules` and `watch`. Scalars of aux are columns of the
-            history.
-        eval_data: data to evaluate on, as `data`. A last short batch counts by its examples.
-        eval_fn: `(params, *batch)` -> a number or a dict of numbers, means over the examples of the batch; by
-            default the loss. A parameter `model_state` gets the model's state.
-        eval_every: evaluate after so many steps; by default after each epoch, or about a hundred times where an
-            epoch is one step.
-        check_finite: stop before a step whose loss or gradient is not finite. The step is diagnosed then:
-            `history.stop.report` says which operation made the NaN, where and why (see `diagnose`).
-        save_bad_step: a file such as "bad_step.npz", for all that the loss was called with in that step:
-            `args, kwargs = jaxprop.diagnosis.load_reproduction(file)`, then `loss(*args, **kwargs)`.
-        check_data: look for NaN and infinities in the data first.
-        memory_limit: bytes. Arrays on the host up to it are put on the device as a whole, larger ones and
-            memory-mapped files are streamed. By default half of the device's memory, 1 GiB where it does not
-            say.
-        checkpoint: a directory, or a `Checkpoint` that says how often to save there and which to keep. The
-            state after the last step is saved too.
-        resume: go on from the newest checkpoint there is; begin where there is none. The run ends up where it
-            would have without the pause, bit for bit, and so does its history, but for `watched`.
-        sharding: how the run lies on many devices: a mesh or `data_parallel()` splits batches,
-            `fully_sharded()` the state too, `NamedSharding`s put parameters by hand. Under several processes
-            arrays are the same in each, and an iterable gives each its own rows.
-        writers: objects with `write(step, row)` and `close()`, such as `CSV("log.csv")`. They are closed in the
-            end. Under several processes the first one writes.
-        log_every: write the rows of so many steps; by default one for each chunk, a few a second.
-        progress: show how it goes, on stderr.
+        loss: As in `make_step`: called as `loss(params, *batch)`, with `key` and `model_state` if it has such
+            parameters.
+        params: A pytree of floating point arrays. They are copied.
+        data: A pytree of arrays with the examples on the first axis; a tuple such as (x, y) is several
+            arguments of the loss. Or plain numbers, a single example. Or batches: a list or another iterable,
+            an iterator, or a function that returns a fresh iterator for each epoch (called with the epoch if
+            it takes an argument). Or `jaxprop.train.Data`, which also says how to read it: `Data((x, y),
+            shuffle=False)`.
+        optimizer: Any optax optimizer; `optax.sgd(0.01)` by default.
+        steps: The number of steps after which to stop. If `epochs` is given too, whichever comes first counts.
+        epochs: The number of passes over the data after which to stop.
+        until: A condition that ends the run earlier, such as `lambda row: row["loss"] < 1e-6`, or
+            `jaxprop.train.Until`, which also holds the time limit and what to do about NaN.
+        batch_size: The number of examples in a batch, if data is arrays; all of them by default.
+        key: A random key or a seed, for shuffling and for a loss that takes `key`.
+        evaluation: Data to evaluate the loss on after each epoch, or `jaxprop.train.Evaluation`, which also
+            says what to evaluate and how often: `Evaluation((x, y), accuracy, every=100)`.
+        watch: As in `make_step`, and so are `has_aux`, `model_state` and `rules`. Scalars of aux are columns
+            of the history.
+        checkpoint: A directory, or a `jaxprop.train.Checkpoint`, which also says how often to save and which
+            checkpoints to keep. The state after the last step is saved too.
+        resume: Whether to continue from the newest checkpoint, if there is one. The run ends where it would
+            have without the pause, bit for bit, and so does its history. The data must be read as before;
+            `resume="state"` continues from the state with data that is read differently, such as with another
+            batch size.
+        sharding: How the run is laid out on several devices: a mesh or `data_parallel()` splits batches,
+            `fully_sharded()` the state too, `NamedSharding`s place parameters explicitly. Under several
+            processes arrays are the same in each, and an iterable gives each its own rows.
+        writers: Objects with `write(step, row)` and `close()`, such as `CSV("log.csv")`. They are closed at
+            the end. Under several processes only the first one writes.
+        log_every: The number of steps between the rows that are written; by default one row for each chunk, a
+            few per second.
+        progress: Whether to show the progress on stderr.
 
     Returns:
         The state after the last step, and the `History`: a mapping of NumPy columns, a row for each step. Its
         `stop` says why the run ended, `watched` holds what was watched.
 
     Raises:
-        TypeError, ValueError: of data, params, optimizer or budget, before anything is run.
-        CheckpointError: there are checkpoints and `resume` is false; or the newest is damaged, or of another
+        TypeError, ValueError: Data, params, optimizer or settings are wrong; raised before anything is run.
+        CheckpointError: There are checkpoints and `resume` is false; or the newest is damaged, or of another
             state.
 
     Warns:
-        RuntimeWarning: something was not finite, or the data ended before its time.
-        UserWarning: a checkpoint was half-written when the run was killed, and is passed over.
+        RuntimeWarning: Something was not finite, or the data ended early.
+        UserWarning: A checkpoint was half-written when the run was killed, and is skipped.
 
     Examples:
         >>> import jax.numpy as jnp, jaxprop as jp, optax
@@ -131,46 +124,43 @@ def fit(
         >>> round(float(state.params), 3), history["loss"].shape, history.stop.reason
         (2.0, (300,), 'done')
     """
-    check_budget(steps, epochs, seconds, until)
+    reading, evaluating, ending = data_settings(data, batch_size), as_evaluation(evaluation), as_until(until)
+    check_budget(steps, epochs, ends=ending.condition is not None or ending.seconds is not None)
     step = make_step(loss, optimizer, has_aux=has_aux, rules=rules, watch=watch)
-    places = places_of(sharding)
-    settings = settings_of(checkpoint, resume)
-    state = places.state(step.init(params, 0 if key is None else key, model_state))
-    evaluate = make_evaluate(step, eval_fn, eval_data, batch_size, places)
-    reading = Reading(batch_size, shuffle, drop_last, check_data, memory_limit, epochs, steps)
+    placement = device_placement(sharding)
+    settings = checkpoint_settings(checkpoint, resume)
+    state = placement.state(step.init(params, 0 if key is None else key, model_state))
+    evaluate = make_evaluate(step.objective, evaluating, reading.batch_size, placement)
     check_best(settings, evaluate is not None)
-    during, after = split_until(until, evaluate is not None)
-    with contextlib.ExitStack() as opened:
-        store = None if settings is None else opened.enter_context(open_store(settings, resume=resume))
-        state, recording = take_up(store, state)
-        done = int(state.step)
-        feed = places.feed(open_feed(data, state, reading, done, places))
-        opened.callback(feed.close)
-        total = total_of(steps, epochs, feed.per_epoch)
-        plan = Plan(
+    during, after = split_condition(ending.condition, evaluate is not None)
+    with Rescue() as rescue, contextlib.ExitStack() as opened:
+        store = None if settings is None else opened.enter_context(open_store(settings, resume=bool(resume)))
+        start = begin(store, state, resume)
+        done = int(start.state.step)
+        extent = Extent(done, steps, epochs, start.data)
+        source = placement.source(open_source(reading, start.state, extent, placement))
+        opened.callback(source.close)
+        start.check_data(source)
+        total = total_steps(steps, epochs, source.per_epoch)
+        schedule = Schedule(
             total,
-            eval_every=0 if evaluate is None else eval_period(eval_every, total, feed.per_epoch),
+            eval_every=0 if evaluating is None else eval_period(evaluating.every, total, source.per_epoch),
             save_every=0 if settings is None else settings.every,
             watch_every=0 if watch is None else watch.every,
-            per_epoch=feed.per_epoch,
+            per_epoch=source.per_epoch,
         )
+        group = opened.enter_context(WriterGroup(writers, Console(total) if progress else None))
+        if resume:
+            group.resume(done)
         capacity = CAPACITY if total is None else min(CAPACITY, total)
-        tell = opened.enter_context(telling(writers, progress, total, done if resume else None))
-        save = None if store is None else save_to(store, recording)
-        run = Run(
-            step,
-            feed,
-            plan,
-            Chunks(step, feed, during, check_finite, capacity, places.jit(state)),
-            Effects(tell, evaluate, save, after, log_every, save_bad_step),
-            Carry(state, feed.order(done), places.whole(jnp.int32(RUNNING))),
-            done,
-            None if seconds is None else time.monotonic() + seconds,
-            recording,
-        )
+        chunks = Chunks(step.functions, source, during, ending.nonfinite, capacity, placement.jit(start.state))
+        save = None if store is None else saver(store, start.history, source)
+        effects = SideEffects(group, evaluate, save, after, log_every, ending.save_bad_step)
+        carry = LoopCarry(start.state, source.order(done), placement.whole(jnp.int32(RUNNING)))
+        deadline = None if ending.seconds is None else time.monotonic() + ending.seconds
+        host = (carry, done, start.history, deadline)
+        rescue.run = run = TrainingRun(step.functions, source, schedule, chunks, effects, *host)
         stop = run.go()
-        if save is not None:
-            save(run.done, run.carry.state, {}, True)
     if stop.reason in ("nonfinite", "data"):
-        warnings.warn(stop.message, RuntimeWarning, stacklevel=2)
-    return run.carry.state, recording.finish(stop)
+        warnings.warn(stop.message, RuntimeWarning, stacklevel=3)
+    return run.carry.state, run.result(stop)

@@ -1,26 +1,25 @@
-"""When what is due: pure, from the counts alone."""
+"""When something is due in a run: computed from step counts alone."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-#: The longest chunk, in steps: its numbers stay on the device until it lands.
+#: The longest chunk, in steps: its numbers stay on the device until it has finished.
 CAPACITY = 32_768
-#: How long a chunk should take, in seconds: one is always on its way, so news is at most twice as old.
+#: How long a chunk should take, in seconds. One is always in flight, so what is shown is at most twice as old.
 CHUNK_SECONDS = 0.2
-#: Evaluations in a run whose epochs are single steps.
+#: The number of evaluations in a run whose epochs are single steps.
 EVALUATIONS = 100
 
 
-class Plan(NamedTuple):
-    """When what is due, counted in steps done.
+class Schedule(NamedTuple):
+    """When something is due, counted in steps done.
 
     Attributes:
-        total: steps in all, None for no end.
-        eval_every: evaluate after each multiple of it; None: at the end of each epoch; 0: never.
-        save_every: save a checkpoint after each multiple of it; 0: never.
-        watch_every: the step after each multiple of it is watched; 0: never.
-        per_epoch: steps in an epoch, None where that is not known.
+        total: The number of steps in all, None for no end.
+        eval_every: Evaluate after each multiple of it; None: at the end of each epoch; 0: never.
+        save_every: Save a checkpoint after each multiple of it; 0: never.
+        watch_every: Watch the step after each multiple of it; 0: never.
+        per_epoch: The number of steps in an epoch, None if it is not known.
     """
 
     total: int | None
@@ -30,11 +29,11 @@ class Plan(NamedTuple):
     per_epoch: int | None = None
 
     def watches(self, done: int) -> bool:
-        """Whether the next step is a watched one."""
+        """Return whether the next step is watched."""
         return self.watch_every > 0 and done % self.watch_every == 0
 
     def steps(self, done: int, most: int) -> int:
-        """How many steps the next chunk has: it ends where something is due. 0 at the end of the run."""
+        """Return how many steps the next chunk has: it ends when something is due. 0 at the end of the run."""
         evaluations = self.per_epoch if self.eval_every is None else self.eval_every
         periods = [period for period in (evaluations, self.save_every, self.watch_every) if period]
         ends = [1 if self.watches(done) else most, *(period - done % period for period in periods)]
@@ -43,25 +42,27 @@ class Plan(NamedTuple):
         return max(0, min(ends))
 
     def evaluates(self, done: int, epoch_ends: bool) -> bool:
-        """Whether an evaluation is due after so many steps."""
+        """Return whether an evaluation is due."""
         if self.eval_every == 0:
             return False
         return done == self.total or (epoch_ends if self.eval_every is None else done % self.eval_every == 0)
 
     def saves(self, done: int) -> bool:
-        """Whether a checkpoint is due after so many steps."""
+        """Return whether a checkpoint is due."""
         return self.save_every > 0 and (done % self.save_every == 0 or done == self.total)
 
 
 @dataclass
 class Pace:
-    """How many steps a chunk should have, learned from how long they take."""
+    """How many steps a chunk should have, learned from how long steps take."""
 
     most: int = 1
     _last: float | None = None
 
-    def landed(self, count: int, now: float) -> float | None:
-        """Take note of a chunk that landed; gives seconds per step, nothing for the first, that compiled."""
+    def finished(self, count: int, now: float) -> float | None:
+        """Take note of a finished chunk. Returns seconds per step, None for the first chunk, which was
+        compiled.
+        """
         since, self._last = None if self._last is None else now - self._last, now
         if since is None or count == 0:
             return None
@@ -70,8 +71,8 @@ class Pace:
         return since / count
 
 
-def total_of(steps: int | None, epochs: int | None, per_epoch: int | None) -> int | None:
-    """Steps in all, as far as that is known beforehand."""
+def total_steps(steps: int | None, epochs: int | None, per_epoch: int | None) -> int | None:
+    """Return the number of steps in all, as far as it is known beforehand."""
     known = [steps] if steps is not None else []
     if epochs is not None and per_epoch is not None:
         known.append(epochs * per_epoch)
@@ -79,29 +80,25 @@ def total_of(steps: int | None, epochs: int | None, per_epoch: int | None) -> in
 
 
 def eval_period(asked: int | None, total: int | None, per_epoch: int | None) -> int | None:
-    """How often to evaluate: each epoch, or about a hundred times where an epoch is a single step."""
+    """Return how often to evaluate: each epoch, or about a hundred times if an epoch is a single step."""
     if asked is not None or per_epoch != 1:
         return asked
     return EVALUATIONS if total is None else max(1, total // EVALUATIONS)
 
 
-def check_budget(steps: Any, epochs: Any, seconds: Any, until: Any) -> None:
-    """Check that the run is asked to end, and not before it began.
+def check_budget(steps: int | None, epochs: int | None, ends: bool) -> None:
+    """Check that something ends the run, after at least one step.
+
+    Args:
+        steps, epochs: As in `fit`.
+        ends: Whether a condition or a time limit ends it.
 
     Raises:
-        ValueError: it is not.
-        TypeError: `until` is no function.
+        ValueError: Nothing does, or a number is not a positive integer.
     """
-    given: Mapping[str, Any] = {"steps": steps, "epochs": epochs, "seconds": seconds}
-    if until is not None and not callable(until):
-        raise TypeError(
-            "`until` is a function of the row of a step, such as `lambda row: row['loss'] < 1e-6`; got "
-            f"{until!r}."
-        )
-    if until is None and all(number is None for number in given.values()):
-        raise ValueError("nothing says when to stop: pass steps=, epochs=, seconds= or until=.")
+    given = {"steps": steps, "epochs": epochs}
+    if not ends and all(number is None for number in given.values()):
+        raise ValueError("nothing says when to stop: pass `steps`, `epochs` or `until`.")
     for name, number in given.items():
-        whole = name == "seconds" or isinstance(number, int) or hasattr(number, "__index__")
-        if number is not None and (isinstance(number, bool) or not whole or number <= 0):
-            kind = "a number" if name == "seconds" else "a whole number"
-            raise ValueError(f"{name}={number!r} trains nothing: it is {kind} above 0.")
+        if number is not None and (isinstance(number, bool) or not hasattr(number, "__index__") or number <= 0):
+            raise ValueError(f"`{name}` must be a positive integer, got {number!r}.")

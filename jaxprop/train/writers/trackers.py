@@ -1,5 +1,5 @@
-"""Writers for other people's trackers, each imported where it is used."""
-# The packages are extras: types are checked without them.
+"""Writers for experiment trackers, each imported where it is used."""
+# The packages are optional: types are checked without them.
 # pyright: reportMissingImports=false
 
 import os
@@ -8,10 +8,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .writers import number_of
+from .writer import number_of
 
-_AT_ONCE = 1000  # metrics MLflow takes in one call
-_REFUSED = re.compile(r"[^\w./ :-]")  # what MLflow takes no names with
+_BATCH = 1000  # metrics that MLflow accepts in one call
+_REFUSED = re.compile(r"[^\w./ :-]")  # characters that MLflow does not accept in names
 
 
 def _absent(name: str, package: str, extra: str) -> str:
@@ -21,16 +21,16 @@ def _absent(name: str, package: str, extra: str) -> str:
 class TensorBoard:
     """Write event files that TensorBoard reads; each name is a scalar chart.
 
-    A resumed run tells TensorBoard to forget the steps that come again.
+    A resumed run tells TensorBoard to drop the steps that will be written again.
 
     Args:
-        directory: where the event files go.
+        directory: Where the event files go.
 
     Raises:
         ImportError: tensorboardX is not installed.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         try:
             import tensorboardX
         except ImportError as error:
@@ -41,11 +41,11 @@ class TensorBoard:
         self._writer: Any = None
 
     def resume(self, step: int) -> None:
-        """Go on after `step`."""
+        """Continue after `step`."""
         self.close()
         self._writer = self._make(purge_step=step + 1)
 
-    def write(self, step: int, row: Mapping[str, Any]) -> None:
+    def write(self, step: int, row: Mapping[str, float]) -> None:
         """Add one point to each chart."""
         if self._writer is None:
             self._writer = self._make()
@@ -63,33 +63,33 @@ class TensorBoard:
 class WandB:
     """Log rows to a run of Weights & Biases.
 
-    Args:
-        run: a run that is open already, which stays open; or None, and one is begun with `options` at the first
-            row and finished at the end.
-        options: of `wandb.init`: `project`, `name`, `mode="offline"` and so on. To go on with a run, give its
-            `id` and `resume="allow"`.
+    Args: run: An open run, which stays open; or None, and a run is started with `options` at the first row and
+        finished
+            at the end.
+        options: Those of `wandb.init`: `project`, `name`, `mode="offline"` and so on. To continue a run, pass
+            its `id` and `resume="allow"`.
 
     Raises:
         ImportError: wandb is not installed.
     """
 
-    def __init__(self, run: Any = None, **options: Any):
+    def __init__(self, run: Any = None, **options: Any) -> None:
         try:
             import wandb
         except ImportError as error:
             raise ImportError(_absent("WandB", "wandb", "wandb")) from error
-        self._begin = lambda: wandb.init(**options)
+        self._start = lambda: wandb.init(**options)
         self._own = run is None
         self.run = run
 
-    def write(self, step: int, row: Mapping[str, Any]) -> None:
+    def write(self, step: int, row: Mapping[str, float]) -> None:
         """Log the row at `step`."""
         if self.run is None:
-            self.run = self._begin()
+            self.run = self._start()
         self.run.log({name: number_of(name, value) for name, value in row.items()}, step=step)
 
     def close(self) -> None:
-        """Finish the run, if it was begun here."""
+        """Finish the run, if it was started here."""
         if self._own and self.run is not None:
             self.run.finish()
             self.run = None
@@ -98,12 +98,12 @@ class WandB:
 class MLflow:
     """Log rows as metrics of an MLflow run.
 
-    Uses a client of its own, so the run that is active elsewhere in the program is left alone.
+    It uses its own client, so a run that is active elsewhere in the program is not affected.
 
     Args:
-        experiment: its name; made if it is not there.
-        run_id: a run to go on with; a new one where None.
-        tracking_uri: where runs are kept; MLflow's own choice where None.
+        experiment: The name of the experiment; created if it does not exist.
+        run_id: A run to continue; by default a new one.
+        tracking_uri: Where runs are stored; by default MLflow's own setting.
 
     Raises:
         ImportError: MLflow is not installed.
@@ -111,7 +111,7 @@ class MLflow:
 
     def __init__(
         self, experiment: str = "jaxprop", *, run_id: str | None = None, tracking_uri: str | None = None
-    ):
+    ) -> None:
         try:
             import mlflow
             import mlflow.entities
@@ -122,7 +122,7 @@ class MLflow:
         self._experiment = experiment
         self.run_id = run_id
 
-    def write(self, step: int, row: Mapping[str, Any]) -> None:
+    def write(self, step: int, row: Mapping[str, float]) -> None:
         """Log the row at `step`, in one call."""
         if self.run_id is None:
             self.run_id = self._new_run()
@@ -131,8 +131,8 @@ class MLflow:
             self._metric(_REFUSED.sub("_", name), float(number_of(name, v)), now, step)
             for name, v in row.items()
         ]
-        for start in range(0, len(metrics), _AT_ONCE):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + _AT_ONCE])
+        for start in range(0, len(metrics), _BATCH):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _BATCH])
 
     def close(self) -> None:
         """Mark the run as finished."""

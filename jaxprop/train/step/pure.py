@@ -1,0 +1,158 @@
+"""The training step as pure functions of a state and a batch, not compiled."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..._api import backprop, value_and_grad
+from ...core.rules import Rules
+from ...core.types import Array, Function, PyTree
+from ...record.tape import Tape
+from ..checks import check_same_types
+from ..examples.per_example import per_example
+from .norms import Norms, leaf_norms
+from .objective import Objective
+from .state import Gradient, Metrics, State
+from .watch import Watch
+from .watched import Watched, without_results
+
+
+@dataclass(frozen=True, eq=False)
+class PureStep:
+    """A training step in two stages: the gradient, and the update it leads to.
+
+    Each stage comes in two forms: plain, and watched with the records of a `Watch`.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformationExtraArgs
+    rules: Rules
+    watch: Watch | None
+
+    def plain(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
+        """Take a step without watching."""
+        found = self.gradient(state, *batch)
+        return self.update(state, found, *batch), Metrics(found.loss, found.aux)
+
+    def watched(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
+        """Take a step, watched.
+
+        Raises:
+            ValueError: There is no `Watch`.
+        """
+        found, tape = self.recorded_gradient(state, *batch)
+        new, norms = self.watched_update(state, found, *batch)
+        return new, Metrics(found.loss, found.aux, self.report(tape, norms, state))
+
+    def scheduled(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
+        """Take a step, plain or watched by the count in the state."""
+        if self.watch is None:
+            return self.plain(state, *batch)
+        shapes = jax.eval_shape(self._watched_once, state, *batch)[1].watched
+
+        def unwatched(state: State, *batch: PyTree) -> tuple[State, Metrics]:
+            state, metrics = self.plain(state, *batch)
+            return state, metrics._replace(watched=_zeros_like(shapes))
+
+        # The branches hold the whole step: then what only the watched one needs is not kept for the other, and
+        # the donated state is updated in place in both.
+        due = state.step % self.watch.every == 0
+        return jax.lax.cond(due, self._watched_once, unwatched, state, *batch)
+
+    @functools.cached_property
+    def _watched_once(self) -> Callable[..., tuple[State, Metrics]]:
+        return jax.jit(self.watched)  # for its cache: traced once, for the shapes and for the branch
+
+    # --- the gradient --------------------------------------------------------------------------------
+
+    def gradient(self, state: State, *batch: PyTree) -> Gradient:
+        """Return the loss and its gradient."""
+        call = self.objective
+        both = value_and_grad(call.loss, has_aux=call.paired, rules=self.rules)
+        result, grads = both(state.params, *batch, **call.keywords(state))
+        return Gradient(*call.split(result, state.model_state), grads)
+
+    def recorded_gradient(self, state: State, *batch: PyTree) -> tuple[Gradient, Tape | None]:
+        """Return the loss and its gradient, and the records of the nodes watched.
+
+        Raises:
+            ValueError: There is no `Watch`.
+        """
+        watch, call = self.required_watch(), self.objective
+        if not watch.selects:
+            return self.gradient(state, *batch), None
+        traced = backprop(
+            call.loss, has_aux=call.paired, nodes=watch.selector, record=watch.record, rules=self.rules
+        )
+        tape = traced(state.params, *batch, **call.keywords(state))
+        result = (tape.value, tape.aux) if call.paired else tape.value
+        return Gradient(*call.split(result, state.model_state), tape.grads), without_results(tape)
+
+    # --- the update ----------------------------------------------------------------------------------
+
+    def update(self, state: State, found: Gradient, *batch: PyTree) -> State:
+        """Return the state after the step that a gradient leads to."""
+
+        def value_fn(params: PyTree) -> Array:
+            result = self.objective.loss(params, *batch, **self.objective.keywords(state))
+            return result[0] if self.objective.paired else result
+
+        known = {
+            "value": found.loss,
+            "grad": found.grads,
+            "value_fn": value_fn,
+            "grad_fn": lambda params, _: jax.grad(value_fn)(params),
+        }
+        extra = {name: known[name] for name in extra_arguments(self.optimizer.update)}
+        updates, opt_state = self.optimizer.update(found.grads, state.opt_state, state.params, **extra)
+        params = optax.apply_updates(state.params, updates)
+        new = State(params, opt_state, state.step + jnp.int32(1), state.key, found.model_state)
+        check_same_types(state, new)
+        return new
+
+    def watched_update(self, state: State, found: Gradient, *batch: PyTree) -> tuple[State, Norms]:
+        """Return the state after the step, and the norms of what changed it."""
+        watch = self.required_watch()
+        new = self.update(state, found, *batch)
+        examples = None
+        if watch.per_example:
+            norms_of = per_example(self.objective.loss, has_aux=self.objective.paired)
+            examples = norms_of(state.params, *batch, **self.objective.keywords(state))
+        return new, leaf_norms(watch, state.params, new.params, found.grads, examples)
+
+    def report(self, tape: Tape | None, norms: Norms, state: State) -> Watched:
+        """Return what was watched in the step that started from `state`."""
+        leaves = jax.tree_util.tree_leaves_with_path(state.params)
+        paths = tuple(self.objective.root + jax.tree_util.keystr(path) for path, _ in leaves)
+        return Watched(jnp.bool_(True), state.step, tape, norms, paths)
+
+    def required_watch(self) -> Watch:
+        """Return the `Watch`.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self.watch is None:
+            raise ValueError("the step has no `watch`. Make it with make_step(..., watch=jaxprop.Watch()).")
+        return self.watch
+
+
+def extra_arguments(update: Function) -> tuple[str, ...]:
+    """Return which extra arguments an optimizer's `update` gets.
+
+    Those it names. If it takes any keyword, those that line searches read, not all: a line search passes what
+    it does not know to `value_fn`, which refuses it.
+    """
+    parameters = inspect.signature(update).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return ("value", "grad", "value_fn")
+    return tuple(name for name in ("value", "grad", "value_fn", "grad_fn") if name in parameters)
+
+
+def _zeros_like(shapes: PyTree) -> PyTree:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
