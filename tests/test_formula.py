@@ -1,8 +1,10 @@
 """Formulas: what they say, word for word; and that what they say holds."""
 
+import gc
 import json
 import shutil
 import subprocess
+import weakref
 
 import formula_check
 import jax
@@ -12,6 +14,11 @@ import pytest
 
 import jaxprop as jp
 from jaxprop.show import expression_of, formulas_of
+from jaxprop.show.symbolic import add, derive, divide, num, reshape
+from jaxprop.show.symbolic import expressions as ex
+from jaxprop.show.symbolic.expressions import LIMIT
+from jaxprop.show.symbolic.latex import latex
+from jaxprop.show.symbolic.text import Names, text
 
 
 @pytest.mark.library  # NumPy's own rules of promotion apply to the formulas that are read back
@@ -236,7 +243,9 @@ def test_a_rule_with_a_loop_inside_is_not_opened():
         return y
 
     (formula,) = formulas_of(jp.trace(f)(1.0)["y"])
-    assert formula.text == "dx: dy crosses by the rule the function brings along (custom rule, f32[] -> f32[])"
+    assert (
+        formula.text == "dx: dy is propagated by the custom rule of the function (custom rule, f32[] -> f32[])"
+    )
 
 
 def test_what_has_no_closed_form_is_said_in_a_sentence():
@@ -248,7 +257,7 @@ def test_what_has_no_closed_form_is_said_in_a_sentence():
     (formula,) = formulas_of(node)
     assert (
         formula.text
-        == "dx: each number of dy goes back to the place it came from (permutation, f32[3] -> f32[3])"
+        == "dx: the elements of dy are moved back to their places in x (permutation, f32[3] -> f32[3])"
     )
     assert formula.data["form"] == "map"
 
@@ -273,7 +282,7 @@ def test_a_local_of_a_rule_has_formulas_too():
 
 def test_a_formula_of_something_else():
     with pytest.raises(
-        TypeError, match=r"a formula is of a local gradient, `tape\.local\(of, wrt\)`; got float\."
+        TypeError, match=r"`formula` takes a local gradient, `tape\.local\(of, wrt\)`; got float\."
     ):
         jp.formula(1.0)
 
@@ -307,3 +316,122 @@ def test_latex_compiles(tmp_path):
         ["pdflatex", "-interaction=nonstopmode", "page.tex"], cwd=tmp_path, capture_output=True, timeout=60
     )
     assert done.returncode == 0, done.stdout.decode()
+
+
+# --- depth, memory ---------------------------------------------------------------------------------------
+
+
+def _nested(depth):
+    """A function with a rule of its own: so many sines inside one another."""
+
+    @jax.custom_jvp
+    def nested(x):
+        for _ in range(depth):
+            x = jnp.sin(x)
+        return x
+
+    @nested.defjvp
+    def _(primals, tangents):
+        (x,), (t,) = primals, tangents
+        for _ in range(depth):
+            x = jnp.sin(x)
+        return x, x * t
+
+    def f(x):
+        y = nested(x)
+        return y
+
+    return f
+
+
+@pytest.mark.parametrize("depth", [340, LIMIT - 3, LIMIT + 1])
+def test_expressions_are_as_deep_as_they_are_large(depth):
+    tape = jp.backprop(_nested(depth))(0.3)
+    (formula,) = formulas_of(tape.graph["y"])
+    expected = f"dx: dy is propagated by the custom rule of the function (custom rule, {tape.graph['y'].dtype}"
+    assert formula.text.startswith(expected.replace("float32", "f32"))
+    assert "y  = nested(x)" in str(jp.explain(tape))
+    assert jp.draw(tape).scene is not None
+    with pytest.raises(ValueError, match="there is nothing to ask"):
+        jp.quiz(tape, kinds=["local gradient"])
+
+
+def test_a_deep_expression_is_spelled_in_every_form():
+    x = ex.Sym("in", 0)
+    for _ in range(LIMIT - 1):
+        x = ex.Apply("sin", (x,), ())
+    names = Names({("in", 0): "x"})
+    assert text(x, names) == "sin(" * (LIMIT - 1) + "x" + ")" * (LIMIT - 1)
+    assert latex(x, names).count(r"\sin") == LIMIT - 1
+    assert ex.contains(x, ex.Sym("in", 0)) and not ex.contains(x, ex.Sym("in", 1))
+    assert ex.is_diagonal(x, ex.Sym("in", 0))
+    with pytest.raises(ex.TooLarge):
+        ex.Apply("sin", (x,), ())
+
+
+def test_deep_sums_and_products_are_reshaped():
+    a = x = ex.Sym("in", 0, (3,))
+    while x.size < 3 * LIMIT // 4:
+        x = add(divide(a, x), num(1))
+    found = reshape(x, (3, 1))
+    names = Names({("in", 0): "a"})
+    a = np.array([0.2, 0.7, -0.4])
+    np.testing.assert_allclose(eval(text(found, names)), eval(text(x, names))[:, None], rtol=1e-12)
+
+
+def _use_everything(f, *args):
+    tape = jp.backprop(f)(*args)
+    for node in tape.graph.nodes:
+        formulas_of(node), expression_of(node)
+    jp.formula(tape.local("loss", wrt="w"))
+    str(jp.explain(tape)), jp.quiz(tape).ask()
+
+
+@pytest.mark.parametrize("kind", ["jit", "custom_jvp", "custom_vjp"])
+def test_arrays_closed_over_are_freed(kind):
+    """4 MB inside a helper live no longer than the helper."""
+
+    def watched():
+        big = jnp.ones((1024, 1024))
+
+        def helper(x):
+            return x * big[0, 0] + jnp.sum(big) * x
+
+        if kind == "jit":
+            called = jax.jit(helper)
+        elif kind == "custom_jvp":
+            called = jax.custom_jvp(helper)
+            called.defjvp(lambda p, t: (helper(*p), t[0] * big[1, 1]))
+        else:
+            called = jax.custom_vjp(helper)
+            called.defvjp(lambda x: (helper(x), None), lambda _, ct: (ct * big[1, 1],))
+
+        def f(w):
+            s = called(w)
+            loss = s**2
+            return loss
+
+        _use_everything(f, 1.5)
+        return weakref.ref(big)
+
+    gone = watched()
+    jax.clear_caches()
+    gc.collect()
+    assert gone() is None
+
+
+def test_operations_alike_are_derived_once(monkeypatch):
+    def f(w):
+        for _ in range(50):
+            w = jnp.tanh(w) * 1.01
+        return w
+
+    def fresh(w):
+        return jnp.tanh(w) * 1.01
+
+    str(jp.explain(jp.backprop(fresh)(0.3)))
+    traced = []
+    monkeypatch.setattr(derive, "_traced", lambda fun, *structs: traced.append(fun))
+    graph = jp.trace(f)(0.3)
+    assert all(formulas_of(node) for node in graph.nodes if node.eqn is not None)
+    assert not traced
