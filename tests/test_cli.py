@@ -129,10 +129,10 @@ def test_trace_from_types_alone(capsys, model):
 def test_quiz(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("1\n-1\n1\n-2\n1\n1\n-2\n-2\n"))
     code, out, _ = run(capsys, "quiz", f"{WORKED}:loss", "1.", "1.", "2.")
-    assert code == 0 and out.endswith("8 of 8 right at the first try.\n")
+    assert code == 0 and out.endswith("8 of 8 right on the first try.\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("h\n7\n7\ns\nq\n"))
     code, out, _ = run(capsys, "quiz", f"{WORKED}:loss", "1.", "1.", "2.")
-    assert code == 1 and "Not 7." in out and out.endswith("0 of 8 right at the first try.\n")
+    assert code == 1 and "Not 7." in out and out.endswith("0 of 8 right on the first try.\n")
 
 
 def test_no_command_prints_help(capsys):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import jaxprop as jp
+from jaxprop.show import Story, StoryRow
 
 pytestmark = pytest.mark.library  # the lessons broadcast as people write it
 
@@ -312,6 +313,35 @@ def test_markup_in_names_stays_text():
     told = jp.explain(jp.backprop(f)({"<b>_x*": 2.0}))
     for form in ENDINGS:
         assert told.to(form)
+
+
+# --- renderers -------------------------------------------------------------------------------------------
+
+
+def test_a_renderer_is_passed():
+    def titles(story: Story) -> str:
+        return "\n".join([story.title, *(act.title for act in story.acts)])
+
+    told = jp.explain(tape_of("loss"), to="w", format=titles)
+    assert str(told) == told.to(titles) == titles(told.story)
+    assert told.to(titles).splitlines()[0] == "How loss depends on w"
+    assert all(isinstance(row, StoryRow) for act in told.story.acts for row in act.rows)
+
+
+def test_a_wrong_renderer_is_refused():
+    told = jp.explain(tape_of("loss"))
+    with pytest.raises(TypeError, match=r"the renderer `as_number` returned int, expected a string\."):
+        told.to(as_number)
+    with pytest.raises(
+        TypeError,
+        match=r"`format` must be the name of a format, or a function of a `jaxprop\.show\.Story` that returns "
+        r"a string; got int\.",
+    ):
+        told.to(3)
+
+
+def as_number(story):
+    return 3
 
 
 # --- errors ------------------------------------------------------------------------------------------------

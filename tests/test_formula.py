@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import ad, mlir
 
 import jaxprop as jp
-from jaxprop.show import expression_of, formulas_of
+from jaxprop.show import PRIMITIVES, expression_of, formulas_of, symbolic
 from jaxprop.show.symbolic import add, derive, divide, num, reshape
 from jaxprop.show.symbolic import expressions as ex
 from jaxprop.show.symbolic.expressions import LIMIT
@@ -316,6 +318,94 @@ def test_latex_compiles(tmp_path):
         ["pdflatex", "-interaction=nonstopmode", "page.tex"], cwd=tmp_path, capture_output=True, timeout=60
     )
     assert done.returncode == 0, done.stdout.decode()
+
+
+# --- readers of primitives -------------------------------------------------------------------------------
+
+
+softplus_p = Primitive("my_softplus")
+softplus_p.def_impl(lambda x: np.log1p(np.exp(x)))
+softplus_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(softplus_p, mlir.lower_fun(lambda x: jnp.log1p(jnp.exp(x)), multiple_results=False))
+ad.primitive_jvps[softplus_p] = lambda p, t: (softplus_p.bind(*p), t[0] * (1 - jnp.exp(-softplus_p.bind(*p))))
+
+
+def _softplus_loss(w):
+    a = softplus_p.bind(w)
+    return a
+
+
+def read_softplus(operands, equation):
+    assert (equation.primitive, equation.shapes, len(equation.operand_dtypes)) == ("my_softplus", ((),), 1)
+    return symbolic.apply("softplus", *operands)
+
+
+def test_a_reader_of_a_primitive_is_passed():
+    local = jp.backprop(_softplus_loss)(0.5).local("a", wrt="w")
+    opaque = "dw: da is propagated by JAX's own rule for the operation (opaque, f32[] -> f32[])"
+    assert str(jp.formula(local)) == opaque
+    primitives = {**PRIMITIVES, "my_softplus": read_softplus}
+    found = jp.formula(local, primitives=primitives)
+    assert str(found) == "d softplus(w)/dw = 1 - exp(-softplus(w))"
+    value = eval(found.right, {"exp": np.exp, "softplus": jax.nn.softplus, "w": 0.5})
+    np.testing.assert_allclose(value, float(local), rtol=1e-6)
+    node = jp.trace(_softplus_loss)(0.5)["a"]
+    assert expression_of(node, primitives) == "softplus(w)"
+    assert [str(f) for f in formulas_of(node, primitives=primitives)] == [str(found)]
+    assert str(jp.formula(local)) == opaque  # it was passed, not registered
+
+
+READERS_REFUSED = {
+    "not a mapping": (
+        [read_softplus],
+        TypeError,
+        "`primitives` must be a mapping from the names of primitives to their readers, such as "
+        "{**jaxprop.show.PRIMITIVES, 'my_p': read_my_p}; got list.",
+    ),
+    "not a function": (
+        {"my_softplus": "softplus"},
+        TypeError,
+        "the reader of 'my_softplus' in `primitives` must be a function (operands, equation) -> expression under "
+        "the name of the primitive; got str.",
+    ),
+    "not an expression": (
+        {"my_softplus": lambda operands, equation: "softplus"},
+        TypeError,
+        "the reader of `my_softplus` returned str, expected an expression, or one for each of several outputs. "
+        "Build it with the functions of `jaxprop.show.symbolic`.",
+    ),
+    "too many": (
+        {"my_softplus": lambda operands, equation: [*operands, *operands]},
+        ValueError,
+        "the reader of `my_softplus` returned 2 expressions, expected 1: one for each output.",
+    ),
+    "of another shape": (
+        {"my_softplus": lambda operands, equation: symbolic.broadcast(operands[0], (3,))},
+        ValueError,
+        "the reader of `my_softplus` returned an expression of shape (3,), expected (), the shape of the output.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READERS_REFUSED)
+def test_a_wrong_reader_is_refused(case):
+    primitives, kind, said = READERS_REFUSED[case]
+    tape = jp.backprop(_softplus_loss)(0.5)
+    for ask in (
+        lambda p: jp.formula(tape.local("a", wrt="w"), primitives=p),
+        lambda p: jp.explain(tape, primitives=p),
+    ):
+        with pytest.raises(kind) as caught:
+            ask(primitives)
+        assert str(caught.value) == said
+
+
+def test_a_reader_may_give_up():
+    def none(operands, equation):
+        raise symbolic.Unreadable(equation.primitive)
+
+    local = jp.backprop(_softplus_loss)(0.5).local("a", wrt="w")
+    assert jp.formula(local, primitives={"my_softplus": none}).data["form"] == "map"
 
 
 # --- depth, memory ---------------------------------------------------------------------------------------

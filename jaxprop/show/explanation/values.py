@@ -100,14 +100,14 @@ def _describe_array(array: np.ndarray, brief: bool) -> str:
     if array.size == 0:
         return f"{kind}, empty"
     if array.size <= _WHOLE and array.ndim == 1:
-        return _elements(array) + _nonfinite(array)
+        return _elements(array) + _nonfinite_note(array)
     if array.dtype.kind == "b":
         return f"{kind}, {int(array.sum())} of {array.size} true"
     first = "" if brief else f", {_elements(array.ravel())}"
-    return f"{kind}, norm {spell(_array_norm(array), 4)}{first}{_nonfinite(array)}"
+    return f"{kind}, norm {spell(_array_norm(array), 4)}{first}{_nonfinite_note(array)}"
 
 
-def _nonfinite(array: np.ndarray) -> str:
+def _nonfinite_note(array: np.ndarray) -> str:
     count = int(np.size(array) - np.isfinite(_in_double(array)).sum())
     return f" ({count} non-finite)" if count else ""
 
@@ -116,7 +116,7 @@ def _describe_steps(array: np.ndarray, depth: int) -> Described:
     inner = array.shape[depth:]
     rows = array.reshape(-1, *inner)
     norms = _elements(np.array([_array_norm(row) for row in rows]))
-    text = f"{len(rows)} steps of {type_name(array.dtype, inner)}, norms {norms}{_nonfinite(array)}"
+    text = f"{len(rows)} steps of {type_name(array.dtype, inner)}, norms {norms}{_nonfinite_note(array)}"
     return Described(text, _array_data(array) | {"steps": list(array.shape[:depth])})
 
 

@@ -227,9 +227,9 @@ class Formulas:
         names = self._names(_of_node(node), numbers)
         return Spelled(text(x, names.text), latex(x, names.latex))
 
-    def _ends(self, of: Value, wrt: Value) -> tuple["_End", "_End"]:
+    def _ends(self, of: Value, wrt: Value) -> tuple["_FormulaEnd", "_FormulaEnd"]:
         of_type, wrt_type = (type_name(value.dtype, value.shape) for value in (of, wrt))
-        return _End(self._called(of), of_type), _End(self._called(wrt), wrt_type)
+        return _FormulaEnd(self._called(of), of_type), _FormulaEnd(self._called(wrt), wrt_type)
 
     def _names(self, groups: _Groups, numbers: Numbers | None = None) -> "_Names":
         """The names of symbols, in text and in LaTeX; or the numbers they stand for."""
@@ -250,7 +250,7 @@ class _Names(NamedTuple):
     latex: Names
 
 
-class _End(NamedTuple):
+class _FormulaEnd(NamedTuple):
     """The value at one end of a local gradient: its name and its type."""
 
     name: str
@@ -274,8 +274,8 @@ class _Equation(NamedTuple):
     """Everything a formula is written from."""
 
     derivative: Derivative
-    of: _End
-    wrt: _End
+    of: _FormulaEnd
+    wrt: _FormulaEnd
     kind: Kind
     names: _Names
 
