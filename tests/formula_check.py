@@ -28,7 +28,7 @@ def _broadcast(fun: Callable[..., Any]) -> Callable[..., Any]:
 NAMESPACE = {
     **{name: getattr(lax, name) for name in dir(lax) if not name.startswith("_")},
     **{name: getattr(special, name) for name in dir(special) if not name.startswith("_")},
-    **{name: getattr(jax.nn, name) for name in ("relu", "silu", "softplus", "sigmoid", "relu6")},
+    **{name: getattr(jax.nn, name) for name in ("relu", "silu", "softplus", "sigmoid", "relu6", "softmax")},
     **{name: getattr(jnp, name) for name in dir(jnp) if not name.startswith("_")},
     "triangular_solve": lax.linalg.triangular_solve,
     "complex": _broadcast(lax.complex),

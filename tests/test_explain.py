@@ -4,10 +4,12 @@
 """
 
 import importlib.util
+import inspect
 import json
 import re
 from pathlib import Path
 
+import formula_check
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,7 +137,8 @@ def test_contributions_that_cancel_are_said_to(other, remains):
 def test_contributions_to_different_elements_do_not_cancel():
     def f(w):
         a = 2.0 * w
-        return a[0] + a[1] + a[2]
+        first, second, third = a[0], a[1], a[2]
+        return first + second + third
 
     found = rows(jp.backprop(f)(jnp.ones(3)))
     assert sum(row["kind"] == "share" for row in found) == 3
@@ -153,6 +156,125 @@ def test_the_sum_over_paths_is_the_gradient():
         "w -> a -> b -> c -> fan_out",
         "w -> a -> fan_out",
     ]
+
+
+# --- statements --------------------------------------------------------------------------------------------
+
+
+def attention(p, x):
+    q, k, v = x @ p["q"], x @ p["k"], x @ p["v"]
+    scores = q @ k.T / jnp.sqrt(jnp.float32(q.shape[-1]))
+    a = jax.nn.softmax(scores)
+    out = a @ v
+    return jnp.mean(out**2)
+
+
+def layer_norm(x, g, b):
+    mu = jnp.mean(x, -1, keepdims=True)
+    var = jnp.mean((x - mu) ** 2, -1, keepdims=True)
+    n = (x - mu) / jnp.sqrt(var + 1e-5)
+    y = n * g + b
+    return jnp.mean(y**2)
+
+
+def masked(w, x):
+    y = jnp.where(x > 0, w * x, 0.0)
+    return jnp.sum(y) / jnp.sum(x > 0)
+
+
+def network(w1, w2, x, y):
+    z1 = w1 * x + 0.35
+    a1 = jax.nn.sigmoid(z1)
+    z2 = w2 * a1
+    L = 0.5 * (z2 - y) ** 2
+    return L
+
+
+SQUARE = jnp.array([[0.5, -1.0, 2.0], [1.0, 0.25, -0.5], [0.1, 0.3, -0.2]])
+STATEMENTS = {
+    "attention": (attention, ({"q": SQUARE, "k": SQUARE[::-1], "v": SQUARE.T}, SQUARE * 0.3)),
+    "layer_norm": (layer_norm, (SQUARE, 2.0, jnp.ones(3))),
+    "masked": (masked, (jnp.ones(3), jnp.array([1.0, -1.0, 2.0]))),
+    "network": (network, (0.15, -1.0, 0.05, 0.99)),
+    "hidden_layer": (lesson.hidden_layer, ARGS["hidden_layer"]),
+}
+
+
+@pytest.mark.parametrize("case", STATEMENTS)
+def test_every_formula_of_a_statement_holds(case):
+    """Read back as Python, on the values and cotangents of the tape."""
+    fun, args = STATEMENTS[case]
+    tape = jp.backprop(fun)(*args)
+    names = dict(zip(inspect.signature(fun).parameters, args, strict=True))
+    own = [entry for entry in tape if entry.name.isidentifier() and entry.name != entry.node.primitive]
+    names |= {entry.name: entry.value for entry in own} | {f"d{entry.name}": entry.cotangent for entry in own}
+    consumed = [row["name"] for row in rows(tape) if row["kind"] == "share"]
+    checked = 0
+    for row in rows(tape):
+        if row["kind"] == "value":
+            expected = tape[row["name"]].value
+        elif row["kind"] == "local" and "/" not in row["symbol"] and not consumed:
+            expected = tape[row["symbol"][1:]].cotangent
+        else:
+            continue
+        found = eval(row["formulas"][0], {"__builtins__": {}}, formula_check.NAMESPACE | names)
+        np.testing.assert_allclose(np.broadcast_to(found, np.shape(expected)), expected, rtol=2e-4, atol=1e-6)
+        checked += 1
+    assert checked >= 2
+
+
+@pytest.mark.parametrize("case", [*STATEMENTS, *ARGS])
+def test_every_name_is_defined_before_it_is_used(case):
+    fun, args = STATEMENTS.get(case) or (getattr(lesson, case), ARGS[case])
+    told = jp.explain(jp.backprop(fun)(*args))
+    names = {value.name for node in jp.backprop(fun)(*args).graph.walk() for value in node.outputs}
+    defined = {row.symbol.text.strip("{}") for row in told.story.given}
+    for row in told.story.acts[0].rows:
+        formulas = " ".join(f.text for f in row.formulas if not f.latex.startswith(r"\text"))
+        used = set(re.findall(r"[A-Za-z_][\w/]*(?:\['\w+'\])?(?:#\d+)?(?![\w(])", formulas))
+        assert used & names <= defined, (row.symbol.text, used & names - defined)
+        defined.add(row.symbol.text.strip("{}"))
+
+
+def test_every_operation_is_one_argument_away():
+    fun, args = STATEMENTS["network"]
+    tape = jp.backprop(fun)(*args)
+    assert [row["name"] for row in rows(tape) if row["kind"] == "value"] == ["z1", "a1", "z2", "L"]
+    every = [row["name"] for row in rows(tape, operations=True) if row["kind"] == "value"]
+    assert every == [entry.name for entry in tape if entry.node.eqn is not None]
+    assert rows(tape)[-1]["value"] == rows(tape, operations=True)[-1]["value"]
+
+
+def test_a_negative_number_alone_is_said_once():
+    fun, args = STATEMENTS["network"]
+    found = {row["symbol"]: row for row in rows(jp.backprop(fun)(*args)) if row["kind"] == "local"}
+    assert found["dz2/da1"]["formulas"] == ["d(w2*a1)/da1", "w2"]
+    assert found["dz2/da1"]["text"] == "-1"
+    assert found["dL/dz2"]["formulas"][1] == "z2 - y"
+    assert found["da1/dz1"]["formulas"][1] == "a1*(1 - a1)"
+
+
+def test_contributions_of_a_statement_are_added_up():
+    def f(w):
+        a = jnp.sin(w)
+        b = a * a + jnp.exp(a)
+        return b * a
+
+    found = rows(jp.backprop(f)(0.7))
+    shares = {row["symbol"]: row["value"] for row in found if row["kind"] == "share"}
+    a = np.sin(0.7)
+    np.testing.assert_allclose(shares["through b"], a * (2 * a + np.exp(a)), rtol=1e-5)
+    np.testing.assert_allclose(shares["through f"], a * a + np.exp(a), rtol=1e-5)
+    np.testing.assert_allclose(found[-1]["value"], jax.grad(f)(0.7), rtol=1e-5)
+
+
+def test_what_is_not_finite_is_shown_operation_by_operation():
+    def f(x):
+        y = jax.nn.relu(jnp.log(x))
+        return jnp.sum(y)
+
+    assert "log" not in {row["name"] for row in rows(jp.backprop(f)(jnp.array([0.5, 2.0])))}
+    assert "log" in {row["name"] for row in rows(jp.backprop(f)(jnp.array([0.0, 2.0])))}
 
 
 # --- parts -------------------------------------------------------------------------------------------------

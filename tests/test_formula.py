@@ -1,6 +1,7 @@
 """Formulas: what they say, word for word; and that what they say holds."""
 
 import gc
+import inspect
 import json
 import shutil
 import subprocess
@@ -320,6 +321,126 @@ def test_latex_compiles(tmp_path):
     assert done.returncode == 0, done.stdout.decode()
 
 
+# --- as a textbook writes it -----------------------------------------------------------------------------
+
+
+def _softmax(s):
+    a = jax.nn.softmax(s)
+    return a
+
+
+def _logistic(z):
+    a = 1 / (1 + jnp.exp(-z))
+    return a
+
+
+def _sigmoid(z1):
+    a1 = jax.nn.sigmoid(z1)
+    return a1
+
+
+def _silu(x):
+    y = jax.nn.silu(x)
+    return y
+
+
+def _cross_entropy(z, onehot):
+    loss = -jnp.sum(onehot * jax.nn.log_softmax(z))
+    return loss
+
+
+def _gaussian(mu, s, x):
+    loss = 0.5 * ((x - mu) / s) ** 2 + jnp.log(s)
+    return loss
+
+
+def _ols(b, X, y):
+    loss = jnp.mean((X @ b - y) ** 2)
+    return loss
+
+
+def _standardized(x):
+    n = (x - jnp.mean(x)) / 2.0
+    return n
+
+
+def _cubic(X):
+    y = X**3 + X**2
+    return y
+
+
+def _square(x):
+    y = x**2 + 2 * x + 1
+    return y
+
+
+def _error(z2, y):
+    L = 0.5 * (z2 - y) ** 2
+    return L
+
+
+def _root(v):
+    r = jnp.sqrt(v)
+    return r
+
+
+def _masked(w):
+    y = jnp.where(w > 0, jnp.exp(w), 0.0)
+    return y
+
+
+ROW = np.array([0.3, -1.2, 0.7])
+GRID = np.array([[0.3, -1.2, 0.7], [2.0, 0.1, -0.4]])
+TEXTBOOK = {
+    "a cubic": (_cubic, (GRID,), "dy/dX = 3*X**2 + 2*X"),
+    "a square": (_square, (ROW,), "dy/dx = 2*x + 2"),
+    "a squared error": (_error, (1.5, 2.0), "dL/dz2 = z2 - y"),
+    "sigmoid": (_sigmoid, (0.4,), "d sigmoid(z1)/dz1 = a1*(1 - a1)"),
+    "logistic": (_logistic, (0.4,), "da/dz = a*(1 - a)"),
+    "silu": (_silu, (0.4,), "dy/dx = sigmoid(x)*(1 + x*(1 - sigmoid(x)))"),
+    "root": (_root, (0.4,), "d sqrt(v)/dv = 1/(2*sqrt(v))"),
+    "softmax": (_softmax, (ROW,), "ds = a*(da - sum(da*a))"),
+    "softmax of rows": (_softmax, (GRID,), "ds = a*(da - sum(da*a, axis=1, keepdims=True))"),
+    "cross entropy": (
+        _cross_entropy,
+        (ROW, np.array([0.0, 1.0, 0.0])),
+        "dz = dloss*(softmax(z)*sum(onehot) - onehot)",
+    ),
+    "gaussian": (_gaussian, (0.5, 2.0, 1.5), "dloss/dmu = -(x - mu)/s**2"),
+    "least squares": (_ols, (ROW, GRID, np.array([1.0, -1.0])), "db = dloss*((X @ b - y) @ X)"),
+    "a mean": (_standardized, (ROW,), "dx = dn/2 - mean(dn)/2"),
+    "a mask": (_masked, (ROW,), "dy/dw = where(w > 0, exp(w), 0)"),
+}
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("case", TEXTBOOK)
+def test_textbook_forms(case, x64):
+    fun, args, said = TEXTBOOK[case]
+    args = [jnp.asarray(x) for x in args]
+    out, pull = jax.vjp(lambda x: fun(x, *args[1:]), args[0])
+    tape = jp.backprop(fun, cotangent=jnp.ones(out.shape))(*args)
+    (of,) = tape.graph.outputs
+    formula = jp.formula(tape.local(of.name, wrt=next(iter(tape)).name))
+    assert str(formula) == said
+    names = dict(zip(inspect.signature(fun).parameters, args, strict=True))
+    ct = jnp.asarray(np.random.default_rng(0).normal(size=out.shape))
+    names |= {of.name: out, f"d{of.name}": ct}
+    found = eval(formula.right, {"__builtins__": {}}, formula_check.NAMESPACE | names)
+    found = found * ct if formula.data["form"] == "local" else found
+    np.testing.assert_allclose(found, pull(ct)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_stopped_gradient_is_shown():
+    def f(w):
+        q = w + jax.lax.stop_gradient(jnp.round(w) - w)
+        return q
+
+    local = jp.backprop(f)(0.7).local("q", wrt="w")
+    assert str(jp.formula(local)) == "dq/dw = 1"
+    assert "q  = w + stop_gradient(round(w) - w)" in str(jp.explain(jp.backprop(f)(0.7)))
+
+
 # --- readers of primitives -------------------------------------------------------------------------------
 
 
@@ -519,7 +640,8 @@ def test_operations_alike_are_derived_once(monkeypatch):
     def fresh(w):
         return jnp.tanh(w) * 1.01
 
-    str(jp.explain(jp.backprop(fresh)(0.3)))
+    for node in jp.trace(fresh)(0.3).nodes:
+        formulas_of(node)
     traced = []
     monkeypatch.setattr(derive, "_traced", lambda fun, *structs: traced.append(fun))
     graph = jp.trace(f)(0.3)

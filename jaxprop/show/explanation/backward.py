@@ -9,8 +9,9 @@ from ... import _jaxpr
 from ..._text import listed
 from ...core.graph import Node, Value
 from ...core.structure import joints
+from ...core.types import Array
 from ...record.tape import Shares
-from ..symbolic.derive import distinct
+from ..symbolic.derive import Statement
 from ..symbolic.names import Spelled, latex_cotangent, text_name
 from .forward import branch, opening
 from .lookup import Consumer, Lookup, is_copy
@@ -38,9 +39,10 @@ def local_gradients(
             continue
         if item.value.id != next((v.id for v in node.outputs if v.name in lookup.recorded), None):
             continue  # shown with another output of the node
-        for wrt in distinct(node.operands):
+        statement = lookup.statements.of(node)
+        for wrt in statement.inputs:
             if wrt.active and shown(lookup.original(wrt)):
-                row = _local_row(lookup, item, wrt)
+                row = _local_row(lookup, statement, wrt, item.depth)
                 if row is not None:
                     yield row
 
@@ -49,29 +51,31 @@ def _has_gradients(node: Node) -> bool:
     return node.eqn is not None and not node.opened and node.active and not is_copy(node)
 
 
-def _local_row(lookup: Lookup, item: OutlineItem, wrt: Value) -> StoryRow | None:
-    node = item.node
-    found = lookup.formulas.of_operand(node, wrt)
+def _local_row(lookup: Lookup, statement: Statement, wrt: Value, depth: int) -> StoryRow | None:
+    node = statement.nodes[-1]
+    found = lookup.formulas.of(statement, wrt)
     if found is None:
         return None
     left, right = Spelled(found.left, found.latex.partition(" = ")[0]), _right_side(found.right, found.latex)
-    row = _Row("local", lookup, node, item.depth)
+    row = _Row("local", lookup, node, depth)
     form, fraction = found.data["form"], quotient(lookup.called(node.outputs[0]), lookup.called(wrt))
     if node.index in lookup.tape.ruled:
         return row.made(fraction, (words("replaced by a rule"),))
-    if form == "vjp":
-        return row.made(left, (right,), note=found.kind)
-    if form == "map":
+    if form != "local":  # `dx = ...` is one contribution of several if `x` has other consumers
+        notes = [found.kind] if len(statement.nodes) == 1 else []
+        if len(lookup.consumers(lookup.original(wrt))) > 1:
+            notes.append(f"through {text_name(lookup.called(statement.outputs[0]))}")
         d_wrt = Spelled(found.left, latex_cotangent(lookup.called(wrt)))
-        return row.made(d_wrt, (words(found.right),), note=found.kind)
-    slope, numbers = lookup.slope(node, wrt), lookup.numbers(node)
-    with_numbers = lookup.formulas.factor(node, wrt, numbers) if numbers else None
+        return row.made(d_wrt, (right if form == "vjp" else words(found.right),), note=", ".join(notes))
+    slope, numbers = lookup.slope(statement, wrt), lookup.numbers(statement)
+    with_numbers = lookup.formulas.factor(statement, wrt, numbers) if numbers else None
     pieces = [left, right, with_numbers]
-    if lookup.has_other_paths(node, wrt):  # `dloss/da` is the sum over all paths
+    note = "elementwise" if wrt.shape and not slope.text else ""
+    if lookup.has_other_paths(statement, wrt):  # `dloss/da` is the sum over all paths
+        note = "through this statement alone" if left.text == fraction.text else note
         fraction = left
     if left.text == fraction.text:
         pieces = pieces[1:]
-    note = "elementwise" if wrt.shape and not slope.text else ""
     return row.made(fraction, distinct_pieces(pieces, slope.text), slope, note)
 
 
@@ -176,7 +180,7 @@ def _contributions_of_next_step_or_result(lookup: Lookup, node: Node, value: Val
 
 def _contribution(lookup: Lookup, consumer: Consumer) -> Iterator[Spelled | None]:
     """What one consumer contributes to the cotangent of a value, as formulas."""
-    node, value = consumer.node, consumer.read
+    node, value, statement = consumer.node, consumer.read, consumer.statement
     if node.index in lookup.tape.ruled:
         yield words(f"from the rule given for {text_name(lookup.called(node.outputs[0]))}")
         return
@@ -185,32 +189,25 @@ def _contribution(lookup: Lookup, consumer: Consumer) -> Iterator[Spelled | None
         outputs = ", ".join(text_name(v.name) for v in node.outputs if v.name)
         yield words(f"from the body of {outputs}{over}")
         return
-    factor = lookup.formulas.factor(node, value)
+    factor = lookup.formulas.factor(statement, value)
+    ct = lookup.d(consumer.out)
+    is_loss = consumer.out.name == lookup.loss and lookup.cotangent(consumer.out, node).number == 1
     if factor is None or len(node.outputs) != 1:
-        found = lookup.formulas.of_operand(node, value)
+        found = lookup.formulas.of(statement, value, seed=is_loss)
         if found is not None:
             exact = found.data["form"] == "vjp"
             yield _right_side(found.right, found.latex) if exact else words(found.right)
         return
-    ct = lookup.d(node.outputs[0])
-    if value.shape != ():
-        yield ct if factor.text == "1" else times(ct, in_parentheses(factor))
-        return
-    yield from _scalar_contribution(lookup, node, value, factor, ct)
-
-
-def _scalar_contribution(
-    lookup: Lookup, node: Node, value: Value, factor: Spelled, ct: Spelled
-) -> Iterator[Spelled | None]:
-    if node.outputs[0].name == lookup.loss:  # `dloss/dloss * dloss/ds` says nothing
-        numbers = lookup.numbers(node)
+    if is_loss:  # `dloss/dloss * dloss/ds` says nothing
+        numbers = lookup.numbers(statement)
         yield factor
-        yield lookup.formulas.factor(node, value, numbers) if numbers else None
-        return
-    yield times(ct, quotient(lookup.called(node.outputs[0]), lookup.called(value)))
-    incoming = lookup.cotangent(node.outputs[0], node).number
-    slope = lookup.slope(node, value).number
-    yield None if incoming is None or slope is None else product_of([incoming, slope])
+        yield lookup.formulas.factor(statement, value, numbers) if numbers else None
+    elif value.shape != ():
+        yield ct if factor.text == "1" else times(ct, in_parentheses(factor))
+    else:
+        yield times(ct, quotient(lookup.called(consumer.out), lookup.called(value)))
+        incoming, slope = lookup.cotangent(consumer.out, node).number, lookup.slope(statement, value).number
+        yield None if incoming is None or slope is None else product_of([incoming, slope])
 
 
 # --- fan-out -----------------------------------------------------------------------------------------
@@ -226,11 +223,12 @@ def _fan_out(
         unknown = (
             "" if lookup.tape.is_full else "; their contributions are unknown: only statistics were recorded"
         )
-        names = [text_name(lookup.called(consumer.node.outputs[0])) for consumer in consumers]
+        names = [text_name(lookup.called(consumer.out)) for consumer in consumers]
         note = f"consumed by {listed(names, 4)}{unknown}"
         yield row.made(symbol, (words(f"the sum of {count} contributions"),), cotangent, note, value.name)
         return
-    by_name = {consumer.through.name or consumer.through.primitive: consumer for consumer in consumers}
+    by_name = {name: consumer for consumer in consumers for name in consumer.through[:1]}
+    contributions = _by_statement(contributions, consumers)
     parts = {
         name: describe(share, lookup.steps(row.node), lookup.brief) for name, share in contributions.items()
     }
@@ -264,10 +262,20 @@ def _shares(lookup: Lookup, value: Value) -> Shares | None:
         return None
 
 
+def _by_statement(shares: Mapping[str, Array], consumers: Sequence[Consumer]) -> dict[str, Array]:
+    """Contributions of operations, added up by statement under the name of the first of them."""
+    first = {name: consumer.through[0] for consumer in consumers for name in consumer.through}
+    found: dict[str, Array] = {}
+    for name, share in shares.items():
+        key = first.get(name, name)
+        found[key] = found[key] + share if key in found else share
+    return found
+
+
 def _through(lookup: Lookup, name: str, consumer: Consumer | None) -> Spelled:
     if consumer is None:  # the next step, or the result
         return words(f"through the {name}")
-    spelled = spelled_name(lookup.called(consumer.node.outputs[0]))
+    spelled = spelled_name(lookup.called(consumer.out))
     return Spelled(f"through {spelled.text}", rf"\text{{through }} {spelled.latex}")
 
 

@@ -10,7 +10,7 @@ from ..symbolic.names import text_name
 from ..symbolic.reader import PRIMITIVES
 from .backward import backward, cotangent_rows, local_gradients
 from .forward import forward, given
-from .lookup import Lookup, lookup_in
+from .lookup import Lookup, lookup_in, result_name
 from .outline import Outline, OutlineItem, depends_on, outline
 from .paths import chain_rows, path_story
 from .renderers import Renderer, as_data, as_markdown, checked_format, rendered, step_texts
@@ -62,6 +62,7 @@ def explain(
     path: Sequence[str] | None = None,
     max_rows: int = 60,
     primitives: Mapping[str, PrimitiveReader] = PRIMITIVES,
+    operations: bool = False,
 ) -> Explanation:
     """Explain a tape in three acts: forward pass, local gradients, backward pass.
 
@@ -76,6 +77,8 @@ def explain(
             path alone.
         max_rows: more values than this are folded, by statement, function or scope.
         primitives: how each primitive is read, as in `jaxprop.formula`.
+        operations: whether to show every operation. By default anonymous intermediates, such as the product in
+            `z = w * x + b`, are part of the statement that uses them.
 
     Returns:
         An `Explanation`: `str` renders it, `.steps()` renders one operation at a time, `.to(format)` another
@@ -100,25 +103,27 @@ def explain(
         checked_format(format)
     if not isinstance(tape, Tape):
         raise TypeError(f"`explain` takes a tape, `jaxprop.backprop(f)(*args)`; got {type(tape).__name__}.")
-    lookup = lookup_in(tape, primitives)
-    story = _whole_story(lookup, to, max_rows) if path is None else path_story(lookup, path)
+    start = None if to is None or path is not None else _start(tape, to)
+    lookup = lookup_in(tape, primitives, operations, start)
+    story = _whole_story(lookup, start, max_rows) if path is None else path_story(lookup, path)
     return Explanation(story, format)
 
 
-def _whole_story(lookup: Lookup, to: str | None, max_rows: int) -> Story:
+def _whole_story(lookup: Lookup, start: Value | None, max_rows: int) -> Story:
     graph = lookup.tape.graph
-    start = None if to is None else _start(lookup, to)
     depends = depends_on(graph, start)
 
     def shown(value: Value) -> bool:
-        own = value.id not in lookup.copies
+        own = value.id not in lookup.copies and value.id not in lookup.statements.folded
         return (
             own and value.name in lookup.recorded and depends(value) and (start is None or value.id != start.id)
         )
 
     found = outline(graph, shown, max_rows)
     lookup = replace(lookup, brief=bool(found.folded))
-    title = f"How {lookup.loss} is computed" if to is None else f"How {lookup.loss} depends on {text_name(to)}"
+    title = f"How {lookup.loss} is computed"
+    if start is not None:
+        title = f"How {lookup.loss} depends on {text_name(start.name)}"
     inputs = [(node, value) for node in (*graph.heads, *graph.fixed) for value in node.outputs]
     arguments = tuple(
         given(lookup, node, value) for node, value in inputs if _is_given(lookup, value, start, found.items)
@@ -130,15 +135,15 @@ def _whole_story(lookup: Lookup, to: str | None, max_rows: int) -> Story:
     return Story(title, arguments, numbered, end)
 
 
-def _start(lookup: Lookup, to: str) -> Value:
-    graph = lookup.tape.graph
+def _start(tape: Tape, to: str) -> Value:
+    graph = tape.graph
     if to not in graph:
         raise KeyError(f"the tape has no value named {to!r}.{nearest(to, graph.by_name)}")
     value = graph.value(to)
     if not value.active:
         inputs = [v.name for node in graph.heads for v in node.outputs if v.active]
         raise ValueError(
-            f"no cotangent reaches {to!r}: {lookup.loss} was differentiated with respect to "
+            f"no cotangent reaches {to!r}: {result_name(tape)} was differentiated with respect to "
             f"{', '.join(inputs)}. Include it in `argnums=` of `backprop`."
         )
     return value
@@ -148,11 +153,10 @@ def _is_given(lookup: Lookup, value: Value, start: Value | None, items: Sequence
     """Whether an argument is listed: all of them, or those that the explained operations read."""
     if not value.name:
         return False
-    known = value.name in lookup.recorded or value.literal is not None
-    if start is None:
-        return known or value.active
-    read = {v.id for item in _with_bodies(items) for v in item.node.operands}
-    return value.id == start.id or (value.id in read and known)
+    if start is None and (value.active or value.name in lookup.recorded or value.literal is not None):
+        return True
+    read = {v.id for item in _with_bodies(items) for v in lookup.statements.of(item.node).inputs}
+    return value.id in read or (start is not None and value.id == start.id)
 
 
 def _with_bodies(items: Sequence[OutlineItem]) -> Iterator[OutlineItem]:

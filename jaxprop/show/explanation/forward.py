@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ... import _jaxpr
+from ..._text import type_name
 from ...core.graph import Node, Value
 from ...core.structure import joints
 from ..symbolic.names import Spelled, latex_name, text_name
@@ -16,8 +17,8 @@ from .story import StoryRow, distinct_pieces
 
 def given(lookup: Lookup, node: Node, value: Value) -> StoryRow:
     """An argument, or an array closed over."""
-    note = "differentiated" if value.active else ""
     found = lookup.value(value, node)
+    note = "differentiated" if value.active else "" if found.text else type_name(value.dtype, value.shape)
     return StoryRow("given", spelled_name(value.name), (), found.text, found.data, value.name, note=note)
 
 
@@ -61,12 +62,13 @@ def _operation(lookup: Lookup, item: OutlineItem, value: Value) -> Iterator[Spel
     elif node.opened:
         yield words(_output_of_body(lookup, node, value))
     else:
-        operation = lookup.formulas.operation(node)
+        statement = lookup.statements.of(node)
+        operation = lookup.formulas.operation(statement)
         operands = ", ".join(text_name(lookup.called(v)) for v in node.operands)
         yield operation or code(node.label or f"{node.primitive}({operands})")
-        numbers = lookup.numbers(node)
+        numbers = lookup.numbers(statement)
         if operation and numbers:
-            yield lookup.formulas.operation(node, numbers)
+            yield lookup.formulas.operation(statement, numbers)
 
 
 # --- bodies ------------------------------------------------------------------------------------------

@@ -2,36 +2,48 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ... import _jaxpr
 from ...core.graph import Graph, Node, Value
 from ...core.structure import makers, outside
+from ...core.types import Array
 from ...record.tape import Tape
-from ..symbolic.derive import distinct
+from ..symbolic.derive import Statement
 from ..symbolic.expressions import PrimitiveReader
-from ..symbolic.formula import Formulas
+from ..symbolic.formula import Formulas, has_own_name
 from ..symbolic.names import Spelled
 from ..symbolic.reader import checked_primitives
 from .pieces import edge, quotient
-from .values import NOTHING, Described, describe
+from .statements import Statements, statements_of
+from .values import NOTHING, Described, describe, is_finite
 
 
 class Consumer(NamedTuple):
-    """A node that consumes a value.
+    """A statement that consumes a value.
 
     Attributes:
-        node: the node.
+        statement: the statement.
         read: the value it reads: this one, or a copy of it.
-        through: the first node on the way: the key of its contribution in `tape.shares`.
+        through: the operations that read it: the keys of its contributions in `tape.shares`.
     """
 
-    node: Node
+    statement: Statement
     read: Value
-    through: Node
+    through: tuple[str, ...]
+
+    @property
+    def node(self) -> Node:
+        return self.statement.nodes[-1]
+
+    @property
+    def out(self) -> Value:
+        return self.statement.outputs[0]
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,14 @@ class Lookup:
         tape: the tape.
         loss: the name of the result, as in `dloss/dw`.
         primitives: how each primitive is read.
+        statements: the statements of its graph.
         brief: whether arrays are described without their first elements.
     """
 
     tape: Tape
     loss: str
     primitives: Mapping[str, PrimitiveReader]
+    statements: Statements
     brief: bool = False
 
     @functools.cached_property
@@ -103,14 +117,14 @@ class Lookup:
             return NOTHING
         return describe(self.tape[value.name].cotangent, self.steps(node), self.brief)
 
-    def numbers(self, node: Node) -> Mapping[int, float | complex] | None:
-        """Operands and output of a node as numbers, by id; None if an operand is an array or unknown."""
-        if self.steps(node):
+    def numbers(self, statement: Statement) -> Mapping[int, float | complex] | None:
+        """Inputs and outputs of a statement as numbers, by id; None if an input is an array or unknown."""
+        if self.steps(statement.nodes[-1]):
             return None
-        found = {operand.id: self._number(operand) for operand in distinct(node.operands)}
+        found = {value.id: self._number(value) for value in statement.inputs}
         if None in found.values():
             return None
-        found |= {output.id: self._number(output) for output in node.outputs}
+        found |= {output.id: self._number(output) for output in statement.outputs}
         return {id_: number for id_, number in found.items() if number is not None}
 
     def _number(self, value: Value) -> float | complex | None:
@@ -122,15 +136,40 @@ class Lookup:
         known = next((v for v in (value, original) if v.name in self.recorded), None)
         return None if known is None else describe(self.tape[known.name].value).number
 
-    def slope(self, node: Node, wrt: Value) -> Described:
-        """The local gradient of a node, of a scalar with respect to a scalar."""
-        scalar = wrt.shape == () and node.shape == () and len(node.outputs) == 1
-        if not scalar or not self.tape.is_full or node.name not in self.recorded:
+    def is_finite(self, statement: Statement) -> bool:
+        """Whether no value and no cotangent in a statement is NaN or infinite: else it is shown in full.
+
+        The formula of a whole statement holds for finite numbers: a mask in it drops a `0 * inf`.
+        """
+        names = {name for node in statement.nodes for name in node.names} & self.recorded
+        entries = (self.tape[name] for name in names)
+        return all(is_finite(entry.value) and is_finite(entry.cotangent) for entry in entries)
+
+    def slope(self, statement: Statement, wrt: Value) -> Described:
+        """The local gradient of a statement, of a scalar with respect to a scalar."""
+        node, out = statement.nodes[-1], statement.outputs[0]
+        scalar = wrt.shape == () and out.shape == () and len(node.outputs) == 1
+        if not scalar or not self.tape.is_full or out.name not in self.recorded:
             return NOTHING
         try:
-            return describe(edge(self.tape, node.outputs[0], wrt).jacobian(), self.steps(node))
+            local = edge(self.tape, out, wrt)
+            if {inner.index for inner in local.path} <= {inner.index for inner in statement.nodes}:
+                return describe(local.jacobian(), self.steps(node))
         except (ValueError, KeyError, TypeError):
             return NOTHING
+        return describe(self._slope_alone(statement, wrt))
+
+    def _slope_alone(self, statement: Statement, wrt: Value) -> Array | None:
+        """The slope of a statement whose output depends on an input in other ways as well."""
+        numbers = self.numbers(statement)
+        if numbers is None:
+            return None
+        point = {value.id: jnp.asarray(numbers[value.id], value.dtype) for value in statement.inputs}
+
+        def along(x: Array) -> Array:
+            return statement.function(*(x if id_ == wrt.id else value for id_, value in point.items()))[0]
+
+        return jax.jvp(along, (point[wrt.id],), (jnp.ones_like(point[wrt.id]),))[1]
 
     # --- structure -------------------------------------------------------------------------------------
 
@@ -139,20 +178,25 @@ class Lookup:
         return _active_consumers(self.tape.graph)
 
     def consumers(self, value: Value) -> list[Consumer]:
-        """The nodes that contribute to the cotangent of a value."""
-        return list(self._consuming(value, None))
+        """The statements that contribute to the cotangent of a value."""
+        found: dict[tuple[int, int], Consumer] = {}
+        for node, read, through in self._consuming(value, None):
+            (head,) = self.statements.consumers_of(node)
+            consumer = found.setdefault((head.index, read.id), Consumer(self.statements.of(head), read, ()))
+            keys = dict.fromkeys((*consumer.through, through))
+            found[head.index, read.id] = consumer._replace(through=tuple(keys))
+        return list(found.values())
 
-    def _consuming(self, value: Value, through: Node | None) -> Iterator[Consumer]:
+    def _consuming(self, value: Value, through: str | None) -> Iterator[tuple[Node, Value, str]]:
         for node in self._consumers.get(value.id, ()):
-            own = list(self._consuming(node.outputs[0], through or node)) if is_copy(node) else []
-            if own:
-                yield from own
-            else:
-                yield Consumer(node, value, through or node)
+            key = through or node.name or node.primitive
+            copied = is_copy(node) and self.statements.consumers_of(node) == (node,)
+            own = list(self._consuming(node.outputs[0], key)) if copied else []
+            yield from own or [(node, value, key)]
 
-    def has_other_paths(self, node: Node, wrt: Value) -> bool:
-        """Whether a node computes the result, and the result depends on this operand in other ways too."""
-        is_result = any(value.name == self.loss for value in node.outputs)
+    def has_other_paths(self, statement: Statement, wrt: Value) -> bool:
+        """Whether a statement computes the result, and the result depends on this input in other ways too."""
+        is_result = any(value.name == self.loss for value in statement.outputs)
         return is_result and len(self.consumers(self.original(wrt))) > 1
 
     def branch_taken(self, node: Node, number: int) -> np.ndarray | None:
@@ -168,12 +212,61 @@ class Lookup:
         return makers(self.tape.graph)[value.id]
 
 
-def lookup_in(tape: Tape, primitives: Mapping[str, PrimitiveReader]) -> Lookup:
-    """Look up values under the name of the result that is differentiated, `L` if there are several."""
+def result_name(tape: Tape) -> str:
+    """The name of the result that is differentiated, `L` if there are several."""
     pairs = zip(tape.graph.outputs, tape.seed, strict=False)
     names = [value.name for value, seed in pairs if value.active and seed is not None]
-    loss = names[0] if len(names) == 1 else "L"
-    return Lookup(tape, loss, checked_primitives(primitives))
+    return names[0] if len(names) == 1 else "L"
+
+
+#: With more statements than this, nobody asks whether each of them can be written.
+_MOST_STATEMENTS = 200
+
+
+def lookup_in(
+    tape: Tape, primitives: Mapping[str, PrimitiveReader], operations: bool = False, start: Value | None = None
+) -> Lookup:
+    """Look up what a tape records, statement by statement.
+
+    Args:
+        tape: the tape.
+        primitives: how each primitive is read.
+        operations: whether every operation is a statement of its own.
+        start: a value that is not folded.
+    """
+    alone = statements_of(tape.graph, lambda node: False)
+    lookup = Lookup(tape, result_name(tape), checked_primitives(primitives), alone)
+    if operations:
+        return lookup
+
+    def is_dead(node: Node) -> bool:
+        return not node.active and not any(name in lookup.recorded for name in node.names)
+
+    def may_fold(node: Node) -> bool:
+        if node.opened or node.index in tape.ruled or (start is not None and node.name == start.name):
+            return False
+        return is_dead(node) or not has_own_name(node, node.outputs[0])
+
+    statements = statements_of(tape.graph, may_fold)
+    if len(statements.by_head) > _MOST_STATEMENTS:
+        return replace(lookup, statements=statements)
+    unreadable = {
+        node.index
+        for statement in statements.by_head.values()
+        if not _can_be_written(lookup.formulas, statement) or not lookup.is_finite(statement)
+        for node in statement.nodes
+        if not is_dead(node)
+    }
+    statements = statements_of(tape.graph, lambda node: may_fold(node) and node.index not in unreadable)
+    return replace(lookup, statements=statements)
+
+
+def _can_be_written(formulas: Formulas, statement: Statement) -> bool:
+    """Whether a statement and all its local gradients have a closed form."""
+    found = (formulas.of(statement, value) for value in statement.inputs if value.active)
+    return formulas.operation(statement) is not None and not any(
+        formula is not None and formula.data["form"] == "map" for formula in found
+    )
 
 
 def is_copy(node: Node) -> bool:

@@ -1,6 +1,6 @@
 """The chain rule multiplied out: products of local gradients along paths, and their sum."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -8,11 +8,12 @@ from ..._text import number as spell
 from ...core.graph import Graph, Node, Value, nearest
 from ...core.structure import makers
 from ...record.tape import Tape
+from ..symbolic.derive import Statement
 from ..symbolic.names import Spelled, latex_name, text_name
 from .lookup import Lookup
 from .pieces import edge, product_of, quotient, sum_of
 from .story import Act, Story, StoryRow, distinct_pieces
-from .values import describe
+from .values import Described, describe
 
 #: At most this many paths are written out, and none longer than this.
 _MOST_PATHS, _LONGEST_PATH = 4, 12
@@ -26,8 +27,12 @@ def chain_rows(lookup: Lookup, start: Value) -> Iterator[StoryRow]:
     target = next((value for value in graph.outputs if value.name == lookup.loss), None)
     if target is None or target.id == start.id or not tape.is_full or tape.ruled:
         return
-    paths = _scalar_paths(graph, start, target)
-    products = [product for path in paths if (product := _product_along(tape, path)) is not None]
+    paths = _scalar_paths(lookup, start, target)
+
+    def slope(of: Value, wrt: Value) -> Described:
+        return lookup.slope(lookup.statements.of(makers(graph)[of.id]), wrt)
+
+    products = [product for path in paths if (product := _product_along(path, slope)) is not None]
     if not paths or len(products) < len(paths) or (len(paths) == 1 and len(paths[0]) == 2):
         return  # one step is not a chain
     total = describe(tape[start.name].cotangent)
@@ -49,9 +54,9 @@ def _arrows(path: Sequence[Value]) -> Spelled:
     return Spelled(" -> ".join(text), r" \to ".join(latex))
 
 
-def _scalar_paths(graph: Graph, start: Value, target: Value) -> list[list[Value]]:
+def _scalar_paths(lookup: Lookup, start: Value, target: Value) -> list[list[Value]]:
     """The paths of scalars from `start` to `target`; none if there is an array or a body, or too many."""
-    producers: Mapping[int, Node] = makers(graph)
+    producers: Mapping[int, Node] = makers(lookup.tape.graph)
     found: list[list[Value]] = []
     stack, work = [[target]], 0
     while stack:
@@ -66,26 +71,26 @@ def _scalar_paths(graph: Graph, start: Value, target: Value) -> list[list[Value]
         node = producers[first.id]
         if node.eqn is None:
             continue
-        if not _is_scalar(node) and node.active:
+        statement = lookup.statements.of(node)
+        if not _is_scalar(statement) and node.active:
             return []
-        operands = {v.id: v for v in node.operands if v.active}
-        stack.extend([v, *path] for v in reversed(operands.values()))
+        stack.extend([v, *path] for v in reversed(statement.inputs) if v.active)
     return found if len(found) <= _MOST_PATHS else []
 
 
-def _is_scalar(node: Node) -> bool:
-    return (
-        not node.opened
-        and len(node.outputs) == 1
-        and all(v.shape == () for v in (*node.outputs, *node.operands))
-    )
+def _is_scalar(statement: Statement) -> bool:
+    node = statement.nodes[-1]
+    values = (*statement.inputs, *node.outputs, *node.operands)
+    return not node.opened and len(node.outputs) == 1 and all(v.shape == () for v in values)
 
 
-def _product_along(tape: Tape, path: Sequence[Value]) -> tuple[tuple[Spelled, ...], float | complex] | None:
+def _product_along(
+    path: Sequence[Value], slope: Callable[[Value, Value], Described]
+) -> tuple[tuple[Spelled, ...], float | complex] | None:
     """The local gradients along a path, as symbols and as numbers; and their product."""
     pairs = [(of, wrt) for wrt, of in zip(path[:-1], path[1:], strict=True)][::-1]
     try:
-        numbers = [describe(edge(tape, of, wrt).jacobian()).number for of, wrt in pairs]
+        numbers = [slope(of, wrt).number for of, wrt in pairs]
     except (KeyError, ValueError, TypeError):
         return None
     known = [number for number in numbers if number is not None]
@@ -163,7 +168,7 @@ def _path_end(
     """The product along the path; for arrays, the cotangent propagated along it."""
     tape = lookup.tape
     end, start = values[-1], values[0]
-    product = _product_along(tape, values)
+    product = _product_along(values, lambda of, wrt: describe(edge(tape, of, wrt).jacobian()))
     if product is not None:
         formulas, found = product[0], describe(product[1])
         symbol = quotient(end.name, start.name)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..._text import number as spell
 from ...core.graph import Node, Value
 from ...core.types import Shape
-from ..symbolic.derive import distinct
+from ..symbolic.derive import Statement
 from ..symbolic.names import text_cotangent, text_name
 from .lookup import Consumer, Lookup, is_copy
 from .pieces import product_of, quotient, sum_of
@@ -51,36 +51,38 @@ class Question:
 
 def questions(lookup: Lookup) -> Iterator[Question]:
     """All questions about a tape, in the order of the three acts."""
-    nodes = [n for n in lookup.tape.graph.equations() if n.active and not n.opened and not is_copy(n)]
-    nodes = [
-        node for node in nodes if len(node.outputs) == 1 and node.name in lookup.recorded and _is_real(node)
-    ]
-    for node in nodes:
-        yield from _about_value(lookup, node)
-    for node in reversed(nodes):
-        yield from _about_local_gradients(lookup, node)
+    nodes = [node for node in lookup.tape.graph.equations() if _is_asked(lookup, node)]
+    statements = [statement for statement in map(lookup.statements.of, nodes) if _is_real(statement)]
+    for statement in statements:
+        yield from _about_value(lookup, statement)
+    for statement in reversed(statements):
+        yield from _about_local_gradients(lookup, statement)
     seen: set[int] = set()
-    for node in reversed(nodes):
-        for value in distinct(node.operands):
+    for statement in reversed(statements):
+        for value in statement.inputs:
             if value.active and value.id not in seen:
                 seen.add(value.id)
                 yield from _about_cotangent(lookup, value)
 
 
-def _is_real(node: Node) -> bool:
-    """Whether no operand or output is complex: an answer is one real number."""
-    return not any(
-        jnp.issubdtype(value.dtype, jnp.complexfloating) for value in (*node.operands, *node.outputs)
-    )
+def _is_asked(lookup: Lookup, node: Node) -> bool:
+    plain = node.active and not node.opened and not is_copy(node) and len(node.outputs) == 1
+    return plain and node.name in lookup.recorded and node.outputs[0].id not in lookup.statements.folded
+
+
+def _is_real(statement: Statement) -> bool:
+    """Whether no input or output is complex: an answer is one real number."""
+    values = (*statement.inputs, *statement.outputs)
+    return not any(jnp.issubdtype(value.dtype, jnp.complexfloating) for value in values)
 
 
 def _is_real_number(x: float | complex | None) -> TypeGuard[float]:
     return isinstance(x, int | float) and not isinstance(x, bool)
 
 
-def _operand_values(lookup: Lookup, node: Node) -> list[tuple[str, float]]:
-    numbers = lookup.numbers(node) or {}
-    operands = [(text_name(lookup.called(v)), numbers.get(v.id)) for v in distinct(node.operands)]
+def _input_values(lookup: Lookup, statement: Statement) -> list[tuple[str, float]]:
+    numbers = lookup.numbers(statement) or {}
+    operands = [(text_name(lookup.called(v)), numbers.get(v.id)) for v in statement.inputs]
     return [
         (name, float(number))
         for name, number in operands
@@ -95,15 +97,15 @@ def _assignments(names: Sequence[tuple[str, float]]) -> str:
 # --- values --------------------------------------------------------------------------------------------
 
 
-def _about_value(lookup: Lookup, node: Node) -> Iterator[Question]:
-    value = node.outputs[0]
-    right = lookup.value(value, node).number
-    numbers = lookup.numbers(node)
-    operation = lookup.formulas.operation(node)
+def _about_value(lookup: Lookup, statement: Statement) -> Iterator[Question]:
+    value = statement.outputs[0]
+    right = lookup.value(value, statement.nodes[-1]).number
+    numbers = lookup.numbers(statement)
+    operation = lookup.formulas.operation(statement)
     if not _is_real_number(right) or not numbers or operation is None:
         return
-    with_numbers = lookup.formulas.operation(node, numbers)
-    name, names = text_name(value.name), _operand_values(lookup, node)
+    with_numbers = lookup.formulas.operation(statement, numbers)
+    name, names = text_name(value.name), _input_values(lookup, statement)
     mistakes = [Mistake(-right, "wrong sign.")]
     mistakes += [Mistake(number, f"that is {other} itself, before the operation.") for other, number in names]
     yield Question(
@@ -121,62 +123,64 @@ def _about_value(lookup: Lookup, node: Node) -> Iterator[Question]:
 # --- local gradients -----------------------------------------------------------------------------------
 
 
-def _about_local_gradients(lookup: Lookup, node: Node) -> Iterator[Question]:
-    operation = lookup.formulas.operation(node)
+def _about_local_gradients(lookup: Lookup, statement: Statement) -> Iterator[Question]:
+    operation = lookup.formulas.operation(statement)
     if operation is None:
         return
-    name, names = text_name(node.name), _operand_values(lookup, node)
-    operands = [v for v in distinct(node.operands) if v.active]
-    slopes = {v.id: lookup.slope(node, v).number for v in operands}
+    out, names = statement.outputs[0], _input_values(lookup, statement)
+    name = text_name(out.name)
+    operands = [v for v in statement.inputs if v.active]
+    slopes = {v.id: lookup.slope(statement, v).number for v in operands}
     for wrt in operands:
-        right, factor = slopes[wrt.id], lookup.formulas.factor(node, wrt)
+        right, factor = slopes[wrt.id], lookup.formulas.factor(statement, wrt)
         if factor is None:
-            yield from _about_shape(lookup, node, wrt)
+            yield from _about_shape(lookup, statement, wrt)
         elif _is_real_number(right) and names:
-            fraction = quotient(node.name, lookup.called(wrt)).text
-            with_numbers = lookup.formulas.factor(node, wrt, lookup.numbers(node))
+            fraction = quotient(out.name, lookup.called(wrt)).text
+            with_numbers = lookup.formulas.factor(statement, wrt, lookup.numbers(statement))
             steps = [factor.text, with_numbers.text if with_numbers else "", spell(right)]
-            alone = ", for this operation alone?" if lookup.has_other_paths(node, wrt) else "?"
+            alone = ", for this statement alone?" if lookup.has_other_paths(statement, wrt) else "?"
             assigned = f"{name} = {operation.text}, with {_assignments(names)}"
             yield Question(
                 kind="local gradient",
-                name=node.name,
+                name=out.name,
                 text=f"Local gradient. {assigned}. What is {fraction}{alone}",
                 expected=right,
                 solution=f"{fraction} = {' = '.join(dict.fromkeys(step for step in steps if step))}",
                 hint=f"{fraction} = {factor.text}",
-                mistakes=tuple(_local_mistakes(lookup, node, wrt, right, slopes)),
+                mistakes=tuple(_local_mistakes(lookup, statement, wrt, right, slopes)),
                 names=tuple(names),
             )
 
 
 def _local_mistakes(
-    lookup: Lookup, node: Node, wrt: Value, right: float, slopes: Mapping[int, float | complex | None]
+    lookup: Lookup, statement: Statement, wrt: Value, right: float, slopes: Mapping[int, float | complex | None]
 ) -> Iterator[Mistake]:
+    node, out = statement.nodes[-1], statement.outputs[0]
     yield Mistake(-right, "wrong sign.")
-    for other in distinct(node.operands):
+    for other in statement.inputs:
         slope = slopes.get(other.id)
         if other.id != wrt.id and _is_real_number(slope):
-            fraction = quotient(node.name, lookup.called(other)).text
+            fraction = quotient(out.name, lookup.called(other)).text
             yield Mistake(slope, f"that is {fraction}, with respect to the other operand.")
-    ct = lookup.cotangent(node.outputs[0], node).number
+    ct = lookup.cotangent(out, node).number
     if _is_real_number(ct):
-        whole, incoming = lookup.d(wrt).text, lookup.d(node.outputs[0]).text
+        whole, incoming = lookup.d(wrt).text, lookup.d(out).text
         yield Mistake(right * ct, f"that is already multiplied by {incoming}: it contributes to {whole}.")
-    value = lookup.value(node.outputs[0], node).number
+    value = lookup.value(out, node).number
     if _is_real_number(value):
-        yield Mistake(value, f"that is the value of {text_name(node.name)}, not how fast it changes.")
+        yield Mistake(value, f"that is the value of {text_name(out.name)}, not how fast it changes.")
     if right:
         yield Mistake(1 / right, "that is the reciprocal.")
 
 
-def _about_shape(lookup: Lookup, node: Node, wrt: Value) -> Iterator[Question]:
-    formula = lookup.formulas.of_operand(node, wrt)
+def _about_shape(lookup: Lookup, statement: Statement, wrt: Value) -> Iterator[Question]:
+    formula = lookup.formulas.of(statement, wrt)
     if formula is None or formula.data["form"] != "vjp" or not wrt.shape:
         return
-    name, out = text_name(lookup.called(wrt)), node.outputs[0]
+    name, out = text_name(lookup.called(wrt)), statement.outputs[0]
     d_of, d_wrt = text_cotangent(out.name), text_cotangent(lookup.called(wrt))
-    shapes = {text_name(lookup.called(v)): v.shape for v in (*distinct(node.operands), out)}
+    shapes = {text_name(lookup.called(v)): v.shape for v in (*statement.inputs, out)}
     others = ", ".join(f"{other} {shape_text(shape)}" for other, shape in shapes.items() if other != name)
     mistakes = [Mistake(out.shape, f"that is the shape of {d_of}; a cotangent has the shape of its own value.")]
     if len(wrt.shape) > 1:
@@ -244,11 +248,10 @@ def _about_cotangent(lookup: Lookup, value: Value) -> Iterator[Question]:
 
 
 def _contribution_of(lookup: Lookup, consumer: Consumer) -> _Contribution | None:
-    node = consumer.node
+    node, out = consumer.node, consumer.out
     if len(node.outputs) != 1:
         return None
-    out = node.outputs[0]
-    ct, slope = lookup.cotangent(out, node).number, lookup.slope(node, consumer.read).number
+    ct, slope = lookup.cotangent(out, node).number, lookup.slope(consumer.statement, consumer.read).number
     if not _is_real_number(ct) or not _is_real_number(slope):
         return None
     local = quotient(out.name, lookup.called(consumer.read)).text
@@ -258,8 +261,8 @@ def _contribution_of(lookup: Lookup, consumer: Consumer) -> _Contribution | None
 def _given_parts(lookup: Lookup, parts: Sequence[_Contribution]) -> str:
     said = []
     for part in parts:
-        is_result = part.consumer.node.outputs[0].name == lookup.loss and len(parts) > 1
-        alone = ", for this operation alone" if is_result else ""
+        is_result = part.consumer.out.name == lookup.loss and len(parts) > 1
+        alone = ", for this statement alone" if is_result else ""
         said.append(f"{part.d_out} = {spell(part.ct)} and {part.local} = {spell(part.slope)}{alone}")
     name = text_name(lookup.called(parts[0].consumer.read))
     consumed = f"{name} is used {len(parts)} times. " if len(parts) > 1 else ""
@@ -270,7 +273,7 @@ def _cotangent_mistakes(parts: Sequence[_Contribution], right: float) -> Iterato
     yield Mistake(-right, "wrong sign.")
     if len(parts) > 1:
         for i, part in enumerate(parts):
-            name = text_name(part.consumer.node.outputs[0].name)
+            name = text_name(part.consumer.out.name)
             missing = " and ".join(spell(other.number) for j, other in enumerate(parts) if j != i)
             yield Mistake(
                 part.number, f"that is the contribution through {name} alone; add the others, {missing}."

@@ -67,6 +67,15 @@ def describe(x: Any, steps: Sequence[int] = (), brief: bool = False) -> Describe
     return Described(_describe_array(array, brief), _array_data(array))
 
 
+def is_finite(x: Any) -> bool:
+    """Whether a recorded value has only finite elements; True where that is unknown."""
+    if isinstance(x, Summary):
+        return _jaxpr.is_tracer(x.nonfinite) or not np.any(np.asarray(x.nonfinite))
+    if x is None or _jaxpr.is_tracer(x) or not _jaxpr.is_inexact(getattr(x, "dtype", None)):
+        return True
+    return bool(np.isfinite(_in_double(np.asarray(x))).all())
+
+
 def _python_number(array: np.ndarray) -> float | complex:
     if array.dtype.kind == "V" or array.dtype.name in ("bfloat16", "float16"):
         return float(array.astype(np.float32))

@@ -191,6 +191,9 @@ def _product(coefficient: Number, factors: Mapping[Expr, Number]) -> Expr:
     mask = next((f for f, e in kept.items() if e == 1 and isinstance(f, Apply) and _is_mask(f)), None)
     if mask is not None:
         return _masked(mask, [Num(coefficient), *(power(f, e) for f, e in kept.items() if f != mask)])
+    cancelled = _cancelled(kept)
+    if cancelled is not None:
+        return multiply(Num(coefficient), *cancelled)
     square = _difference_of_squares(kept)
     if square is not None:
         return multiply(Num(coefficient), *square)
@@ -200,6 +203,20 @@ def _product(coefficient: Number, factors: Mapping[Expr, Number]) -> Expr:
     if isinstance(only, Sum) and coefficient == -1:
         return Sum(_positive_first([(_times(Fraction(-1), c), t) for c, t in only.terms]), only.shape)
     return Prod(coefficient, list(kept.items()), shape_of(kept))
+
+
+def _cancelled(factors: Mapping[Expr, Number]) -> list[Expr] | None:
+    """`(a/s - b) * s` is `a - b*s`."""
+    for total, exponent in factors.items():
+        if exponent != 1 or not isinstance(total, Sum):
+            continue
+        for factor, outside in factors.items():
+            inside = [_exponents(term).get(factor, Fraction(0)) for _, term in total.terms]
+            if _is_natural(outside) and any(_is_natural(_times(Fraction(-1), e)) for e in inside):
+                terms = [(c, multiply(term, factor)) for c, term in total.terms]
+                rest = {**factors, factor: _plus(outside, Fraction(-1))}
+                return [linear(terms), *(power(f, e) for f, e in rest.items() if f != total and e != 0)]
+    return None
 
 
 def _is_mask(x: Apply) -> bool:
@@ -270,18 +287,6 @@ def compare(fn: str, a: Expr, b: Expr) -> Expr:
     if isinstance(a, Num) and isinstance(b, Num) and not isinstance(a.value, complex | bool):
         return broadcast(Num(bool(_COMPARISONS[fn](a.value, b.value))), shape)
     return broadcast(Apply(fn, (a, b), shape_of((a, b))), shape)
-
-
-def rebuild(x: Expr, parts: Sequence[Expr]) -> Expr:
-    """Build an expression like `x` from other parts, simplified again."""
-    if isinstance(x, Sum):
-        return broadcast(linear([(c, part) for (c, _), part in zip(x.terms, parts, strict=True)]), x.shape)
-    if isinstance(x, Prod):
-        powers = (power(part, e) for (_, e), part in zip(x.factors, parts, strict=True))
-        return broadcast(multiply(Num(x.coefficient), *powers), x.shape)
-    if isinstance(x, Apply):
-        return Apply(x.fn, parts, x.shape, x.params, x.pointwise)
-    return x
 
 
 # --- polynomials -------------------------------------------------------------------------------------

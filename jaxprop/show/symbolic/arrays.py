@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from ...core.types import Shape
-from .arithmetic import broadcast, linear, multiply, power, unbroadcast
+from .arithmetic import broadcast, linear, multiply, power, shape_of, unbroadcast
 from .expressions import ONE, ZERO, Apply, Expr, Num, Prod, Sum, num
 
 
@@ -112,11 +112,31 @@ def reduce(fn: str, x: Expr, axes: Sequence[int]) -> Expr:
     """Reduce over some axes: `fn` is `sum`, `max`, `min`, `prod`, `all` or `any`."""
     axes = tuple(int(a) for a in axes)
     shape = tuple(n for i, n in enumerate(x.shape) if i not in axes)
-    if not axes:
-        return x
+    if all(x.shape[axis] == 1 for axis in axes):
+        return reshape(x, shape)
     inner = unbroadcast(x)
     if inner.shape == () and fn == "sum":
         return broadcast(multiply(num(math.prod(x.shape[a] for a in axes)), inner), shape)
     if isinstance(x, Apply) and x.fn == "where" and x.args[1:] == (ONE, ZERO) and fn == "sum":
         x = broadcast(x.args[0], x.shape)  # a count
+    if isinstance(x, Prod) and fn == "sum":
+        constant = [(f, e) for f, e in x.factors if _is_constant(f, x.shape, axes)]
+        varying = [power(f, e) for f, e in x.factors if not _is_constant(f, x.shape, axes)]
+        if varying and shape_of(varying) == x.shape and (constant or x.coefficient != 1):
+            outside = [power(_without(f, x.shape, axes), e) for f, e in constant]
+            return broadcast(
+                multiply(Num(x.coefficient), *outside, reduce(fn, multiply(*varying), axes)), shape
+            )
     return apply_array(fn, [x], shape, axes=axes, whole=len(axes) == len(x.shape))
+
+
+def _is_constant(x: Expr, shape: Shape, axes: Sequence[int]) -> bool:
+    """Whether a factor of an array of this shape is the same along some of its axes."""
+    sizes = (1,) * (len(shape) - len(x.shape)) + x.shape
+    return all(sizes[axis] == 1 for axis in axes) and all(shape[axis] != 1 for axis in axes)
+
+
+def _without(x: Expr, shape: Shape, axes: Sequence[int]) -> Expr:
+    """A factor that is constant along some axes, with these axes removed."""
+    first = len(shape) - len(x.shape)
+    return reshape(x, tuple(n for i, n in enumerate(x.shape) if i + first not in axes))

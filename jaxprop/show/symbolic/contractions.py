@@ -2,25 +2,31 @@
 
 import string
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple, TypeAlias
 
-from .arithmetic import multiply
+from .arithmetic import broadcast, multiply, power
 from .arrays import apply_array, permuted, reduce, reshape
-from .expressions import Apply, Equation, Expr, PrimitiveReader, Unreadable
+from .expressions import Apply, Equation, Expr, Num, Number, PrimitiveReader, Prod, Unreadable
 
 # --- building ----------------------------------------------------------------------------------------
 
 
 def einsum(args: Sequence[Expr], inputs: Sequence[str], output: str) -> Expr:
-    """Sum products over index letters. Transposes of the operands are absorbed by their letters."""
-    bare, letters = [], []
+    """Sum products over index letters. Transposes of the operands go to their letters, scalars to the front."""
+    bare: list[Expr] = []
+    letters: list[str] = []
+    scalars: list[Expr] = []
     for arg, own in zip(args, inputs, strict=True):
         while isinstance(arg, Apply) and arg.fn == "transpose":
             order: Sequence[int] = arg.params["order"]
             own = "".join(own[order.index(i)] for i in range(len(order)))
             arg = arg.args[0]
-        bare.append(arg)
+        scalars += [power(f, e) for f, e in _scalar_factors(arg)]
+        bare.append(_without_scalars(arg))
         letters.append(own)
+    if scalars:
+        return multiply(*scalars, einsum(bare, letters, output))
     sizes = {c: n for arg, own in zip(bare, letters, strict=True) for c, n in zip(own, arg.shape, strict=True)}
     summed = set("".join(letters)) - set(output)
     if not summed and not (len(output) == 2 and all(len(own) == 1 for own in letters)):
@@ -31,6 +37,19 @@ def einsum(args: Sequence[Expr], inputs: Sequence[str], output: str) -> Expr:
     spec = ",".join("".join(rename[c] for c in own) for own in letters)
     spec += "->" + "".join(rename[c] for c in output)
     return apply_array("einsum", bare, tuple(sizes[c] for c in output), spec=spec)
+
+
+def _scalar_factors(x: Expr) -> list[tuple[Expr, Number]]:
+    if not isinstance(x, Prod) or x.shape == ():
+        return []
+    own: list[tuple[Expr, Number]] = [] if x.coefficient == 1 else [(Num(x.coefficient), Fraction(1))]
+    return own + [(f, e) for f, e in x.factors if f.shape == ()]
+
+
+def _without_scalars(x: Expr) -> Expr:
+    if not isinstance(x, Prod) or x.shape == ():
+        return x
+    return broadcast(multiply(*(power(f, e) for f, e in x.factors if f.shape != ())), x.shape)
 
 
 def _aligned(x: Expr, letters: str, output: str) -> Expr:

@@ -41,6 +41,15 @@ def _divide(operands: Sequence[Expr], equation: Equation) -> Expr:
     return divide(*operands)
 
 
+def _sqrt(operands: Sequence[Expr], equation: Equation) -> Expr:
+    x = unbroadcast(operands[0])
+    if isinstance(x, Num) and isinstance(x.value, Fraction) and x.value > 0:
+        root = Fraction(math.isqrt(x.value.numerator), math.isqrt(x.value.denominator))
+        if root * root == x.value:
+            return broadcast(Num(root), equation.shape)
+    return apply("sqrt", *operands)
+
+
 def _select_n(operands: Sequence[Expr], equation: Equation) -> Expr:
     if len(operands) != 3:
         raise Unreadable("select_n")
@@ -208,4 +217,5 @@ ELEMENTWISE: dict[str, PrimitiveReader] = {
     **{fn: _comparison(fn) for fn in ("eq", "ne", "lt", "le", "gt", "ge")},
     **dict.fromkeys(IDENTITIES, _identity),
     **{primitive: _function(fn) for primitive, fn in FUNCTIONS.items()},
+    "sqrt": _sqrt,
 }

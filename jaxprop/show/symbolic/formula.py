@@ -11,14 +11,14 @@ from ... import _jaxpr
 from ..._text import number, type_name
 from ...core.graph import Node, Value
 from ...core.local import Local, LocalGradient
-from .arithmetic import rebuild
-from .derive import Composition, Derivations, Derivative, composition_of, distinct
-from .expressions import Apply, Expr, Num, PrimitiveReader, Prod, Sum, Sym, fold
+from .derive import NO_FORMULA, Derivations, Derivative, Statement, composition_of, statement_of
+from .expressions import ONE, Apply, Expr, Num, PrimitiveReader, Prod, Sum, Sym, fold
 from .kinds import COMPOSITE, OWN, Kind, kind_of, word_of
 from .latex import latex
 from .names import Spelled, latex_cotangent, latex_name, text_cotangent, text_name
 from .reader import PRIMITIVES, checked_primitives
 from .text import Names, bracketed, exact_number, is_atom, text
+from .textbook import replace
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def formulas_of(
 
 def expression_of(node: Node, primitives: Mapping[str, PrimitiveReader] = PRIMITIVES) -> str | None:
     """Return what a node computes, as a line of NumPy; `None` where no expression stands for it."""
-    found = Formulas(primitives=checked_primitives(primitives)).operation(node)
+    found = Formulas(primitives=checked_primitives(primitives)).operation(statement_of(node))
     return None if found is None else found.text
 
 
@@ -131,8 +131,6 @@ def has_own_name(node: Node, value: Value) -> bool:
     return bool(base) and base != node.primitive
 
 
-#: The symbols of an expression by role, and the values they stand for.
-_Groups: TypeAlias = Mapping[str, Sequence[Value]]
 #: Numbers to write in place of names, by id of the value.
 Numbers: TypeAlias = Mapping[int, float | complex]
 
@@ -143,7 +141,7 @@ _SHORT = 12
 
 
 class Formulas:
-    """Writes operations and their local gradients, under names of one's choice."""
+    """Writes statements and their local gradients, under names of one's choice."""
 
     def __init__(
         self,
@@ -157,81 +155,88 @@ class Formulas:
         """The formulas of a node, one for each operand position."""
         if node.eqn is None:
             return ()
-        found = {value.id: self.of_operand(node, value) for value in distinct(node.operands)}
+        statement = statement_of(node)
+        found = {value.id: self.of(statement, value) for value in statement.inputs}
         return tuple(found.get(value.id) for value in node.operands)
 
-    def of_operand(self, node: Node, wrt: Value, of: Value | None = None) -> Formula | None:
-        """The formula of a node with respect to one operand, None where no derivative goes."""
-        derivative = self._derivations.derivative(node, wrt)
+    def of(
+        self, statement: Statement, wrt: Value, of: Value | None = None, seed: bool = False
+    ) -> Formula | None:
+        """The formula of a statement with respect to one input, None where no derivative goes.
+
+        With `seed`, the cotangent of the output is 1.
+        """
+        derivative = self._derivations.derivative(statement, wrt)
         if derivative is None:
             return None
-        kind = OWN if _jaxpr.has_custom_rule(node.eqn) else kind_of(node.eqn.primitive.name)
-        right = self._with_output(node, derivative)
+        right = self._with_output(statement, derivative)
+        if seed and right is not None:
+            right = replace(right, {Sym("ct", 0): ONE})
         derivative = Derivative(derivative.form, derivative.forward, right)
-        return _Equation(
-            derivative, *self._ends(of or node.outputs[0], wrt), kind, self._names(_of_node(node))
-        ).written()
+        return self._written(statement, derivative, of or statement.outputs[0], wrt, _kind_of(statement))
 
     def of_local(self, local: LocalGradient) -> Formula:
         """The formula of a local gradient, through all the operations in between."""
         of, wrt = local.ends
         if len(local.path) == 1:
-            found = self.of_operand(local.path[0], wrt, of)
+            found = self.of(statement_of(local.path[0]), wrt, of)
             if found is not None:
                 return found
-        composition = composition_of(local.path, wrt, of)
-        producers = {value.id: node for node in composition.nodes for value in node.outputs}
-        found = self._composed(composition, lambda value: has_own_name(producers[value.id], value))
-        return found if found.data["form"] != "map" else self._composed(composition, lambda value: True)
+        statement = composition_of(local.path, of)
+        producers = {value.id: node for node in statement.nodes for value in node.outputs}
+        found = self._composed(statement, of, wrt, lambda value: has_own_name(producers[value.id], value))
+        if found.data["form"] == "map":  # too long to write the others out
+            found = self._composed(statement, of, wrt, lambda value: True)
+        return found
 
-    def operation(self, node: Node, numbers: Numbers | None = None) -> Spelled | None:
-        """What a node computes; with `numbers`, these in place of the names."""
-        found = self._derivations.operation(node)
-        return None if found is None else self._spelled(found, node, numbers)
+    def operation(self, statement: Statement, numbers: Numbers | None = None) -> Spelled | None:
+        """What a statement computes; with `numbers`, these in place of the names."""
+        found = self._derivations.operation(statement)
+        return None if found is None else self._spelled(found, statement, numbers)
 
-    def factor(self, node: Node, wrt: Value, numbers: Numbers | None = None) -> Spelled | None:
+    def factor(self, statement: Statement, wrt: Value, numbers: Numbers | None = None) -> Spelled | None:
         """The factor that multiplies a cotangent on its way to `wrt`.
 
         None where the map is not elementwise, or the factor is too long to read.
         """
-        derivative = self._derivations.derivative(node, wrt)
+        derivative = self._derivations.derivative(statement, wrt)
         if derivative is None or derivative.form != "local":
             return None
-        right = self._with_output(node, derivative)
-        if right is None or (numbers is not None and not _are_known(right, node, numbers)):
+        right = self._with_output(statement, derivative)
+        if right is None or (numbers is not None and not _are_known(right, statement, numbers)):
             return None
-        found = self._spelled(right, node, numbers)
+        found = self._spelled(right, statement, numbers)
         return found if len(found.text) <= _LONGEST["local"] else None
 
-    def _with_output(self, node: Node, derivative: Derivative) -> Expr | None:
+    def _with_output(self, statement: Statement, derivative: Derivative) -> Expr | None:
         """The derivative, under the name of the output where it is written more than once: `a*(1 - a)`."""
-        right, forward, out = derivative.right, derivative.forward, node.outputs[0]
-        if right is None or not isinstance(forward, Apply) or not has_own_name(node, out):
+        right, forward, out = derivative.right, derivative.forward, statement.outputs[0]
+        if right is None or not isinstance(forward, Apply) or not has_own_name(statement.nodes[-1], out):
             return right
         if fold(right, lambda x, counts: 1 if x == forward else sum(counts)) < 2:
             return right
-        symbol = Sym("out", 0, out.shape)
-        return fold(right, lambda x, parts: symbol if x == forward else rebuild(x, parts))
+        return replace(right, {forward: Sym("out", 0, out.shape)})
 
-    def _composed(self, composition: Composition, named: Callable[[Value], bool]) -> Formula:
-        target = composition.intermediates[-1]
-        derivative = self._derivations.composed(composition, named)
-        groups = {"in": composition.inputs, "mid": composition.intermediates, "out": (target,), "ct": (target,)}
-        ends = self._ends(target, composition.inputs[0])
-        return _Equation(derivative, *ends, COMPOSITE, self._names(groups)).written()
+    def _composed(self, statement: Statement, of: Value, wrt: Value, named: Callable[[Value], bool]) -> Formula:
+        derivative = self._derivations.derivative(statement, wrt, named) or NO_FORMULA
+        derivative = Derivative(derivative.form, None, derivative.right)  # `dloss/dw`, not `d(...)/dw`
+        return self._written(statement, derivative, of, wrt, COMPOSITE)
 
-    def _spelled(self, x: Expr, node: Node, numbers: Numbers | None) -> Spelled:
+    def _written(
+        self, statement: Statement, derivative: Derivative, of: Value, wrt: Value, kind: Kind
+    ) -> Formula:
+        of_type, wrt_type = (type_name(value.dtype, value.shape) for value in (of, wrt))
+        of_end, wrt_end = _FormulaEnd(self._called(of), of_type), _FormulaEnd(self._called(wrt), wrt_type)
+        return _Equation(derivative, of_end, wrt_end, kind, self._names(statement, None)).written()
+
+    def _spelled(self, x: Expr, statement: Statement, numbers: Numbers | None) -> Spelled:
         if isinstance(x, Sym) and numbers is not None:  # a number alone needs no parentheses
-            alone = number(numbers[_of_node(node)[x.role][x.index].id])
+            alone = number(numbers[_roles(statement)[x.role][x.index].id])
             return Spelled(alone, alone)
-        names = self._names(_of_node(node), numbers)
+        names = self._names(statement, numbers)
         return Spelled(text(x, names.text), latex(x, names.latex))
 
-    def _ends(self, of: Value, wrt: Value) -> tuple["_FormulaEnd", "_FormulaEnd"]:
-        of_type, wrt_type = (type_name(value.dtype, value.shape) for value in (of, wrt))
-        return _FormulaEnd(self._called(of), of_type), _FormulaEnd(self._called(wrt), wrt_type)
-
-    def _names(self, groups: _Groups, numbers: Numbers | None = None) -> "_Names":
+    def _names(self, statement: Statement, numbers: Numbers | None) -> "_Names":
         """The names of symbols, in text and in LaTeX; or the numbers they stand for."""
 
         def names(plain: Callable[[str], str], cotangent: Callable[[str], str]) -> Names:
@@ -240,7 +245,8 @@ class Formulas:
                     return bracketed(number(numbers[value.id]))
                 return (cotangent if role == "ct" else plain)(self._called(value))
 
-            return Names({(role, i): name(role, v) for role, vs in groups.items() for i, v in enumerate(vs)})
+            roles = _roles(statement).items()
+            return Names({(role, i): name(role, v) for role, vs in roles for i, v in enumerate(vs)})
 
         return _Names(names(text_name, text_cotangent), names(latex_name, latex_cotangent))
 
@@ -257,15 +263,25 @@ class _FormulaEnd(NamedTuple):
     type: str
 
 
-def _of_node(node: Node) -> _Groups:
-    return {"in": distinct(node.operands), "out": node.outputs, "ct": node.outputs}
+def _kind_of(statement: Statement) -> Kind:
+    node, *others = statement.nodes
+    if others:
+        return COMPOSITE
+    return OWN if _jaxpr.has_custom_rule(node.eqn) else kind_of(node.eqn.primitive.name)
 
 
-def _are_known(x: Expr, node: Node, numbers: Numbers) -> bool:
+def _roles(statement: Statement) -> Mapping[str, Sequence[Value]]:
+    """The values that symbols stand for, by their role."""
+    intermediates = (*statement.intermediates, *statement.outputs)
+    return {"in": statement.inputs, "mid": intermediates, "out": statement.outputs, "ct": statement.outputs}
+
+
+def _are_known(x: Expr, statement: Statement, numbers: Numbers) -> bool:
     """Whether every symbol of an expression has a number."""
+    roles = _roles(statement)
 
     def visit(e: Expr, known: list[bool]) -> bool:
-        return all(known) if not isinstance(e, Sym) else _of_node(node)[e.role][e.index].id in numbers
+        return all(known) if not isinstance(e, Sym) else roles[e.role][e.index].id in numbers
 
     return fold(x, visit)
 
@@ -302,7 +318,7 @@ class _Equation(NamedTuple):
         """`d(s**2)/ds` where the operation is short, else `dy/ds`."""
         below, latex_below = text_cotangent(self.wrt.name), rf"\partial {latex_name(self.wrt.name)}"
         forward = self.derivative.forward
-        if forward is None or forward.size > _SHORT or self.kind is COMPOSITE or isinstance(forward, Sym | Num):
+        if forward is None or forward.size > _SHORT or isinstance(forward, Sym | Num):
             above, latex_above = text_cotangent(self.of.name), rf"\partial {latex_name(self.of.name)}"
         else:
             spelled, inside = text(forward, self.names.text), latex(forward, self.names.latex)

@@ -255,6 +255,7 @@ _SPELLED: dict[str, _SpellApplied] = {
     "abs": _latex_abs,
     "sum": _latex_reduction(r"\sum"),
     "prod": _latex_reduction(r"\prod"),
+    "mean": _latex_reduction(r"\operatorname{mean}"),
     "max": _latex_reduction(r"\max"),
     "min": _latex_reduction(r"\min"),
     "transpose": _latex_transpose,

@@ -17,8 +17,7 @@ from .contractions import CONTRACTIONS
 from .elementwise import ELEMENTWISE
 from .expressions import Apply, Equation, Expr, PrimitiveReader, TooLarge, Unreadable, is_pointwise
 from .literals import literal
-from .reductions import REDUCTIONS
-from .shapes import SHAPES
+from .shapes import REDUCTIONS, SHAPES
 
 #: How each primitive is read. Pass `{**PRIMITIVES, "my_p": read_my_p}` to read more.
 PRIMITIVES: Mapping[str, PrimitiveReader] = MappingProxyType(

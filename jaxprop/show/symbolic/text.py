@@ -222,9 +222,15 @@ def _spell_reduction(self: Speller, x: Apply, kept: bool = False) -> Piece:
     return Piece(f"{x.fn}({', '.join(inside)})", ATOM)
 
 
+def _spell_softmax(self: Speller, x: Apply) -> Piece:
+    axis = x.params["axis"]
+    along = f", axis={axis}" if axis != len(x.shape) - 1 else ""
+    return Piece(f"softmax({self.of(x.args[0]).text}{along})", ATOM)
+
+
 def _spell_reshape(self: Speller, x: Apply) -> Piece:
     inner = x.args[0]
-    if isinstance(inner, Apply) and inner.fn in ("sum", "max", "min", "prod"):
+    if isinstance(inner, Apply) and inner.fn in ("sum", "mean", "max", "min", "prod"):
         full, axes = inner.args[0].shape, inner.params["axes"]
         if x.shape == tuple(1 if i in axes else n for i, n in enumerate(full)):
             return _spell_reduction(self, inner, kept=True)
@@ -355,6 +361,8 @@ _SPELLED: dict[str, _SpellApplied] = {
     "pow": _spell_pow,
     "pi": _spell_pi,
     "sum": _spell_reduction,
+    "mean": _spell_reduction,
+    "softmax": _spell_softmax,
     "max": _spell_reduction,
     "min": _spell_reduction,
     "prod": _spell_reduction,
