@@ -1,6 +1,6 @@
-"""What it takes to explain a tape, by its number of nodes; formulas of all its nodes beside.
+"""Time to explain a tape, by its number of nodes, and to write the formulas of all its nodes.
 
-Chains of equations stand for a program without scopes; what is printed is folded as it would be for a reader.
+A chain of equations stands for a program without scopes; the explanation is folded as it is for a reader.
 """
 
 import time
@@ -22,7 +22,7 @@ COLUMNS = {
 
 
 def measure(quick: bool) -> Iterator[dict[str, Any]]:
-    """One row for each size: the median of three, but for the first explanation."""
+    """One row for each size: the median of three runs; the first explanation is run once."""
     for nodes in (10, 100) if quick else (10, 100, 1_000, 10_000):
         tape = jp.backprop(_chain(nodes))(0.5)
         first, _ = _timed(lambda tape=tape: str(jp.explain(tape)), 1)
@@ -47,7 +47,7 @@ def _chain(nodes: int) -> Callable[[Any], Any]:
 
 
 def _timed(call: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
-    """Milliseconds, and what was made."""
+    """Milliseconds, and the result."""
     times, made = [], None
     for _ in range(rounds):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The worked example of the lessons: forward, local gradients, backward, update, until the weight is right."""
+"""The worked example of the lessons: forward pass, local gradients, backward pass, updates to the optimum."""
 
 import jax
 import optax
@@ -16,13 +16,13 @@ x, y = 1.0, 2.0
 tape = jp.backprop(loss)(1.0, x, y)
 print(tape)
 
-# The chain rule: the gradient is the product of the local gradients along the path.
+# By the chain rule, the gradient is the product of the local gradients along the path.
 chain = [tape.local("loss", wrt="s"), tape.local("s", wrt="y_hat"), tape.local("y_hat", wrt="w")]
 print(*chain, sep="\n")
 product = float(chain[0]) * float(chain[1]) * float(chain[2])
 assert product == float(tape.grads) == -2.0
 
-# The update: a compiled function in place of `w -= lr * w.grad` under `no_grad`.
+# The update is a compiled function, in place of `w -= lr * w.grad` under `no_grad`.
 optimizer = optax.sgd(0.01)
 
 

@@ -8,14 +8,14 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _SHORT_DTYPES = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
 
 
-def number(x: Any) -> str:
-    """Write a number in six significant digits: `-2`, `0.5`, `1.5e-05`, `1+2j`."""
+def number(x: Any, digits: int = 6) -> str:
+    """Write a number in at most so many significant digits: `-2`, `0.5`, `1.5e-05`, `1+2j`."""
     x = x.item() if hasattr(x, "item") else x
     if isinstance(x, bool):
         return str(x)
     if isinstance(x, complex):
-        return f"{x.real:.6g}{x.imag:+.6g}j"
-    return f"{x:.6g}"
+        return f"{x.real:.{digits}g}{x.imag:+.{digits}g}j"
+    return f"{x:.{digits}g}"
 
 
 def byte_count(count: int) -> str:

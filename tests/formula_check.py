@@ -1,7 +1,7 @@
-"""Every formula printed, read back from its text and held against `jax.vjp` at random points.
+"""Every formula printed, evaluated from its text and compared with `jax.vjp` at random points.
 
-`python tests/formula_check.py` prints what is covered. The text is evaluated by Python with the names of NumPy:
-nothing of the package takes part but the text itself.
+`python tests/formula_check.py` prints what is covered. Python evaluates the text with the names of NumPy: nothing of
+the package is involved except the text itself.
 """
 
 import inspect
@@ -21,14 +21,14 @@ from jaxprop.show import formulas_of
 
 
 def _broadcast(fun: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of `jax.lax` as NumPy would have it: numbers and arrays mix."""
+    """A function of `jax.lax` that broadcasts as NumPy does."""
     return lambda *args: fun(*jnp.broadcast_arrays(*(jnp.asarray(x, float) for x in args)))
 
 
 NAMESPACE = {
     **{name: getattr(lax, name) for name in dir(lax) if not name.startswith("_")},
     **{name: getattr(special, name) for name in dir(special) if not name.startswith("_")},
-    **{name: getattr(jax.nn, name) for name in ("relu", "silu", "softplus", "sigmoid", "relu6")},
+    **{name: getattr(jax.nn, name) for name in ("relu", "silu", "softplus", "sigmoid", "relu6", "softmax")},
     **{name: getattr(jnp, name) for name in dir(jnp) if not name.startswith("_")},
     "triangular_solve": lax.linalg.triangular_solve,
     "complex": _broadcast(lax.complex),
@@ -39,7 +39,7 @@ NAMESPACE = {
 
 
 class Case(NamedTuple):
-    """One operation, arguments for it, and by which it is differentiated (by default all floating ones)."""
+    """One operation, its arguments, and the positions to differentiate with respect to (all floating ones)."""
 
     name: str
     fun: Callable[..., Any]
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """One formula held against JAX."""
+    """One formula compared with JAX."""
 
     case: str
     primitive: str
@@ -60,13 +60,13 @@ class Checked(NamedTuple):
 
 
 def check(case: Case) -> Iterator[Checked]:
-    """Check the formulas of a case: those of the one operation it is."""
+    """Check the formulas of the one operation a case consists of."""
     fun = _named(case)
     floats = (i for i, x in enumerate(case.args) if jnp.issubdtype(jnp.result_type(x), jnp.inexact))
     moved = case.wrt if case.wrt is not None else tuple(floats)
     graph = jp.trace(fun, argnums=moved)(*case.args)
     nodes = [node for node in graph.nodes if node.eqn is not None]
-    if len(nodes) > 1:  # JAX puts indices in order first
+    if len(nodes) > 1:  # JAX sorts the indices first
         nodes = [node for node in nodes if node.active]
     if len(nodes) != 1:
         yield from _unchecked(case, nodes)
@@ -77,7 +77,7 @@ def check(case: Case) -> Iterator[Checked]:
     expected = dict(zip(moved, pull(cts), strict=True))
     names = dict(zip("abc", case.args, strict=False))
     flat_outs, flat_cts = jax.tree.leaves(outs), jax.tree.leaves(cts)
-    several = len(flat_outs) > 1  # then they are called y[0], y[1]
+    several = len(flat_outs) > 1  # then their names are y[0], y[1]
     names |= {"y": flat_outs, "dy": flat_cts} if several else {"y": flat_outs[0], "dy": flat_cts[0]}
     for formula, operand in zip(formulas_of(node), node.operands, strict=True):
         i = "abc".find(operand.name)
@@ -92,7 +92,7 @@ def check(case: Case) -> Iterator[Checked]:
 
 
 def _unchecked(case: Case, nodes: Iterable[Any]) -> Iterator[Checked]:
-    """Formulas of what is several operations: there is one for each operand, or a sentence."""
+    """Formulas of several operations: one for each operand, or a sentence."""
     for node in nodes:
         for i, formula in enumerate(formulas_of(node)):
             if formula is not None:
@@ -101,7 +101,7 @@ def _unchecked(case: Case, nodes: Iterable[Any]) -> Iterator[Checked]:
 
 
 def _named(case: Case) -> Callable[..., Any]:
-    """The function with arguments called a, b, c and a result y: so they are called in the formulas."""
+    """The function with arguments named a, b, c and a result named y, as in the formulas."""
 
     def one(a):
         y = case.fun(a)
@@ -140,7 +140,7 @@ def _random_like(outs: Any) -> Any:
 
 
 def _error(found: Any, expected: Any) -> float:
-    """The largest difference, over the scale of what is expected."""
+    """The largest difference, relative to the scale of the expected value."""
     found, expected = np.asarray(found), np.asarray(expected)
     found = np.broadcast_to(found, expected.shape)
     both = np.isfinite(expected)
@@ -159,12 +159,12 @@ def _array(*shape: int, low: float = 0.2, high: float = 0.8, dtype: Any = None) 
     return jnp.asarray(_RNG.uniform(low, high, shape), dtype)
 
 
-#: Public functions of `jax.lax` that are no operation on numbers.
+#: Public functions of `jax.lax` that are not operations on numbers.
 _NO_OPERATION = {"fori_loop", "while_loop", "scan", "map", "cond", "switch", "custom_root", "stop_gradient"}
 
 
 def discovered() -> Iterator[Case]:
-    """The public functions of `jax.lax` that go number by number, found by trying them."""
+    """The elementwise functions among those of `jax.lax`, found by trying them."""
     for name in sorted(dir(lax)):
         fun = getattr(lax, name)
         if name.startswith("_") or name in _NO_OPERATION or not callable(fun) or inspect.isclass(fun):
@@ -197,12 +197,12 @@ def _is_pointwise(case: Case) -> bool:
         if len(jaxpr.jaxpr.eqns) != 1 or out.shape != (7,) or _is_move(jaxpr):
             return False
         jax.eval_shape(lambda *args: jax.vjp(case.fun, *args)[1](args[0]), *case.args)
-    except Exception:  # it wants other arguments, or has no derivative
+    except Exception:  # it needs other arguments, or has no derivative
         return False
     return jnp.issubdtype(out.dtype, jnp.inexact)
 
 
-#: Operations that keep the shape and move numbers about.
+#: Operations that keep the shape and move elements.
 _MOVES = {"sort", "rev", "copy", "reshape", "convert_element_type", "reduce_precision", "transpose"}
 
 
@@ -212,7 +212,7 @@ def _is_move(jaxpr: Any) -> bool:
 
 
 def pointwise() -> Iterator[Case]:
-    """More points of what goes number by number: negative numbers, kinks, exact exponents, complex numbers."""
+    """More points of elementwise functions: negative numbers, kinks, exact exponents, complex numbers."""
     signed = _array(7, low=-0.9, high=0.9)
     for name in (
         "sin",
@@ -354,7 +354,7 @@ def linear() -> Iterator[Case]:
 
 
 def maps() -> Iterator[Case]:
-    """What may have no closed form: there must be a sentence, or a formula that holds."""
+    """Operations that need no closed form: there must be a sentence, or a formula that holds."""
     x, v, t = _array(3, 4, low=-1), _array(4, low=-1), _array(1, 2, 6, low=-1)
     spd = (lambda a: a @ a.T + jnp.eye(3))(_array(3, 3))
     i = jnp.array([2, 0, 2])
@@ -385,7 +385,7 @@ TOLERANCE = 1e-6
 
 
 def main() -> int:
-    """Print what is covered; 1 where a formula disagrees."""
+    """Print what is covered; returns 1 if a formula disagrees."""
     wrong = 0
     primitives: set[str] = set()
     with jax.enable_x64(True):

@@ -100,7 +100,7 @@ def test_output_to_a_file_whose_ending_says_the_format(capsys, tmp_path):
     file = tmp_path / "chain.md"
     code, out, err = run(capsys, "explain", f"{WORKED}:loss", "w=1", "x=1.", "y=2.", "-o", file)
     assert (code, out, err) == (0, "", f"wrote {file}\n")
-    assert file.read_text().startswith("## How loss is made")
+    assert file.read_text().startswith("## How loss is computed")
 
 
 def test_steps_without_a_terminal_do_not_wait(capsys):
@@ -129,10 +129,10 @@ def test_trace_from_types_alone(capsys, model):
 def test_quiz(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("1\n-1\n1\n-2\n1\n1\n-2\n-2\n"))
     code, out, _ = run(capsys, "quiz", f"{WORKED}:loss", "1.", "1.", "2.")
-    assert code == 0 and out.endswith("8 of 8 right at the first try.\n")
+    assert code == 0 and out.endswith("8 of 8 right on the first try.\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("h\n7\n7\ns\nq\n"))
     code, out, _ = run(capsys, "quiz", f"{WORKED}:loss", "1.", "1.", "2.")
-    assert code == 1 and "Not 7." in out and out.endswith("0 of 8 right at the first try.\n")
+    assert code == 1 and "Not 7." in out and out.endswith("0 of 8 right on the first try.\n")
 
 
 def test_no_command_prints_help(capsys):
@@ -246,7 +246,7 @@ WRONG = {
     "a function that fails": (["explain", "{model}:fails", "1."], "RuntimeError: not today [{model}:"),
     "a name that is not there": (
         ["explain", "{model}:mean", "--args", "make", "--to", "yy"],
-        "there is no value named 'yy' on the tape.",
+        "the tape has no value named 'yy'.",
     ),
     "a file that cannot be written": (
         ["explain", "{model}:Model.loss", "1.", "-o", "{folder}/none/x.txt"],
@@ -337,7 +337,7 @@ def test_as_a_process_whose_reader_goes_away():
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = f"{sys.executable} -m jaxprop explain {WORKED}:loss 1. 1. 2. | head -n 1"
     done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=120)
-    assert (done.stdout, done.stderr) == ("How loss is made\n", "")
+    assert (done.stdout, done.stderr) == ("How loss is computed\n", "")
 
 
 def test_the_registry_is_what_the_help_lists(capsys):

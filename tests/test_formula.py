@@ -1,17 +1,27 @@
 """Formulas: what they say, word for word; and that what they say holds."""
 
+import gc
+import inspect
 import json
 import shutil
 import subprocess
+import weakref
 
 import formula_check
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import ad, mlir
 
 import jaxprop as jp
-from jaxprop.show import expression_of, formulas_of
+from jaxprop.show import PRIMITIVES, expression_of, formulas_of, symbolic
+from jaxprop.show.symbolic import add, derive, divide, num, reshape
+from jaxprop.show.symbolic import expressions as ex
+from jaxprop.show.symbolic.expressions import LIMIT
+from jaxprop.show.symbolic.latex import latex
+from jaxprop.show.symbolic.text import Names, text
 
 
 @pytest.mark.library  # NumPy's own rules of promotion apply to the formulas that are read back
@@ -236,7 +246,9 @@ def test_a_rule_with_a_loop_inside_is_not_opened():
         return y
 
     (formula,) = formulas_of(jp.trace(f)(1.0)["y"])
-    assert formula.text == "dx: dy crosses by the rule the function brings along (custom rule, f32[] -> f32[])"
+    assert (
+        formula.text == "dx: dy is propagated by the custom rule of the function (custom rule, f32[] -> f32[])"
+    )
 
 
 def test_what_has_no_closed_form_is_said_in_a_sentence():
@@ -248,7 +260,7 @@ def test_what_has_no_closed_form_is_said_in_a_sentence():
     (formula,) = formulas_of(node)
     assert (
         formula.text
-        == "dx: each number of dy goes back to the place it came from (permutation, f32[3] -> f32[3])"
+        == "dx: the elements of dy are moved back to their places in x (permutation, f32[3] -> f32[3])"
     )
     assert formula.data["form"] == "map"
 
@@ -273,7 +285,7 @@ def test_a_local_of_a_rule_has_formulas_too():
 
 def test_a_formula_of_something_else():
     with pytest.raises(
-        TypeError, match=r"a formula is of a local gradient, `tape\.local\(of, wrt\)`; got float\."
+        TypeError, match=r"`formula` takes a local gradient, `tape\.local\(of, wrt\)`; got float\."
     ):
         jp.formula(1.0)
 
@@ -307,3 +319,331 @@ def test_latex_compiles(tmp_path):
         ["pdflatex", "-interaction=nonstopmode", "page.tex"], cwd=tmp_path, capture_output=True, timeout=60
     )
     assert done.returncode == 0, done.stdout.decode()
+
+
+# --- as a textbook writes it -----------------------------------------------------------------------------
+
+
+def _softmax(s):
+    a = jax.nn.softmax(s)
+    return a
+
+
+def _logistic(z):
+    a = 1 / (1 + jnp.exp(-z))
+    return a
+
+
+def _sigmoid(z1):
+    a1 = jax.nn.sigmoid(z1)
+    return a1
+
+
+def _silu(x):
+    y = jax.nn.silu(x)
+    return y
+
+
+def _cross_entropy(z, onehot):
+    loss = -jnp.sum(onehot * jax.nn.log_softmax(z))
+    return loss
+
+
+def _gaussian(mu, s, x):
+    loss = 0.5 * ((x - mu) / s) ** 2 + jnp.log(s)
+    return loss
+
+
+def _ols(b, X, y):
+    loss = jnp.mean((X @ b - y) ** 2)
+    return loss
+
+
+def _standardized(x):
+    n = (x - jnp.mean(x)) / 2.0
+    return n
+
+
+def _cubic(X):
+    y = X**3 + X**2
+    return y
+
+
+def _square(x):
+    y = x**2 + 2 * x + 1
+    return y
+
+
+def _error(z2, y):
+    L = 0.5 * (z2 - y) ** 2
+    return L
+
+
+def _root(v):
+    r = jnp.sqrt(v)
+    return r
+
+
+def _masked(w):
+    y = jnp.where(w > 0, jnp.exp(w), 0.0)
+    return y
+
+
+ROW = np.array([0.3, -1.2, 0.7])
+GRID = np.array([[0.3, -1.2, 0.7], [2.0, 0.1, -0.4]])
+TEXTBOOK = {
+    "a cubic": (_cubic, (GRID,), "dy/dX = 3*X**2 + 2*X"),
+    "a square": (_square, (ROW,), "dy/dx = 2*x + 2"),
+    "a squared error": (_error, (1.5, 2.0), "dL/dz2 = z2 - y"),
+    "sigmoid": (_sigmoid, (0.4,), "d sigmoid(z1)/dz1 = a1*(1 - a1)"),
+    "logistic": (_logistic, (0.4,), "da/dz = a*(1 - a)"),
+    "silu": (_silu, (0.4,), "dy/dx = sigmoid(x)*(1 + x*(1 - sigmoid(x)))"),
+    "root": (_root, (0.4,), "d sqrt(v)/dv = 1/(2*sqrt(v))"),
+    "softmax": (_softmax, (ROW,), "ds = a*(da - sum(da*a))"),
+    "softmax of rows": (_softmax, (GRID,), "ds = a*(da - sum(da*a, axis=1, keepdims=True))"),
+    "cross entropy": (
+        _cross_entropy,
+        (ROW, np.array([0.0, 1.0, 0.0])),
+        "dz = dloss*(softmax(z)*sum(onehot) - onehot)",
+    ),
+    "gaussian": (_gaussian, (0.5, 2.0, 1.5), "dloss/dmu = -(x - mu)/s**2"),
+    "least squares": (_ols, (ROW, GRID, np.array([1.0, -1.0])), "db = dloss*((X @ b - y) @ X)"),
+    "a mean": (_standardized, (ROW,), "dx = dn/2 - mean(dn)/2"),
+    "a mask": (_masked, (ROW,), "dy/dw = where(w > 0, exp(w), 0)"),
+}
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("case", TEXTBOOK)
+def test_textbook_forms(case, x64):
+    fun, args, said = TEXTBOOK[case]
+    args = [jnp.asarray(x) for x in args]
+    out, pull = jax.vjp(lambda x: fun(x, *args[1:]), args[0])
+    tape = jp.backprop(fun, cotangent=jnp.ones(out.shape))(*args)
+    (of,) = tape.graph.outputs
+    formula = jp.formula(tape.local(of.name, wrt=next(iter(tape)).name))
+    assert str(formula) == said
+    names = dict(zip(inspect.signature(fun).parameters, args, strict=True))
+    ct = jnp.asarray(np.random.default_rng(0).normal(size=out.shape))
+    names |= {of.name: out, f"d{of.name}": ct}
+    found = eval(formula.right, {"__builtins__": {}}, formula_check.NAMESPACE | names)
+    found = found * ct if formula.data["form"] == "local" else found
+    np.testing.assert_allclose(found, pull(ct)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_stopped_gradient_is_shown():
+    def f(w):
+        q = w + jax.lax.stop_gradient(jnp.round(w) - w)
+        return q
+
+    local = jp.backprop(f)(0.7).local("q", wrt="w")
+    assert str(jp.formula(local)) == "dq/dw = 1"
+    assert "q  = w + stop_gradient(round(w) - w)" in str(jp.explain(jp.backprop(f)(0.7)))
+
+
+# --- readers of primitives -------------------------------------------------------------------------------
+
+
+softplus_p = Primitive("my_softplus")
+softplus_p.def_impl(lambda x: np.log1p(np.exp(x)))
+softplus_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(softplus_p, mlir.lower_fun(lambda x: jnp.log1p(jnp.exp(x)), multiple_results=False))
+ad.primitive_jvps[softplus_p] = lambda p, t: (softplus_p.bind(*p), t[0] * (1 - jnp.exp(-softplus_p.bind(*p))))
+
+
+def _softplus_loss(w):
+    a = softplus_p.bind(w)
+    return a
+
+
+def read_softplus(operands, equation):
+    assert (equation.primitive, equation.shapes, len(equation.operand_dtypes)) == ("my_softplus", ((),), 1)
+    return symbolic.apply("softplus", *operands)
+
+
+def test_a_reader_of_a_primitive_is_passed():
+    local = jp.backprop(_softplus_loss)(0.5).local("a", wrt="w")
+    opaque = "dw: da is propagated by JAX's own rule for the operation (opaque, f32[] -> f32[])"
+    assert str(jp.formula(local)) == opaque
+    primitives = {**PRIMITIVES, "my_softplus": read_softplus}
+    found = jp.formula(local, primitives=primitives)
+    assert str(found) == "d softplus(w)/dw = 1 - exp(-softplus(w))"
+    value = eval(found.right, {"exp": np.exp, "softplus": jax.nn.softplus, "w": 0.5})
+    np.testing.assert_allclose(value, float(local), rtol=1e-6)
+    node = jp.trace(_softplus_loss)(0.5)["a"]
+    assert expression_of(node, primitives) == "softplus(w)"
+    assert [str(f) for f in formulas_of(node, primitives=primitives)] == [str(found)]
+    assert str(jp.formula(local)) == opaque  # it was passed, not registered
+
+
+READERS_REFUSED = {
+    "not a mapping": (
+        [read_softplus],
+        TypeError,
+        "`primitives` must be a mapping from the names of primitives to their readers, such as "
+        "{**jaxprop.show.PRIMITIVES, 'my_p': read_my_p}; got list.",
+    ),
+    "not a function": (
+        {"my_softplus": "softplus"},
+        TypeError,
+        "the reader of 'my_softplus' in `primitives` must be a function (operands, equation) -> expression under "
+        "the name of the primitive; got str.",
+    ),
+    "not an expression": (
+        {"my_softplus": lambda operands, equation: "softplus"},
+        TypeError,
+        "the reader of `my_softplus` returned str, expected an expression, or one for each of several outputs. "
+        "Build it with the functions of `jaxprop.show.symbolic`.",
+    ),
+    "too many": (
+        {"my_softplus": lambda operands, equation: [*operands, *operands]},
+        ValueError,
+        "the reader of `my_softplus` returned 2 expressions, expected 1: one for each output.",
+    ),
+    "of another shape": (
+        {"my_softplus": lambda operands, equation: symbolic.broadcast(operands[0], (3,))},
+        ValueError,
+        "the reader of `my_softplus` returned an expression of shape (3,), expected (), the shape of the output.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READERS_REFUSED)
+def test_a_wrong_reader_is_refused(case):
+    primitives, kind, said = READERS_REFUSED[case]
+    tape = jp.backprop(_softplus_loss)(0.5)
+    for ask in (
+        lambda p: jp.formula(tape.local("a", wrt="w"), primitives=p),
+        lambda p: jp.explain(tape, primitives=p),
+    ):
+        with pytest.raises(kind) as caught:
+            ask(primitives)
+        assert str(caught.value) == said
+
+
+def test_a_reader_may_give_up():
+    def none(operands, equation):
+        raise symbolic.Unreadable(equation.primitive)
+
+    local = jp.backprop(_softplus_loss)(0.5).local("a", wrt="w")
+    assert jp.formula(local, primitives={"my_softplus": none}).data["form"] == "map"
+
+
+# --- depth, memory ---------------------------------------------------------------------------------------
+
+
+def _nested(depth):
+    """A function with a rule of its own: so many sines inside one another."""
+
+    @jax.custom_jvp
+    def nested(x):
+        for _ in range(depth):
+            x = jnp.sin(x)
+        return x
+
+    @nested.defjvp
+    def _(primals, tangents):
+        (x,), (t,) = primals, tangents
+        for _ in range(depth):
+            x = jnp.sin(x)
+        return x, x * t
+
+    def f(x):
+        y = nested(x)
+        return y
+
+    return f
+
+
+@pytest.mark.parametrize("depth", [340, LIMIT - 3, LIMIT + 1])
+def test_expressions_are_as_deep_as_they_are_large(depth):
+    tape = jp.backprop(_nested(depth))(0.3)
+    (formula,) = formulas_of(tape.graph["y"])
+    expected = f"dx: dy is propagated by the custom rule of the function (custom rule, {tape.graph['y'].dtype}"
+    assert formula.text.startswith(expected.replace("float32", "f32"))
+    assert "y  = nested(x)" in str(jp.explain(tape))
+    assert jp.draw(tape).scene is not None
+    with pytest.raises(ValueError, match="there is nothing to ask"):
+        jp.quiz(tape, kinds=["local gradient"])
+
+
+def test_a_deep_expression_is_spelled_in_every_form():
+    x = ex.Sym("in", 0)
+    for _ in range(LIMIT - 1):
+        x = ex.Apply("sin", (x,), ())
+    names = Names({("in", 0): "x"})
+    assert text(x, names) == "sin(" * (LIMIT - 1) + "x" + ")" * (LIMIT - 1)
+    assert latex(x, names).count(r"\sin") == LIMIT - 1
+    assert ex.contains(x, ex.Sym("in", 0)) and not ex.contains(x, ex.Sym("in", 1))
+    assert ex.is_diagonal(x, ex.Sym("in", 0))
+    with pytest.raises(ex.TooLarge):
+        ex.Apply("sin", (x,), ())
+
+
+def test_deep_sums_and_products_are_reshaped():
+    a = x = ex.Sym("in", 0, (3,))
+    while x.size < 3 * LIMIT // 4:
+        x = add(divide(a, x), num(1))
+    found = reshape(x, (3, 1))
+    names = Names({("in", 0): "a"})
+    a = np.array([0.2, 0.7, -0.4])
+    np.testing.assert_allclose(eval(text(found, names)), eval(text(x, names))[:, None], rtol=1e-12)
+
+
+def _use_everything(f, *args):
+    tape = jp.backprop(f)(*args)
+    for node in tape.graph.nodes:
+        formulas_of(node), expression_of(node)
+    jp.formula(tape.local("loss", wrt="w"))
+    str(jp.explain(tape)), jp.quiz(tape).ask()
+
+
+@pytest.mark.parametrize("kind", ["jit", "custom_jvp", "custom_vjp"])
+def test_arrays_closed_over_are_freed(kind):
+    """4 MB inside a helper live no longer than the helper."""
+
+    def watched():
+        big = jnp.ones((1024, 1024))
+
+        def helper(x):
+            return x * big[0, 0] + jnp.sum(big) * x
+
+        if kind == "jit":
+            called = jax.jit(helper)
+        elif kind == "custom_jvp":
+            called = jax.custom_jvp(helper)
+            called.defjvp(lambda p, t: (helper(*p), t[0] * big[1, 1]))
+        else:
+            called = jax.custom_vjp(helper)
+            called.defvjp(lambda x: (helper(x), None), lambda _, ct: (ct * big[1, 1],))
+
+        def f(w):
+            s = called(w)
+            loss = s**2
+            return loss
+
+        _use_everything(f, 1.5)
+        return weakref.ref(big)
+
+    gone = watched()
+    jax.clear_caches()
+    gc.collect()
+    assert gone() is None
+
+
+def test_operations_alike_are_derived_once(monkeypatch):
+    def f(w):
+        for _ in range(50):
+            w = jnp.tanh(w) * 1.01
+        return w
+
+    def fresh(w):
+        return jnp.tanh(w) * 1.01
+
+    for node in jp.trace(fresh)(0.3).nodes:
+        formulas_of(node)
+    traced = []
+    monkeypatch.setattr(derive, "_traced", lambda fun, *structs: traced.append(fun))
+    graph = jp.trace(f)(0.3)
+    assert all(formulas_of(node) for node in graph.nodes if node.eqn is not None)
+    assert not traced

@@ -20,8 +20,9 @@ LAYERS = {
     "record": "statistics aliases batching brief kept local_gradient contributions tape",
     "rules": "basic",
     "show": "symbolic explanation drawing plots notebook",
-    "show.symbolic": "notation expressions names kinds einsum reader text derive latex formula",
-    "show.explanation": """values story reach outline pieces lookup paths forward backward renderers explain
+    "show.symbolic": """names kinds expressions arithmetic arrays contractions literals elementwise shapes
+        textbook reader text latex derive formula""",
+    "show.explanation": """story values reach outline pieces statements lookup paths forward backward renderers explain
         answers questions quiz""",
     "show.drawing": """palette text_metrics scene layout arrays edges groups build view card
         svg dot mermaid model_explorer html draw""",

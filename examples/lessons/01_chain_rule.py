@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 1. The chain rule
 #
-# Two functions, one after the other: `y = f(x)`, `w = g(y)`. How much does `w` change for a small change of `x`? As
-# much as `y` changes for `x`, times as much as `w` changes for `y`:
+# Take two functions, one after the other: `y = f(x)`, then `w = g(y)`. If `x` changes a little, how much does `w` change?
+# The change of `y` for a change of `x`, times the change of `w` for a change of `y`:
 #
 #     dw/dx = dw/dy * dy/dx
 #
-# The two factors are **local gradients**: each belongs to one function alone, at the numbers it was run on.
+# The two factors are **local gradients**. Each depends on one function alone, at the values it was evaluated at.
 
 # %%
 import jax
@@ -25,8 +25,8 @@ tape = jp.backprop(composed)(0.5)
 print(tape)
 
 # %% [markdown]
-# The tape has both local gradients. jaxprop writes no derivative by hand: each is JAX's own rule for one operation, and
-# the formula is read from that rule.
+# The tape holds both local gradients. They are not written by hand: each is JAX's own rule for one operation, and its
+# formula is read from that rule.
 
 # %%
 dw_dy, dy_dx = tape.local("w", wrt="y"), tape.local("y", wrt="x")
@@ -34,7 +34,7 @@ print(f"{jp.formula(dw_dy)} = {float(dw_dy):.6g}")
 print(f"{jp.formula(dy_dx)} = {float(dy_dx):.6g}")
 
 # %% [markdown]
-# Their product is the derivative of the whole, and it is what `jax.grad` returns.
+# Their product is the derivative of the whole function. `jax.grad` returns the same number.
 
 # %%
 product = float(dw_dy) * float(dy_dx)
@@ -42,7 +42,7 @@ print(f"{product:.6g} by the chain rule, {float(jax.grad(composed)(0.5)):.6g} by
 assert abs(product - float(jax.grad(composed)(0.5))) < 1e-6
 
 # %% [markdown]
-# It does not matter which functions these are. Take any two.
+# It works for any two functions. Try some.
 
 # %%
 for f, g in [(jnp.cos, jnp.tanh), (jnp.log, jnp.sqrt), (jnp.square, jnp.arctan)]:

@@ -2,7 +2,7 @@
 # # 3. Least squares, with its graph
 #
 # Ordinary least squares fits `y = X b` by minimising the mean squared residual. Its gradient has a closed form,
-# `2/n * X.T @ (X b - y)`. Here it comes out of the local gradients, one for each step of the computation.
+# `2/n * X.T @ (X b - y)`. Here the chain rule finds it from the local gradients, one for each step of the computation.
 
 # %%
 import jax
@@ -31,8 +31,8 @@ print(tape)
 jp.draw(tape)
 
 # %% [markdown]
-# Each operation and its local gradient, as a formula. That of a product of matrices is written with cotangents: `db` is
-# the cotangent of `b`, `dfitted` that of `fitted`.
+# Each operation has a local gradient, written here as a formula. For a matrix product the formula is in terms of
+# cotangents: `db` is the cotangent of `b`, and `dfitted` the cotangent of `fitted`.
 
 # %%
 for of, wrt in [("squares", "residual"), ("residual", "fitted"), ("fitted", "b")]:
@@ -44,7 +44,7 @@ print(tape.grads, closed_form)
 assert np.allclose(tape.grads, closed_form, atol=1e-5)
 
 # %% [markdown]
-# Downhill until the gradient is gone. The answer is that of the normal equations.
+# Follow the gradient downhill until it vanishes. The result is the solution of the normal equations.
 
 # %%
 gradient = jax.jit(jp.grad(least_squares))

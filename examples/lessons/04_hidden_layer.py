@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 4. One hidden layer, every derivative
 #
-# Two inputs, two hidden units, one output, all written out: `z_i = w_i1 x_1 + w_i2 x_2 + b_i`, `a_i = sigmoid(z_i)`,
-# `y_hat = v_1 a_1 + v_2 a_2 + c`, `L = (y_hat - y)**2`.
+# A network with two inputs, two hidden units and one output, written out in full: `z_i = w_i1 x_1 + w_i2 x_2 + b_i`,
+# `a_i = sigmoid(z_i)`, `y_hat = v_1 a_1 + v_2 a_2 + c`, `L = (y_hat - y)**2`.
 
 # %%
 import jax
@@ -47,9 +47,11 @@ for z, wrt, expected in [
 # %% [markdown]
 # ## How the loss depends on each weight
 #
-# The chain rule over the path through its unit: `dL/dw_ij = dL/dy_hat * v_i * a_i (1 - a_i) * x_j`.
+# Multiply the local gradients along the path through the hidden unit: `dL/dw_ij = dL/dy_hat * v_i * a_i (1 - a_i) * x_j`.
+# The factor in the middle is the derivative of the sigmoid, and jaxprop writes it the same way.
 
 # %%
+print(jp.formula(tape.local("a1", wrt="z1")))
 a1, a2 = (float(tape[name].value) for name in ("a1", "a2"))
 dy = 2 * (float(tape["y_hat"].value) - y)
 closed = {
@@ -68,7 +70,7 @@ for name, expected in closed.items():
     assert np.isclose(float(tape.grads[name]), expected, rtol=1e-4)
 
 # %% [markdown]
-# With matrices it is the same graph with fewer nodes, and the formulas are those of the textbooks.
+# With matrices, the same network is a graph with fewer nodes, and the formulas are the ones in textbooks.
 
 
 # %%
@@ -87,5 +89,7 @@ matrices = {
     "c": p["c"],
 }
 tape = jp.backprop(by_matrices)(matrices, jnp.array([x1, x2]), y)
+for of, wrt in [("L", "y_hat"), ("y_hat", "a"), ("a", "z")]:
+    print(jp.formula(tape.local(of, wrt=wrt)))
 print(tape.grads["W"])
 assert np.allclose(tape.grads["W"], [[closed["w11"], closed["w12"]], [closed["w21"], closed["w22"]]], rtol=1e-4)

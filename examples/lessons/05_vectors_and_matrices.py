@@ -1,8 +1,8 @@
 # %% [markdown]
-# # 5. Vectors, matrices, and numbers in double precision
+# # 5. Vectors, matrices, and double precision
 #
-# A gradient has the shape of what it is the gradient of. The function itself must give one number, or say with which
-# weights its numbers are to be added up.
+# A gradient has the shape of the argument it belongs to. The function itself returns one number. If it returns several,
+# you choose the weights with which they are added up.
 
 # %%
 import jax
@@ -36,6 +36,7 @@ def parabola(x):
 
 x = jnp.arange(10.0)
 tape = jp.backprop(parabola)(x)
+print(jp.formula(tape.local("terms", wrt="x")))
 print(tape.grads)
 assert np.allclose(tape.grads, (2 * x + 2) / 10)
 
@@ -51,13 +52,14 @@ def cubic(X):
 
 X = jnp.array([[2.0, 3.0, 1.0], [4.0, 5.0, 3.0], [7.0, 6.0, 4.0]])
 tape = jp.backprop(cubic)(X)
+print(jp.formula(tape.local("y", wrt="X")))
 print(tape.value)
 print(tape.grads)
 assert float(tape.value) == 1040.0
 assert tape.grads.tolist() == [[16, 33, 5], [56, 85, 33], [161, 120, 56]]
 
 # %% [markdown]
-# Without the sum there is no single number to differentiate. jaxprop says so, and what to do.
+# Without the sum there is no single number to differentiate. The error says so, and what to do about it.
 
 
 # %%
@@ -71,7 +73,7 @@ except TypeError as error:
     print(error)
 
 # %% [markdown]
-# With a cotangent for each output there is: these are the weights the outputs are added up with.
+# A cotangent holds one weight for each output. With weights of one, the result is the gradient of the sum again.
 
 # %%
 tape = jp.backprop(not_a_number, cotangent=jnp.ones((3, 3)))(X)
@@ -80,7 +82,7 @@ assert tape.grads.tolist() == [[16, 33, 5], [56, 85, 33], [161, 120, 56]]
 # %% [markdown]
 # ## Double precision
 #
-# The gradient of `log(x)` is `1/x`, in the precision of `x`.
+# The gradient of `log(x)` is `1/x`. It is computed in the precision of `x`.
 
 # %%
 with jax.enable_x64(True):
@@ -91,7 +93,7 @@ with jax.enable_x64(True):
     assert np.array_equal(tape.grads, 1 / np.asarray(x))
 
 # %% [markdown]
-# Integers have no derivative: a small change of an integer is not an integer.
+# Integers have no derivative, because a small change of an integer is not an integer.
 
 # %%
 try:

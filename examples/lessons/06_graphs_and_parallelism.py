@@ -1,9 +1,10 @@
 # %% [markdown]
-# # 6. Computational graphs, and what may run at the same time
+# # 6. Computational graphs, and what can run in parallel
 #
-# A program is a list of operations, but not all of them wait for one another. The graph knows: an operation needs its
-# operands and nothing else. Its **level** is the longest way from the inputs to it. Operations of one level need
-# nothing from each other, so they may run at the same time. On the way back the levels are walked in reverse.
+# A program is a list of operations, but not every operation has to wait for the one before it. It only needs its operands,
+# and the graph shows which those are. The **level** of an operation is the length of the longest path from the inputs to
+# it. Operations on the same level do not depend on each other, so they can run in parallel. The backward pass visits the
+# levels in reverse.
 
 # %%
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ print(graph)
 
 # %%
 def levels(graph):
-    """The level of every node: one more than the highest among its operands."""
+    """The level of each node: one more than the highest level among its operands."""
     found = {}
     for node in graph.nodes:
         found[node.name] = 1 + max((found[v.name] for v in node.operands if v.name in found), default=-1)
@@ -37,19 +38,23 @@ for name, level in levels(graph).items():
 for level, names in by_level.items():
     print(level, ", ".join(names))
 longest = max(by_level)
-print(f"{len(graph)} nodes, {longest + 1} levels: nothing can be faster than {longest} operations in a row")
+print(
+    f"{len(graph)} nodes on {longest + 1} levels: at least {longest} operations have to run one after the other"
+)
 
 # %%
 jp.draw(jp.backprop(two_branches)(jnp.float32(0.5), jnp.float32(2.0)))
 
 # %% [markdown]
-# `left` is read twice, so its cotangent is a sum of two shares: one from each reader. This is the only place where the
-# backward pass has to wait for two results.
+# `left` is used twice, so its cotangent is the sum of two contributions, one from each consumer. `tape.shares` returns
+# them. This is the only point at which the backward pass has to wait for two results.
 
 # %%
 tape = jp.backprop(two_branches)(jnp.float32(0.5), jnp.float32(2.0))
 shares = tape.shares("left")
 print(
-    {reader: round(float(share), 4) for reader, share in shares.items()}, "sum", round(float(shares.total), 4)
+    {consumer: round(float(share), 4) for consumer, share in shares.items()},
+    "sum",
+    round(float(shares.total), 4),
 )
 assert abs(float(shares.total) - float(tape["left"].cotangent)) < 1e-6

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 7. To the optimal weight
 #
-# Forward, backward, update, and again. In PyTorch the update changes the weight in place, under `no_grad`, and the
-# gradient has to be zeroed. Here a step is a pure function from the old state to the new one, compiled once.
+# Training repeats three things: the forward pass, the backward pass, the update. In PyTorch the update changes the weight in
+# place under `no_grad`, and the gradient has to be set to zero. Here a step is a pure function from the old state to the
+# new one, compiled once.
 
 # %%
 import optax
@@ -19,11 +20,11 @@ def loss(w, x, y):
 step = jp.make_step(loss, optax.sgd(0.01))
 state = step.init(1.0)
 state, metrics = step(state, 1.0, 2.0)
-print(f"w = {float(state.params):.2f} after one step, the loss before it was {float(metrics.loss):.2f}")
+print(f"w = {float(state.params):.2f} after one step; before it, the loss was {float(metrics.loss):.2f}")
 assert abs(float(state.params) - 1.02) < 1e-6
 
 # %% [markdown]
-# Again and again. Each step takes the weight 2 % of the remaining way to `w = 2`, where the loss is zero.
+# Repeat it. Each step moves the weight 2 % closer to `w = 2`, where the loss is zero.
 
 # %%
 weights = [1.0]
@@ -36,7 +37,7 @@ assert abs(weights[-1] - 2.0) < 1e-4
 assert abs(weights[100] - (2 - 0.98**100)) < 1e-4  # the closed form
 
 # %% [markdown]
-# `jp.fit` is the same loop, compiled as a whole, with a history and a tolerance to stop at.
+# `jp.fit` is the same loop, compiled as a whole. It keeps a history, and stops at a tolerance.
 
 # %%
 state, history = jp.fit(

@@ -12,14 +12,14 @@ FORMATS = ("text", "markdown", "latex", "json")
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     loading.add_arguments(parser)
-    parser.add_argument("--to", metavar="NAME", help="only what lies on the way from this value to the result")
+    parser.add_argument("--to", metavar="NAME", help="explain only how the result depends on this value")
     parser.add_argument(
-        "--path", metavar="NAMES", help="local gradients along one path, multiplied: w,y_hat,loss"
+        "--path", metavar="NAMES", help="multiply the local gradients along one path: w,y_hat,loss"
     )
     parser.add_argument(
-        "--max-rows", type=int, default=60, metavar="N", help="fold more values than these (60)"
+        "--max-rows", type=int, default=60, metavar="N", help="fold values beyond N (default: 60)"
     )
-    parser.add_argument("--step", action="store_true", help="one operation at a time; Enter goes on, q ends")
+    parser.add_argument("--step", action="store_true", help="one operation at a time: Enter continues, q quits")
     add_output(parser, FORMATS)
 
 
@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _tell(told: Explanation, console: Console) -> None:
-    """Step by step; without a terminal, all at once."""
+    """Print it step by step; without a terminal, all at once."""
     console.say(console.paint(told.story.title, "bold"))
     for text in told.steps():
         console.say()
@@ -55,7 +55,7 @@ def _tell(told: Explanation, console: Console) -> None:
 
 explain_ = Command(
     name="explain",
-    help="tell the forward pass, the local gradients and the backward pass of a function",
+    help="explain the forward pass, the local gradients and the backward pass of a function",
     examples="""
 jaxprop explain examples/worked.py:loss w=1. x=1. y=2.
 jaxprop explain examples/worked.py:loss 1. 1. 2. --to y_hat --step

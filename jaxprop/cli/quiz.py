@@ -10,8 +10,10 @@ from .command import FINE, FOUND, Command, CommandError, Console
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     loading.add_arguments(parser)
-    parser.add_argument("--count", type=int, default=10, metavar="N", help="how many questions at most (10)")
-    parser.add_argument("--seed", type=int, metavar="N", help="for the same choice of questions again")
+    parser.add_argument(
+        "--count", type=int, default=10, metavar="N", help="ask at most N questions (default: 10)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="choose the same questions again")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -24,7 +26,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     console.say("Answer with a number, a fraction or an expression (2*-1). h: hint, s: solution, q: quit.")
     _ask_all(exercises, console)
     console.say()
-    console.say(f"{exercises.right} of {len(exercises)} right at the first try.")
+    console.say(f"{exercises.right} of {len(exercises)} right on the first try.")
     return FINE if exercises.right == len(exercises) else FOUND
 
 
@@ -51,7 +53,7 @@ def _ask_all(exercises: Quiz, console: Console) -> None:
 
 quiz_ = Command(
     name="quiz",
-    help="exercises: work out the numbers of a function's own backward pass",
+    help="exercises: work out the numbers of the backward pass of your own function",
     examples="""
 jaxprop quiz examples/worked.py:loss w=1. x=1. y=2.
 jaxprop quiz examples/worked.py:loss w=3. x=2. y=1. --seed 1 --count 5

@@ -1,264 +1,291 @@
-"""Tells the local gradients and the backward pass, in the order of the way back."""
+"""The rows of the local gradients and of the backward pass, in the order of the backward pass."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from ... import _jaxpr
+from ..._text import listed
 from ...core.graph import Node, Value
 from ...core.structure import joints
+from ...core.types import Array
 from ...record.contributions import Shares
-from ..symbolic.derive import distinct
-from ..symbolic.formula import Formula, formulas_of, spelled_factor
-from ..symbolic.names import latex_cotangent, text_name
-from ..symbolic.notation import Spelled
+from ..symbolic.derive import Statement
+from ..symbolic.names import Spelled, latex_cotangent, text_name
 from .forward import branch, opening
-from .lookup import Known, Reader, is_same
-from .outline import Item
-from .pieces import closed, name_of, product_of, quotient, sum_of, times, words
-from .story import Row, distinct_pieces
-from .values import describe
+from .lookup import Consumer, Lookup, is_copy
+from .outline import OutlineItem
+from .pieces import in_parentheses, product_of, quotient, spelled_name, sum_of, times, words
+from .story import StoryRow, distinct_pieces
+from .values import Described, describe
+
+#: Contributions are said to cancel if less than this fraction of their size remains.
+_CANCELLED = 0.5
 
 # --- local gradients -------------------------------------------------------------------------------------
 
 
-def local_gradients(known: Known, items: Sequence[Item], shown: Callable[[Value], bool]) -> Iterator[Row]:
-    """The local gradients of all nodes, in the order of the way back."""
+def local_gradients(
+    lookup: Lookup, items: Sequence[OutlineItem], shown: Callable[[Value], bool]
+) -> Iterator[StoryRow]:
+    """The local gradients of all nodes."""
     for item in reversed(items):
         for number, body in reversed(item.body):
-            if branch(known, item, number)[1]:
-                yield from local_gradients(known, body, shown)
+            if branch(lookup, item, number)[1]:
+                yield from local_gradients(lookup, body, shown)
         node = item.node
-        if item.value is None or item.key == "..." or not _has_gradients(node):
+        if item.value is None or item.is_gap or not _has_gradients(node):
             continue
-        if item.value.id != next((v.id for v in node.outputs if v.name in known.held), None):
-            continue  # said with another output
-        for wrt in distinct(node.operands):
-            if wrt.active and shown(known.root(wrt)):
-                yield from _local(known, item, wrt)
+        if item.value.id != next((v.id for v in node.outputs if v.name in lookup.recorded), None):
+            continue  # shown with another output of the node
+        statement = lookup.statements.of(node)
+        for wrt in statement.inputs:
+            if wrt.active and shown(lookup.original(wrt)):
+                row = _local_row(lookup, statement, wrt, item.depth)
+                if row is not None:
+                    yield row
 
 
 def _has_gradients(node: Node) -> bool:
-    return node.eqn is not None and not node.opened and node.active and not is_same(node)
+    return node.eqn is not None and not node.opened and node.active and not is_copy(node)
 
 
-def _local(known: Known, item: Item, wrt: Value) -> Iterator[Row]:
-    node = item.node
-    found = _formula(known, node, wrt)
+def _local_row(lookup: Lookup, statement: Statement, wrt: Value, depth: int) -> StoryRow | None:
+    node = statement.nodes[-1]
+    found = lookup.formulas.of(statement, wrt)
     if found is None:
-        return
-    base: dict[str, Any] = {
-        "kind": "local",
-        "name": node.name,
-        "source": str(node.source or ""),
-        "code": node.label,
-        "depth": item.depth,
-    }
-    fraction = quotient(known.called(node.outputs[0]), known.called(wrt))
-    left, _, right = found.latex.partition(" = ")
-    form = found.data["form"]
-    if node.index in known.tape.ruled:
-        yield Row(symbol=fraction, formulas=(words("a rule was given in its place"),), **base)
-    elif form == "vjp":
-        yield Row(
-            symbol=Spelled(found.left, left), formulas=(Spelled(found.right, right),), note=found.kind, **base
+        return None
+    left, right = Spelled(found.left, found.latex.partition(" = ")[0]), _right_side(found.right, found.latex)
+    row = _Row("local", lookup, node, depth)
+    form, fraction = found.data["form"], quotient(lookup.called(node.outputs[0]), lookup.called(wrt))
+    if node.index in lookup.tape.ruled:
+        return row.made(fraction, (words("replaced by a rule"),))
+    if form != "local":  # `dx = ...` is one contribution of several if `x` has other consumers
+        notes = [found.kind] if len(statement.nodes) == 1 else []
+        if len(lookup.consumers(lookup.original(wrt))) > 1:
+            notes.append(f"through {text_name(lookup.called(statement.outputs[0]))}")
+        d_wrt = Spelled(found.left, latex_cotangent(lookup.called(wrt)))
+        return row.made(d_wrt, (right if form == "vjp" else words(found.right),), note=", ".join(notes))
+    slope, numbers = lookup.slope(statement, wrt), lookup.numbers(statement)
+    with_numbers = lookup.formulas.factor(statement, wrt, numbers) if numbers else None
+    pieces = [left, right, with_numbers]
+    note = "elementwise" if wrt.shape and not slope.text else ""
+    if lookup.has_other_paths(statement, wrt):  # `dloss/da` is the sum over all paths
+        note = "through this statement alone" if left.text == fraction.text else note
+        fraction = left
+    if left.text == fraction.text:
+        pieces = pieces[1:]
+    return row.made(fraction, distinct_pieces(pieces, slope.text), slope, note)
+
+
+def _right_side(text: str, latex: str) -> Spelled:
+    return Spelled(text, latex.partition(" = ")[2])
+
+
+class _Row(NamedTuple):
+    """What all rows of one operation have in common."""
+
+    kind: str
+    lookup: Lookup
+    node: Node
+    depth: int
+
+    def made(
+        self,
+        symbol: Spelled,
+        formulas: tuple[Spelled, ...] = (),
+        value: Described | None = None,
+        note: str = "",
+        name: str | None = None,
+    ) -> StoryRow:
+        text, data = (value.text, value.data) if value is not None else ("", None)
+        node, name = self.node, self.node.name if name is None else name
+        source = str(node.source or "")
+        return StoryRow(
+            self.kind, symbol, formulas, text, data, name, source, node.label, note, depth=self.depth
         )
-    elif form == "map":
-        symbol = Spelled(found.left, latex_cotangent(known.called(wrt)))
-        yield Row(symbol=symbol, formulas=(words(found.right),), note=found.kind, **base)
-    else:
-        slope, numbers = known.slope(node, wrt), known.numbers(node)
-        with_numbers = spelled_factor(node, wrt, numbers, known.called) if numbers else None
-        parts = [Spelled(found.left, left), Spelled(found.right, right), with_numbers]
-        if known.by_other_ways(node, wrt):  # `dloss/da` is said of all ways together
-            fraction = parts.pop(0)
-        elif parts[0].text == fraction.text:  # type: ignore[union-attr]
-            parts.pop(0)
-        note = "" if slope.text else "number by number" if wrt.shape else ""
-        formulas = distinct_pieces(parts, slope.text)
-        yield Row(symbol=fraction, formulas=formulas, value=slope.text, data=slope.data, note=note, **base)
-
-
-def _formula(known: Known, node: Node, wrt: Value) -> Formula | None:
-    pairs = zip(formulas_of(node, known.called), node.operands, strict=True)
-    return next(formula for formula, value in pairs if value.id == wrt.id)
 
 
 # --- the backward pass -----------------------------------------------------------------------------------
 
 
-def backward(known: Known, items: Sequence[Item]) -> Iterator[Row]:
+def backward(lookup: Lookup, items: Sequence[OutlineItem]) -> Iterator[StoryRow]:
     for item in reversed(items):
         if item.value is None:
-            yield from _body(known, item)
-        elif item.key == "...":
-            yield Row("note", note=f"... {item.count:,} more cotangents", depth=item.depth)
+            yield from _body_rows(lookup, item)
+        elif item.is_gap:
+            yield StoryRow("note", note=f"... {item.count:,} more cotangents", depth=item.depth)
         elif item.value.active:
-            yield from came(known, item.node, item.value, item.depth, item.count > 1)
+            yield from cotangent_rows(lookup, item.node, item.value, item.depth, item.count > 1)
 
 
-def _body(known: Known, item: Item) -> Iterator[Row]:
+def _body_rows(lookup: Lookup, item: OutlineItem) -> Iterator[StoryRow]:
     scan = isinstance(_jaxpr.opened_form(item.node.eqn), _jaxpr.Scan)
-    yield opening(item, "back through the loop, step by step from its other end" if scan else "")
+    yield opening(item, "the steps of the loop in reverse" if scan else "")
     for number, body in reversed(item.body):
-        note, taken = branch(known, item, number)
+        note, taken = branch(lookup, item, number)
         yield from note
         if taken:
-            yield from backward(known, body)
+            yield from backward(lookup, body)
 
 
-def came(known: Known, node: Node, value: Value, depth: int, folded: bool = False) -> Iterator[Row]:
-    """What comes to a value on the way back, and from whom."""
-    found = known.cotangent(value, node)
-    base: dict[str, Any] = {
-        "symbol": known.d(value),
-        "value": found.text,
-        "data": found.data,
-        "name": value.name,
-        "source": str(node.source or ""),
-        "code": node.label,
-        "depth": depth,
-    }
-    readers, out, seeded = known.readers(value), _leaves(known, node, value), _is_seeded(known, value)
-    count = len(readers) + len(out) + seeded
-    if not found.text and value.name in known.held:
-        yield Row("cotangent", note="no cotangent comes", **base)
+def cotangent_rows(
+    lookup: Lookup, node: Node, value: Value, depth: int, folded: bool = False
+) -> Iterator[StoryRow]:
+    """The cotangent of a value, and the contributions it is the sum of."""
+    cotangent, symbol = lookup.cotangent(value, node), lookup.d(value)
+    row = _Row("cotangent", lookup, node, depth)
+    consumers, seeded = lookup.consumers(value), _is_seeded(lookup, value)
+    leaving = _contributions_of_next_step_or_result(lookup, node, value)
+    count = len(consumers) + len(leaving) + seeded
+    if not cotangent.text and value.name in lookup.recorded:
+        yield row.made(symbol, note="no cotangent: it is zero", name=value.name)
     elif count == 1 and seeded:
-        yield Row("seed", note="to begin with", **base)
-    elif count == 1 and readers:
-        yield Row("cotangent", formulas=distinct_pieces(share(known, readers[0]), found.text), **base)
+        yield row._replace(kind="seed").made(symbol, (), cotangent, "seed", value.name)
+    elif count == 1 and consumers:
+        formulas = distinct_pieces(_contribution(lookup, consumers[0]), cotangent.text)
+        yield row.made(symbol, formulas, cotangent, name=value.name)
     elif count == 1:
-        yield Row("cotangent", formulas=(out[0],), **base)
+        yield row.made(symbol, (leaving[0],), cotangent, name=value.name)
     elif count:
-        yield from _fan_out(known, node, value, readers, count, base, folded)
+        yield from _fan_out(row, value, consumers, count, cotangent, folded)
     else:
-        yield Row("cotangent", **base)
+        yield row.made(symbol, (), cotangent, name=value.name)
 
 
-def _is_seeded(known: Known, value: Value) -> bool:
-    outputs = zip(known.tape.graph.outputs, known.tape.seed, strict=False)
+def _is_seeded(lookup: Lookup, value: Value) -> bool:
+    outputs = zip(lookup.tape.graph.outputs, lookup.tape.seed, strict=False)
     return any(output.id == value.id and seed is not None for output, seed in outputs)
 
 
-def _leaves(known: Known, node: Node, value: Value) -> list[Spelled]:
-    """What comes to a value as a result of the body it stands in."""
-    parents = known.tape.graph.places[node.index].parents
+def _contributions_of_next_step_or_result(lookup: Lookup, node: Node, value: Value) -> list[Spelled]:
+    """The contributions to a value that is an output of the body it is in."""
+    parents = lookup.tape.graph.places[node.index].parents
     if not parents:
         return []
     parent, number = parents[-1]
     found, form = [], _jaxpr.opened_form(parent.eqn)
     for position, (inner, outer) in enumerate(joints(parent, parent.graphs[number]).out_of):
-        if known.root(inner).id != value.id and inner.id != value.id:
+        if lookup.original(inner).id != value.id and inner.id != value.id:
             continue
         if isinstance(form, _jaxpr.Scan) and position < form.num_carry:
-            found.append(words("what comes to the carry of the next step"))
+            found.append(words("the cotangent of the next step's carry"))
         elif outer.active:
-            d = known.d(outer)
-            step = isinstance(form, _jaxpr.Scan)
-            found.append(
-                Spelled(f"{d.text}, of each step", rf"{d.latex}\text{{, of each step}}") if step else d
-            )
+            d = lookup.d(outer)
+            per_step = Spelled(f"{d.text}, one slice per step", rf"{d.latex}\text{{, one slice per step}}")
+            found.append(per_step if isinstance(form, _jaxpr.Scan) else d)
     return found
 
 
-def share(known: Known, reader: Reader) -> Iterator[Spelled | None]:
-    """What one reader sends back to a value, as formulas."""
-    node, value = reader.node, reader.read
-    if node.index in known.tape.ruled:
-        yield words(f"by the rule given for {text_name(known.called(node.outputs[0]))}")
+def _contribution(lookup: Lookup, consumer: Consumer) -> Iterator[Spelled | None]:
+    """What one consumer contributes to the cotangent of a value, as formulas."""
+    node, value, statement = consumer.node, consumer.read, consumer.statement
+    if node.index in lookup.tape.ruled:
+        yield words(f"from the rule given for {text_name(lookup.called(node.outputs[0]))}")
         return
     if node.opened:
         over = ", summed over its steps" if isinstance(_jaxpr.opened_form(node.eqn), _jaxpr.Scan) else ""
-        made = ", ".join(text_name(v.name) for v in node.outputs if v.name)
-        yield words(f"out of the body of {made}{over}")
+        outputs = ", ".join(text_name(v.name) for v in node.outputs if v.name)
+        yield words(f"from the body of {outputs}{over}")
         return
-    factor = spelled_factor(node, value, None, known.called)
+    factor = lookup.formulas.factor(statement, value)
+    ct = lookup.d(consumer.out)
+    is_loss = consumer.out.name == lookup.loss and lookup.cotangent(consumer.out, node).number == 1
     if factor is None or len(node.outputs) != 1:
-        found = _formula(known, node, value)
+        found = lookup.formulas.of(statement, value, seed=is_loss)
         if found is not None:
             exact = found.data["form"] == "vjp"
-            yield Spelled(found.right, found.latex.partition(" = ")[2]) if exact else words(found.right)
+            yield _right_side(found.right, found.latex) if exact else words(found.right)
         return
-    ct = known.d(node.outputs[0])
-    if value.shape != ():
-        yield ct if factor.text == "1" else times(ct, closed(factor))
-        return
-    yield from _scalar_share(known, node, value, factor, ct)
-
-
-def _scalar_share(
-    known: Known, node: Node, value: Value, factor: Spelled, ct: Spelled
-) -> Iterator[Spelled | None]:
-    if node.outputs[0].name == known.loss:  # `dloss/dloss * dloss/ds` says nothing
-        numbers = known.numbers(node)
+    if is_loss:  # `dloss/dloss * dloss/ds` says nothing
+        numbers = lookup.numbers(statement)
         yield factor
-        yield spelled_factor(node, value, numbers, known.called) if numbers else None
-        return
-    yield times(ct, quotient(known.called(node.outputs[0]), known.called(value)))
-    came_in = known.cotangent(node.outputs[0], node).number
-    slope = known.slope(node, value).number
-    yield None if came_in is None or slope is None else product_of([came_in, slope])
+        yield lookup.formulas.factor(statement, value, numbers) if numbers else None
+    elif value.shape != ():
+        yield ct if factor.text == "1" else times(ct, in_parentheses(factor))
+    else:
+        yield times(ct, quotient(lookup.called(consumer.out), lookup.called(value)))
+        incoming, slope = lookup.cotangent(consumer.out, node).number, lookup.slope(statement, value).number
+        yield None if incoming is None or slope is None else product_of([incoming, slope])
+
+
+# --- fan-out -----------------------------------------------------------------------------------------
 
 
 def _fan_out(
-    known: Known,
-    node: Node,
-    value: Value,
-    readers: Sequence[Reader],
-    count: int,
-    base: Mapping[str, Any],
-    folded: bool,
-) -> Iterator[Row]:
-    shares = None if folded else _shares(known, value)
-    said = words(f"the sum of {count if shares is None else len(shares)} shares")
-    if shares is None:
-        note = "" if known.tape.is_full else "; only statistics were recorded, so its shares are not known"
-        yield Row("cotangent", formulas=(said,), note=f"read by {_listed(known, readers)}{note}", **base)
+    row: _Row, value: Value, consumers: Sequence[Consumer], count: int, cotangent: Described, folded: bool
+) -> Iterator[StoryRow]:
+    """A cotangent that is a sum, then its contributions."""
+    lookup, symbol, depth = row.lookup, row.lookup.d(value), row.depth + 1
+    contributions = None if folded else _shares(lookup, value)
+    if contributions is None:
+        unknown = (
+            "" if lookup.tape.is_full else "; their contributions are unknown: only statistics were recorded"
+        )
+        names = [text_name(lookup.called(consumer.out)) for consumer in consumers]
+        note = f"consumed by {listed(names, 4)}{unknown}"
+        yield row.made(symbol, (words(f"the sum of {count} contributions"),), cotangent, note, value.name)
         return
-    parts = [describe(part, known.steps(node), known.brief) for part in shares.values()]
-    numbers = [part.number for part in parts]
-    numeric = sum_of(numbers) if all(number is not None for number in numbers) else None
-    depth = base["depth"] + 1
-    by_name = {reader.through.name or reader.through.primitive: reader for reader in readers}
-    if len(shares) == 1:  # from the others nothing comes
-        reader = by_name.get(next(iter(shares)))
-        how = share(known, reader) if reader else (_through(known, next(iter(shares)), None),)
-        yield Row("cotangent", formulas=distinct_pieces(how, base["value"]), **base)
+    by_name = {name: consumer for consumer in consumers for name in consumer.through[:1]}
+    contributions = _by_statement(contributions, consumers)
+    parts = {
+        name: describe(share, lookup.steps(row.node), lookup.brief) for name, share in contributions.items()
+    }
+    if len(parts) == 1:  # the others contribute nothing
+        (name,) = parts
+        consumer = by_name.get(name)
+        formulas = _contribution(lookup, consumer) if consumer else (_through(lookup, name, None),)
+        yield row.made(symbol, distinct_pieces(formulas, cotangent.text), cotangent, name=value.name)
         return
-    yield Row("cotangent", formulas=distinct_pieces([said, numeric], base["value"]), **base)
-    for (name, _), part in zip(shares.items(), parts, strict=True):
-        reader = by_name.get(name)
-        how = distinct_pieces(share(known, reader) if reader else (), part.text)
-        yield Row("share", _through(known, name, reader), how, part.text, part.data, name, depth=depth)
-    yield from _cancelling(shares, depth)
+    said = words(f"the sum of {len(parts)} contributions")
+    numbers = [part.number for part in parts.values() if part.number is not None]
+    total = sum_of(numbers) if len(numbers) == len(parts) else None
+    yield row.made(symbol, distinct_pieces([said, total], cotangent.text), cotangent, name=value.name)
+    for name, part in parts.items():
+        consumer = by_name.get(name)
+        formulas = distinct_pieces(_contribution(lookup, consumer) if consumer else (), part.text)
+        symbol = _through(lookup, name, consumer)
+        yield StoryRow("share", symbol, formulas, part.text, part.data, name, depth=depth)
+    remaining = _remaining(contributions)
+    if remaining < _CANCELLED:
+        note = f"the contributions cancel: {100 * remaining:.2g} % of their size remains"
+        yield StoryRow("sum", note=note, depth=depth)
 
 
-def _shares(known: Known, value: Value) -> Shares | None:
-    if not known.tape.is_full:
+def _shares(lookup: Lookup, value: Value) -> Shares | None:
+    if not lookup.tape.is_full:
         return None
     try:
-        return known.tape.shares(value.name)
+        return lookup.tape.shares(value.name)
     except (ValueError, KeyError):
         return None
 
 
-def _through(known: Known, name: str, reader: Reader | None) -> Spelled:
-    if reader is None:  # the next step, or the result
+def _by_statement(shares: Mapping[str, Array], consumers: Sequence[Consumer]) -> dict[str, Array]:
+    """Contributions of operations, added up by statement under the name of the first of them."""
+    first = {name: consumer.through[0] for consumer in consumers for name in consumer.through}
+    found: dict[str, Array] = {}
+    for name, share in shares.items():
+        key = first.get(name, name)
+        found[key] = found[key] + share if key in found else share
+    return found
+
+
+def _through(lookup: Lookup, name: str, consumer: Consumer | None) -> Spelled:
+    if consumer is None:  # the next step, or the result
         return words(f"through the {name}")
-    spelled = name_of(known.called(reader.node.outputs[0]))
+    spelled = spelled_name(lookup.called(consumer.out))
     return Spelled(f"through {spelled.text}", rf"\text{{through }} {spelled.latex}")
 
 
-def _listed(known: Known, readers: Sequence[Reader]) -> str:
-    names = [text_name(known.called(reader.node.outputs[0])) for reader in readers]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _cancelling(shares: Shares, depth: int) -> Iterator[Row]:
-    """How far the shares cancel, where they do."""
-    left = np.asarray(shares.cancellation)
-    if left.size and np.all(np.isfinite(left)) and float(np.min(left)) < 0.995:
-        where = "" if left.ndim == 0 else " at the worst step"
-        percent = f"{100 * float(np.min(left)):.2g}"
-        yield Row("sum", note=f"the shares cancel: {percent} % of their size is left{where}", depth=depth)
+def _remaining(shares: Mapping[str, object]) -> float:
+    """How much remains of contributions after they are added, element by element: 1 if nothing cancels."""
+    parts = list(shares.values())
+    if any(map(_jaxpr.is_tracer, parts)):
+        return 1.0
+    kind = np.complex128 if any(np.iscomplexobj(part) for part in parts) else np.float64
+    arrays = [np.asarray(part).astype(kind) for part in parts]
+    size = sum(float(np.abs(array).sum()) for array in arrays)
+    total = float(np.abs(sum(arrays)).sum())
+    return total / size if np.isfinite(size) and size > 0 else 1.0

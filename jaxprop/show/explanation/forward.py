@@ -1,49 +1,48 @@
-"""Tells the forward pass: each value from those before it."""
+"""The rows of the forward pass: each value from the values it is computed from."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ... import _jaxpr
+from ..._text import type_name
 from ...core.graph import Node, Value
 from ...core.structure import joints
-from ..symbolic.formula import spelled_operation
-from ..symbolic.names import latex_name, text_name
-from ..symbolic.notation import Spelled
-from .lookup import Known
-from .outline import Item
-from .pieces import code, name_of, words
-from .story import Row, distinct_pieces
+from ..symbolic.names import Spelled, latex_name, text_name
+from .lookup import Lookup
+from .outline import OutlineItem
+from .pieces import code, spelled_name, words
+from .story import StoryRow, distinct_pieces
 
 
-def given(known: Known, node: Node, value: Value) -> Row:
+def given(lookup: Lookup, node: Node, value: Value) -> StoryRow:
     """An argument, or an array closed over."""
-    note = "differentiated" if value.active else ""
-    found = known.value(value, node)
-    return Row("given", name_of(value.name), (), found.text, found.data, value.name, note=note)
+    found = lookup.value(value, node)
+    note = "differentiated" if value.active else "" if found.text else type_name(value.dtype, value.shape)
+    return StoryRow("given", spelled_name(value.name), (), found.text, found.data, value.name, note=note)
 
 
-def forward(known: Known, items: Sequence[Item]) -> Iterator[Row]:
+def forward(lookup: Lookup, items: Sequence[OutlineItem]) -> Iterator[StoryRow]:
     for item in items:
         if item.value is None:
             yield opening(item)
             for number, body in item.body:
-                note, taken = branch(known, item, number)
+                note, taken = branch(lookup, item, number)
                 yield from note
                 if taken:
-                    yield from forward(known, body)
-        elif item.key == "...":
-            yield Row("note", note=f"... {item.count:,} more values", depth=item.depth)
+                    yield from forward(lookup, body)
+        elif item.is_gap:
+            yield StoryRow("note", note=f"... {item.count:,} more values", depth=item.depth)
         else:
-            yield _made(known, item, item.value)
+            yield _value_row(lookup, item, item.value)
 
 
-def _made(known: Known, item: Item, value: Value) -> Row:
-    node, found = item.node, known.value(value, item.node)
-    return Row(
+def _value_row(lookup: Lookup, item: OutlineItem, value: Value) -> StoryRow:
+    node, found = item.node, lookup.value(value, item.node)
+    return StoryRow(
         kind="fold" if item.count > 1 else "value",
-        symbol=name_of(known.called(value)),
-        formulas=distinct_pieces(_operation(known, item, value), found.text),
+        symbol=spelled_name(lookup.called(value)),
+        formulas=distinct_pieces(_operation(lookup, item, value), found.text),
         value=found.text,
         data=found.data,
         name=value.name,
@@ -54,88 +53,94 @@ def _made(known: Known, item: Item, value: Value) -> Row:
     )
 
 
-def _operation(known: Known, item: Item, value: Value) -> Iterator[Spelled | None]:
+def _operation(lookup: Lookup, item: OutlineItem, value: Value) -> Iterator[Spelled | None]:
     node = item.node
     if item.count > 1:
         yield code(node.label or item.key or node.primitive)
     elif node.eqn is None:
-        yield words(_entering(known, node, value))
+        yield words(_input_of_body(lookup, node, value))
     elif node.opened:
-        yield words(_leaving(known, node, value))
+        yield words(_output_of_body(lookup, node, value))
     else:
-        operation = spelled_operation(node, None, known.called)
-        operands = ", ".join(text_name(known.called(v)) for v in node.operands)
+        statement = lookup.statements.of(node)
+        operation = lookup.formulas.operation(statement)
+        operands = ", ".join(text_name(lookup.called(v)) for v in node.operands)
         yield operation or code(node.label or f"{node.primitive}({operands})")
-        numbers = known.numbers(node)
+        numbers = lookup.numbers(statement)
         if operation and numbers:
-            yield spelled_operation(node, numbers, known.called)
+            yield lookup.formulas.operation(statement, numbers)
 
 
-def opening(item: Item, said: str = "") -> Row:
-    """The line that begins the body of a loop, a choice, a recomputed piece."""
+# --- bodies ------------------------------------------------------------------------------------------
+
+
+def opening(item: OutlineItem, said: str = "") -> StoryRow:
+    """The row above the body of a loop, a branch, a recomputed function."""
     node = item.node
     form = _jaxpr.opened_form(node.eqn)
     if said:
         pass
     elif isinstance(form, _jaxpr.Scan):
-        said = f"a loop of {form.length} steps{', last one first' if form.reverse else ''}"
+        said = f"a loop of {form.length} steps{', from last to first' if form.reverse else ''}"
     elif isinstance(form, _jaxpr.Cond):
-        said = f"a choice of {len(form.branches)} branches"
+        said = f"one of {len(form.branches)} branches"
     else:
-        said = "run again on the way back, to save memory"
+        said = "recomputed in the backward pass to save memory"
     names = [value.name for value in node.outputs if value.name]
     symbol = Spelled(", ".join(map(text_name, names)), r",\,".join(map(latex_name, names)))
     source = str(node.source or "")
-    return Row("open", symbol, (words(said),), name=node.name, source=source, code=node.label, depth=item.depth)
+    return StoryRow(
+        "open", symbol, (words(said),), name=node.name, source=source, code=node.label, depth=item.depth
+    )
 
 
-def branch(known: Known, item: Item, number: int) -> tuple[list[Row], bool]:
-    """The line that says which branch of a choice follows; and whether it was ever taken."""
+def branch(lookup: Lookup, item: OutlineItem, number: int) -> tuple[list[StoryRow], bool]:
+    """The row above a branch, and whether the branch was ever taken."""
     if not isinstance(_jaxpr.opened_form(item.node.eqn), _jaxpr.Cond):
         return [], True
-    note, taken = f"branch {number}", known.branch_taken(item.node, number)
+    note, taken = f"branch {number}", lookup.branch_taken(item.node, number)
     if taken is None:
-        return [Row("note", note=note, depth=item.depth + 1)], True
+        return [StoryRow("note", note=note, depth=item.depth + 1)], True
     times, of = int(np.sum(taken)), int(np.size(taken))
     if of > 1:
         note += f", taken in {times} of {of} steps"
     else:
         note += ", taken" if times else ", not taken"
-    return [Row("note", note=note, depth=item.depth + 1)], times > 0
+    return [StoryRow("note", note=note, depth=item.depth + 1)], times > 0
 
 
-def _entering(known: Known, node: Node, value: Value) -> str:
+def _input_of_body(lookup: Lookup, node: Node, value: Value) -> str:
     """Where an input of a body comes from."""
-    parents = known.tape.graph.places[node.index].parents
+    parents = lookup.tape.graph.places[node.index].parents
     if not parents:
         return "an argument"
     parent, number = parents[-1]
-    graph = parent.graphs[number]
-    pairs = joints(parent, graph).into
+    body = parent.graphs[number]
+    pairs = joints(parent, body).into
     at = next((i for i, (_, inner) in enumerate(pairs) if inner.id == value.id), None)
     if at is None:
         return "closed over"
     outer, form = pairs[at][0], _jaxpr.opened_form(parent.eqn)
-    first = outer.name if outer.id < 0 else text_name(known.called(outer))
+    first = outer.name if outer.id < 0 else text_name(lookup.called(outer))
     if not isinstance(form, _jaxpr.Scan) or at < form.num_consts:
         return first
     if at < form.num_consts + form.num_carry:
-        last = graph.outputs[at - form.num_consts]
-        return f"{text_name(known.called(last))} of the step before, {first} at first"
-    return f"one of {first} for each step"
+        last = body.outputs[at - form.num_consts]
+        return f"{text_name(lookup.called(last))} of the previous step, initially {first}"
+    return f"one slice of {first} per step"
 
 
-def _leaving(known: Known, node: Node, value: Value) -> str:
-    """What a result of an opened node is, in terms of its body."""
+def _output_of_body(lookup: Lookup, node: Node, value: Value) -> str:
+    """What an output of an opened node is, in terms of its body."""
     position = next(i for i, v in enumerate(node.outputs) if v.id == value.id)
-    inner = [text_name(known.called(graph.outputs[position])) for graph in node.graphs]
+    inner = [text_name(lookup.called(body.outputs[position])) for body in node.graphs]
     form = _jaxpr.opened_form(node.eqn)
     if isinstance(form, _jaxpr.Cond):
-        taken = [known.branch_taken(node, number) for number in range(len(node.graphs))]
-        once = [name for name, t in zip(inner, taken, strict=True) if t is None or np.any(t)]
-        return " or ".join(dict.fromkeys(once or inner))
+        taken = [lookup.branch_taken(node, number) for number in range(len(node.graphs))]
+        candidates = [name for name, t in zip(inner, taken, strict=True) if t is None or np.any(t)]
+        return " or ".join(dict.fromkeys(candidates or inner))
     if not inner:
         return "the result of the body"
     if isinstance(form, _jaxpr.Scan):
-        return f"{inner[0]} of the last step" if position < form.num_carry else f"{inner[0]} of all steps"
+        return f"{inner[0]} of the last step" if position < form.num_carry else f"{inner[0]} of every step"
     return inner[0]

@@ -1,75 +1,99 @@
-"""What a tape knows of each value, in words; and what values are called."""
+"""What a tape records of each value, in words, and the names of values."""
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ... import _jaxpr
-from ...core.graph import Node, Value
+from ...core.graph import Graph, Node, Value
 from ...core.structure import makers, outside
+from ...core.types import Array
 from ...record.tape import Tape
-from ..symbolic.derive import distinct
-from ..symbolic.notation import Spelled
-from .outline import readers_of
+from ..symbolic.derive import Statement
+from ..symbolic.expressions import PrimitiveReader
+from ..symbolic.formula import Formulas, has_own_name
+from ..symbolic.names import Spelled
+from ..symbolic.reader import checked_primitives
 from .pieces import edge, quotient
-from .values import NOTHING, Described, describe
+from .statements import Statements, statements_of
+from .values import NOTHING, Described, describe, is_finite
 
 
-class Reader(NamedTuple):
-    """A node that reads a value, and what it reads it as.
+class Consumer(NamedTuple):
+    """A statement that consumes a value.
 
     Attributes:
-        node: the node.
-        read: the value itself, or the same under another name.
-        through: the node that stands first on the way: the key of its share.
+        statement: the statement.
+        read: the value it reads: this one, or a copy of it.
+        through: the operations that read it: the keys of its contributions in `tape.shares`.
     """
 
-    node: Node
+    statement: Statement
     read: Value
-    through: Node
+    through: tuple[str, ...]
+
+    @property
+    def node(self) -> Node:
+        return self.statement.nodes[-1]
+
+    @property
+    def out(self) -> Value:
+        return self.statement.outputs[0]
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a tape.
+class Lookup:
+    """Everything a tape can say about a value.
 
     Attributes:
         tape: the tape.
-        loss: the name of the result, as it stands in `dloss/dw`.
-        brief: whether arrays are described without their first numbers.
+        loss: the name of the result, as in `dloss/dw`.
+        primitives: how each primitive is read.
+        statements: the statements of its graph.
+        brief: whether arrays are described without their first elements.
     """
 
     tape: Tape
     loss: str
+    primitives: Mapping[str, PrimitiveReader]
+    statements: Statements
     brief: bool = False
+
+    @functools.cached_property
+    def formulas(self) -> Formulas:
+        """Formulas under the names used here."""
+        return Formulas(self.called, self.primitives)
 
     # --- names -----------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def held(self) -> frozenset[str]:
+    def recorded(self) -> frozenset[str]:
+        """The names that are on the tape."""
         return frozenset(self.tape.names)
 
     @functools.cached_property
-    def same(self) -> Mapping[int, Value]:
-        """Values that are another value over again: the same outside of a body, or before a change of type."""
+    def copies(self) -> Mapping[int, Value]:
+        """Values that equal another one: outside a body, or before a conversion that changes nothing."""
         found = dict(outside(self.tape.graph))
         for node in self.tape.graph.walk():
-            if is_same(node):
+            if is_copy(node):
                 found[node.outputs[0].id] = node.operands[0]
         return found
 
-    def root(self, value: Value) -> Value:
-        """The value that a value is over again."""
-        while value.id in self.same:
-            value = self.same[value.id]
+    def original(self, value: Value) -> Value:
+        """The value that a value is a copy of."""
+        while value.id in self.copies:
+            value = self.copies[value.id]
         return value
 
     def called(self, value: Value) -> str:
-        root = self.root(value)
-        return root.name if root.name else value.name
+        original = self.original(value)
+        return original.name if original.name else value.name
 
     def d(self, value: Value) -> Spelled:
         """`dloss/dw`."""
@@ -81,88 +105,183 @@ class Known:
         return self.tape.graph.places[node.index].steps
 
     def value(self, value: Value, node: Node) -> Described:
-        """A value as it was."""
+        """The value that was recorded."""
         if value.literal is not None:
             return describe(value.literal)
-        if value.name not in self.held:
+        if value.name not in self.recorded:
             return NOTHING
         return describe(self.tape[value.name].value, self.steps(node), self.brief)
 
     def cotangent(self, value: Value, node: Node) -> Described:
-        if value.name not in self.held:
+        if value.name not in self.recorded:
             return NOTHING
         return describe(self.tape[value.name].cotangent, self.steps(node), self.brief)
 
-    def numbers(self, node: Node) -> Mapping[int, Any] | None:
-        """The operands of a node as numbers, by id; None where one of them is an array, or not known."""
-        if self.steps(node):
+    def numbers(self, statement: Statement) -> Mapping[int, float | complex] | None:
+        """Inputs and outputs of a statement as numbers, by id; None if an input is an array or unknown."""
+        if self.steps(statement.nodes[-1]):
             return None
-        found = {}
-        for operand in distinct(node.operands):
-            number = self._number(operand)
-            if number is None:
-                return None
-            found[operand.id] = number
-        return found
+        found = {value.id: self._number(value) for value in statement.inputs}
+        if None in found.values():
+            return None
+        found |= {output.id: self._number(output) for output in statement.outputs}
+        return {id_: number for id_, number in found.items() if number is not None}
 
-    def _number(self, value: Value) -> Any:
-        root = self.root(value)
+    def _number(self, value: Value) -> float | complex | None:
+        original = self.original(value)
         if value.shape != ():
             return None
-        if root.literal is not None:
-            return describe(root.literal).number
-        known = next((v for v in (value, root) if v.name in self.held), None)
+        if original.literal is not None:
+            return describe(original.literal).number
+        known = next((v for v in (value, original) if v.name in self.recorded), None)
         return None if known is None else describe(self.tape[known.name].value).number
 
-    def slope(self, node: Node, wrt: Value) -> Described:
-        """The local gradient of a node, of a scalar by a scalar."""
-        scalar = wrt.shape == () and node.shape == () and len(node.outputs) == 1
-        if not scalar or not self.tape.is_full or node.name not in self.held:
+    def is_finite(self, statement: Statement) -> bool:
+        """Whether no value and no cotangent in a statement is NaN or infinite: else it is shown in full.
+
+        The formula of a whole statement holds for finite numbers: a mask in it drops a `0 * inf`.
+        """
+        names = {name for node in statement.nodes for name in node.names} & self.recorded
+        entries = (self.tape[name] for name in names)
+        return all(is_finite(entry.value) and is_finite(entry.cotangent) for entry in entries)
+
+    def slope(self, statement: Statement, wrt: Value) -> Described:
+        """The local gradient of a statement, of a scalar with respect to a scalar."""
+        node, out = statement.nodes[-1], statement.outputs[0]
+        scalar = wrt.shape == () and out.shape == () and len(node.outputs) == 1
+        if not scalar or not self.tape.is_full or out.name not in self.recorded:
             return NOTHING
         try:
-            return describe(edge(self.tape, node.outputs[0], wrt).jacobian(), self.steps(node))
+            local = edge(self.tape, out, wrt)
+            if {inner.index for inner in local.path} <= {inner.index for inner in statement.nodes}:
+                return describe(local.jacobian(), self.steps(node))
         except (ValueError, KeyError, TypeError):
             return NOTHING
+        return describe(self._slope_alone(statement, wrt))
 
-    # --- wiring ----------------------------------------------------------------------------------------
+    def _slope_alone(self, statement: Statement, wrt: Value) -> Array | None:
+        """The slope of a statement whose output depends on an input in other ways as well."""
+        numbers = self.numbers(statement)
+        if numbers is None:
+            return None
+        point = {value.id: jnp.asarray(numbers[value.id], value.dtype) for value in statement.inputs}
+
+        def along(x: Array) -> Array:
+            return statement.function(*(x if id_ == wrt.id else value for id_, value in point.items()))[0]
+
+        return jax.jvp(along, (point[wrt.id],), (jnp.ones_like(point[wrt.id]),))[1]
+
+    # --- structure -------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _readers(self) -> Mapping[int, list[Node]]:
-        return readers_of(self.tape.graph)
+    def _consumers(self) -> Mapping[int, list[Node]]:
+        return _active_consumers(self.tape.graph)
 
-    def readers(self, value: Value) -> list[Reader]:
-        """The nodes a cotangent of a value comes from."""
-        return list(self._reading(value, None))
+    def consumers(self, value: Value) -> list[Consumer]:
+        """The statements that contribute to the cotangent of a value."""
+        found: dict[tuple[int, int], Consumer] = {}
+        for node, read, through in self._consuming(value, None):
+            (head,) = self.statements.consumers_of(node)
+            consumer = found.setdefault((head.index, read.id), Consumer(self.statements.of(head), read, ()))
+            keys = dict.fromkeys((*consumer.through, through))
+            found[head.index, read.id] = consumer._replace(through=tuple(keys))
+        return list(found.values())
 
-    def _reading(self, value: Value, through: Node | None) -> Iterator[Reader]:
-        for node in self._readers.get(value.id, ()):
-            own = list(self._reading(node.outputs[0], through or node)) if is_same(node) else []
-            if own:
-                yield from own
-            else:
-                yield Reader(node, value, through or node)
+    def _consuming(self, value: Value, through: str | None) -> Iterator[tuple[Node, Value, str]]:
+        for node in self._consumers.get(value.id, ()):
+            key = through or node.name or node.primitive
+            copied = is_copy(node) and self.statements.consumers_of(node) == (node,)
+            own = list(self._consuming(node.outputs[0], key)) if copied else []
+            yield from own or [(node, value, key)]
 
-    def by_other_ways(self, node: Node, wrt: Value) -> bool:
-        """Whether a node makes the result, and the result depends on a value it reads in other ways too."""
-        is_result = any(value.name == self.loss for value in node.outputs)
-        return is_result and len(self.readers(self.root(wrt))) > 1
+    def has_other_paths(self, statement: Statement, wrt: Value) -> bool:
+        """Whether a statement computes the result, and the result depends on this input in other ways too."""
+        is_result = any(value.name == self.loss for value in statement.outputs)
+        return is_result and len(self.consumers(self.original(wrt))) > 1
 
-    def branch_taken(self, node: Node, number: int) -> Any:
-        """Whether a branch of a `cond` was taken, one for each step; None where that is not known."""
+    def branch_taken(self, node: Node, number: int) -> np.ndarray | None:
+        """Whether a branch of a `cond` was taken, for each step; None if that is unknown."""
         for inner in node.graphs[number].nodes:
             for value in inner.outputs:
-                if value.name in self.held:
+                if value.name in self.recorded:
                     taken = self.tape[value.name].taken
                     return None if taken is None or _jaxpr.is_tracer(taken) else np.asarray(taken)
         return None
 
-    def maker(self, value: Value) -> Node:
+    def producer(self, value: Value) -> Node:
         return makers(self.tape.graph)[value.id]
 
 
-def is_same(node: Node) -> bool:
-    """Whether a node changes nothing: a conversion to the type its operand has."""
+def result_name(tape: Tape) -> str:
+    """The name of the result that is differentiated, `L` if there are several."""
+    pairs = zip(tape.graph.outputs, tape.seed, strict=False)
+    names = [value.name for value, seed in pairs if value.active and seed is not None]
+    return names[0] if len(names) == 1 else "L"
+
+
+#: With more statements than this, nobody asks whether each of them can be written.
+_MOST_STATEMENTS = 200
+
+
+def lookup_in(
+    tape: Tape, primitives: Mapping[str, PrimitiveReader], operations: bool = False, start: Value | None = None
+) -> Lookup:
+    """Look up what a tape records, statement by statement.
+
+    Args:
+        tape: the tape.
+        primitives: how each primitive is read.
+        operations: whether every operation is a statement of its own.
+        start: a value that is not folded.
+    """
+    alone = statements_of(tape.graph, lambda node: False)
+    lookup = Lookup(tape, result_name(tape), checked_primitives(primitives), alone)
+    if operations:
+        return lookup
+
+    def is_dead(node: Node) -> bool:
+        return not node.active and not any(name in lookup.recorded for name in node.names)
+
+    def may_fold(node: Node) -> bool:
+        if node.opened or node.index in tape.ruled or (start is not None and node.name == start.name):
+            return False
+        return is_dead(node) or not has_own_name(node, node.outputs[0])
+
+    statements = statements_of(tape.graph, may_fold)
+    if len(statements.by_head) > _MOST_STATEMENTS:
+        return replace(lookup, statements=statements)
+    unreadable = {
+        node.index
+        for statement in statements.by_head.values()
+        if not _can_be_written(lookup.formulas, statement) or not lookup.is_finite(statement)
+        for node in statement.nodes
+        if not is_dead(node)
+    }
+    statements = statements_of(tape.graph, lambda node: may_fold(node) and node.index not in unreadable)
+    return replace(lookup, statements=statements)
+
+
+def _can_be_written(formulas: Formulas, statement: Statement) -> bool:
+    """Whether a statement and all its local gradients have a closed form."""
+    found = (formulas.of(statement, value) for value in statement.inputs if value.active)
+    return formulas.operation(statement) is not None and not any(
+        formula is not None and formula.data["form"] == "map" for formula in found
+    )
+
+
+def is_copy(node: Node) -> bool:
+    """Whether a node changes nothing: it converts to the dtype its operand has."""
     if node.eqn is None or node.eqn.primitive.name != "convert_element_type":
         return False
     before, after = node.operands[0], node.outputs[0]
     return before.id >= 0 and before.literal is None and before.dtype == after.dtype
+
+
+def _active_consumers(graph: Graph) -> dict[int, list[Node]]:
+    """The active nodes that read each value, by its id."""
+    found: dict[int, list[Node]] = {}
+    for node in graph.walk():
+        if node.active:
+            for id_ in dict.fromkeys(value.id for value in node.operands if value.id >= 0):
+                found.setdefault(id_, []).append(node)
+    return found

@@ -1,61 +1,65 @@
-"""The chain rule multiplied out: local gradients multiplied along a path, and summed over paths."""
+"""The chain rule multiplied out: products of local gradients along paths, and their sum."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from ..._text import number as spell
 from ...core.graph import Graph, Node, Value
 from ...core.selectors import nearest
+from ...core.structure import makers
 from ...record.tape import Tape
-from ..symbolic.formula import formula
-from ..symbolic.names import latex_name, text_name
-from ..symbolic.notation import Spelled, spell
-from .lookup import Known
+from ..symbolic.derive import Statement
+from ..symbolic.names import Spelled, latex_name, text_name
+from .lookup import Lookup
 from .pieces import edge, product_of, quotient, sum_of
-from .story import Act, Row, Story, distinct_pieces
-from .values import describe
+from .story import Act, Story, StoryRow, distinct_pieces
+from .values import Described, describe
 
-#: More paths than these are not written out, nor longer ones.
-_PATHS, _LONG = 4, 12
+#: At most this many paths are written out, and none longer than this.
+_MOST_PATHS, _LONGEST_PATH = 4, 12
+#: The search is given up after this many partial paths.
+_MOST_WORK = 400
 
 
-def chain_rows(known: Known, start: Value) -> Iterator[Row]:
+def chain_rows(lookup: Lookup, start: Value) -> Iterator[StoryRow]:
     """`dloss/dw = dloss/ds * ds/dw = -2 * 1 = -2`, for every path of scalars from a value to the result."""
-    graph, tape = known.tape.graph, known.tape
-    target = next((value for value in graph.outputs if value.name == known.loss), None)
+    graph, tape = lookup.tape.graph, lookup.tape
+    target = next((value for value in graph.outputs if value.name == lookup.loss), None)
     if target is None or target.id == start.id or not tape.is_full or tape.ruled:
         return
-    paths = _paths(graph, start, target)
-    if not paths:
-        return
-    products = [_along(tape, path) for path in paths]
-    if any(product is None for product in products):
-        return
+    paths = _scalar_paths(lookup, start, target)
+
+    def slope(of: Value, wrt: Value) -> Described:
+        return lookup.slope(lookup.statements.of(makers(graph)[of.id]), wrt)
+
+    products = [product for path in paths if (product := _product_along(path, slope)) is not None]
+    if not paths or len(products) < len(paths) or (len(paths) == 1 and len(paths[0]) == 2):
+        return  # one step is not a chain
     total = describe(tape[start.name].cotangent)
-    symbol = known.d(start)
-    if len(paths) == 1 and len(paths[0]) == 2:
-        return  # one step is no chain
+    symbol = lookup.d(start)
     if len(paths) == 1:
-        said = distinct_pieces(products[0][0], total.text)  # type: ignore[index]
-        yield Row("chain", symbol, said, total.text, total.data, start.name)
+        formulas = distinct_pieces(products[0][0], total.text)
+        yield StoryRow("chain", symbol, formulas, total.text, total.data, start.name)
         return
-    parts = [product[1] for product in products]  # type: ignore[index]
     said = Spelled(f"the sum over {len(paths)} paths", rf"\text{{the sum over {len(paths)} paths}}")
-    yield Row("chain", symbol, (said, sum_of(parts)), total.text, total.data, start.name)
-    for path, product in zip(paths, products, strict=True):
-        route = Spelled(
-            " -> ".join(text_name(v.name) for v in path), r" \to ".join(latex_name(v.name) for v in path)
-        )
-        yield Row("share", route, product[0], spell(product[1]), product[1], depth=1)  # type: ignore[index]
+    formulas = (said, sum_of([product for _, product in products]))
+    yield StoryRow("chain", symbol, formulas, total.text, total.data, start.name)
+    for path, (formulas, product) in zip(paths, products, strict=True):
+        found = describe(product)
+        yield StoryRow("share", _arrows(path), formulas, found.text, found.data, depth=1)
 
 
-def _paths(graph: Graph, start: Value, target: Value) -> list[list[Value]]:
-    """The paths of scalars from `start` to `target`, [] where there is an array or a body, or too many."""
-    made = {value.id: node for node in graph.equations() for value in node.outputs}
+def _arrows(path: Sequence[Value]) -> Spelled:
+    text, latex = (map(name, (value.name for value in path)) for name in (text_name, latex_name))
+    return Spelled(" -> ".join(text), r" \to ".join(latex))
+
+
+def _scalar_paths(lookup: Lookup, start: Value, target: Value) -> list[list[Value]]:
+    """The paths of scalars from `start` to `target`; none if there is an array or a body, or too many."""
+    producers: Mapping[int, Node] = makers(lookup.tape.graph)
     found: list[list[Value]] = []
-    stack = [[target]]
-    work = 0
+    stack, work = [[target]], 0
     while stack:
         path = stack.pop()
         work += 1
@@ -63,118 +67,125 @@ def _paths(graph: Graph, start: Value, target: Value) -> list[list[Value]]:
         if first.id == start.id:
             found.append(path)
             continue
-        node = made.get(first.id)
-        if work > 400 or len(path) > _LONG:
+        if work > _MOST_WORK or len(path) > _LONGEST_PATH:
             return []
-        if node is None:
+        node = producers[first.id]
+        if node.eqn is None:
             continue
-        if not _is_scalar(node) and node.active:
+        statement = lookup.statements.of(node)
+        if not _is_scalar(statement) and node.active:
             return []
-        operands = {v.id: v for v in node.operands if v.active}
-        stack.extend([v, *path] for v in reversed(operands.values()))
-    return found if len(found) <= _PATHS else []
+        stack.extend([v, *path] for v in reversed(statement.inputs) if v.active)
+    return found if len(found) <= _MOST_PATHS else []
 
 
-def _is_scalar(node: Node) -> bool:
-    return (
-        not node.opened
-        and len(node.outputs) == 1
-        and all(v.shape == () for v in (*node.outputs, *node.operands))
-    )
+def _is_scalar(statement: Statement) -> bool:
+    node = statement.nodes[-1]
+    values = (*statement.inputs, *node.outputs, *node.operands)
+    return not node.opened and len(node.outputs) == 1 and all(v.shape == () for v in values)
 
 
-def _along(tape: Tape, path: Sequence[Value]) -> tuple[tuple[Spelled, ...], Any] | None:
+def _product_along(
+    path: Sequence[Value], slope: Callable[[Value, Value], Described]
+) -> tuple[tuple[Spelled, ...], float | complex] | None:
     """The local gradients along a path, as symbols and as numbers; and their product."""
     pairs = [(of, wrt) for wrt, of in zip(path[:-1], path[1:], strict=True)][::-1]
     try:
-        numbers = [describe(edge(tape, of, wrt).jacobian()).number for of, wrt in pairs]
+        numbers = [slope(of, wrt).number for of, wrt in pairs]
     except (KeyError, ValueError, TypeError):
         return None
-    if any(number is None for number in numbers):
+    known = [number for number in numbers if number is not None]
+    if len(known) < len(numbers):
         return None
     fractions = [quotient(of.name, wrt.name) for of, wrt in pairs]
     symbols = Spelled(" * ".join(f.text for f in fractions), r" \cdot ".join(f.latex for f in fractions))
-    return ((symbols,) if len(pairs) == 1 else (symbols, product_of(numbers))), _product(numbers)
-
-
-def _product(numbers: Sequence[Any]) -> Any:
-    return describe(np.prod(np.array(numbers))).number
+    formulas = (symbols,) if len(pairs) == 1 else (symbols, product_of(known))
+    return formulas, np.prod(np.array(known)).item()
 
 
 # --- one path, asked for by name -----------------------------------------------------------------------
 
 
-def tell_path(known: Known, names: Sequence[str]) -> Story:
+def path_story(lookup: Lookup, names: Sequence[str]) -> Story:
     """The local gradients along a path of names, multiplied.
 
     Raises:
-        ValueError: the path has fewer than two names, or a value is not made from the one before it.
-        KeyError: there is no such name.
+        ValueError: the path has fewer than two names, or a value does not depend on the one before it.
+        KeyError: a name is not in the graph.
     """
-    tape, graph = known.tape, known.tape.graph
-    if isinstance(names, str) or len(names) < 2:
-        raise ValueError(f'a path is two names or more, such as path=["w", "y_hat", "loss"]; got {names!r}.')
-    for name in names:
-        if name not in graph:
-            raise KeyError(f"the path names {name!r}, which is not in the graph.{nearest(name, graph.by_name)}")
-    if not tape.is_full:
-        raise ValueError("local gradients need values as they are: record the tape with record=None.")
-    values = [graph.value(name) for name in names]
-    if tape.grads is not None and _made_from(graph, values[-1], values[0]):
+    tape, graph = lookup.tape, lookup.tape.graph
+    values = _checked_path(tape, names)
+    if tape.grads is not None and _is_earlier(graph, values[-1], values[0]):
         values.reverse()
     pairs = [(of, wrt) for wrt, of in zip(values[:-1], values[1:], strict=True)][::-1]
-    rows = tuple(_path_row(tape, of, wrt) for of, wrt in pairs)
-    shown = " -> ".join(text_name(value.name) for value in values)
+    rows = tuple(_path_row(lookup, of, wrt) for of, wrt in pairs)
     act = Act("Local gradients along the path", "", rows).numbered(1)
-    return Story(f"The path {shown}", (), (act,), tuple(_path_end(known, values, pairs)))
+    return Story(f"The path {_arrows(values).text}", (), (act,), tuple(_path_end(lookup, values, pairs)))
 
 
-def _made_from(graph: Graph, late: Value, early: Value) -> bool:
-    """Whether the names were given from the result back."""
+def _checked_path(tape: Tape, names: Sequence[str]) -> list[Value]:
+    graph = tape.graph
+    if isinstance(names, str) or len(names) < 2:
+        raise ValueError(
+            f'`path` must hold at least two names, such as path=["w", "y_hat", "loss"]; got {names!r}.'
+        )
+    for name in names:
+        if name not in graph:
+            raise KeyError(f"`path` holds {name!r}, which is not in the graph.{nearest(name, graph.by_name)}")
+    if not tape.is_full:
+        raise ValueError(
+            "the local gradients along a path are computed from values, but the tape holds statistics of them: "
+            "record it with record=None."
+        )
+    return [graph.value(name) for name in names]
+
+
+def _is_earlier(graph: Graph, a: Value, b: Value) -> bool:
+    """Whether `a` comes before `b` in program order: then the path was given backwards."""
     order = {value.id: i for i, node in enumerate(graph.walk()) for value in node.outputs}
-    return order.get(late.id, 0) < order.get(early.id, 0)
+    return order.get(a.id, 0) < order.get(b.id, 0)
 
 
-def _path_row(tape: Tape, of: Value, wrt: Value) -> Row:
-    local = edge(tape, of, wrt)
-    spelled = formula(local)
-    assert not isinstance(spelled, tuple)
+def _path_row(lookup: Lookup, of: Value, wrt: Value) -> StoryRow:
+    local = edge(lookup.tape, of, wrt)
+    spelled = lookup.formulas.of_local(local)
     _, _, right = spelled.latex.partition(" = ")
     said = Spelled(spelled.right, right or rf"\text{{{spelled.kind}}}")
     symbol = quotient(of.name, wrt.name)
-    found = describe(local.jacobian(), local.steps) if local.out_shape == local.in_shape == () else None
     source = str(local.path[-1].source or "")
-    if found is not None:
-        return Row("local", symbol, (said,), found.text, found.data, of.name, source)
+    if local.out_shape == local.in_shape == ():
+        found = describe(local.jacobian(), local.steps)
+        return StoryRow("local", symbol, (said,), found.text, found.data, of.name, source)
     through = "" if len(local.path) == 1 else f", through {len(local.path)} operations"
     note = f"a map from {list(local.in_shape)} to {list(local.out_shape)}{through}"
     if spelled.data["form"] != "local":
         symbol = Spelled(spelled.left, rf"\mathrm{{d}}{latex_name(wrt.name)}")
-    return Row("local", symbol, (said,), name=of.name, source=source, note=note)
+    return StoryRow("local", symbol, (said,), name=of.name, source=source, note=note)
 
 
-def _path_end(known: Known, values: Sequence[Value], pairs: Sequence[tuple[Value, Value]]) -> Iterator[Row]:
-    """What comes through along the path."""
-    tape = known.tape
+def _path_end(
+    lookup: Lookup, values: Sequence[Value], pairs: Sequence[tuple[Value, Value]]
+) -> Iterator[StoryRow]:
+    """The product along the path; for arrays, the cotangent propagated along it."""
+    tape = lookup.tape
     end, start = values[-1], values[0]
-    symbol = quotient(end.name, start.name)
-    note = "along this path"
-    along = _along(tape, values)
-    if along is not None:
-        formulas, product = along
-        yield Row("chain", symbol, formulas, spell(product), product, start.name, note=note)
+    product = _product_along(values, lambda of, wrt: describe(edge(tape, of, wrt).jacobian()))
+    if product is not None:
+        formulas, found = product[0], describe(product[1])
+        symbol = quotient(end.name, start.name)
+        yield StoryRow("chain", symbol, formulas, found.text, found.data, start.name, note="along this path")
         return
     ct = tape[end.name].cotangent
     if ct is None:
-        yield Row("note", note=f"no cotangent comes to {text_name(end.name)}")
+        yield StoryRow("note", note=f"no cotangent reaches {text_name(end.name)}")
         return
     steps = tape.graph.places[tape.graph[end.name].index].steps
     for of, wrt in pairs:
         ct = edge(tape, of, wrt).vjp(ct)
         found = describe(ct, steps)
-        through = Spelled(f"to {text_name(wrt.name)}", rf"\text{{to }} {latex_name(wrt.name)}")
-        yield Row("share", through, (), found.text, found.data, wrt.name, depth=1)
+        to = Spelled(f"to {text_name(wrt.name)}", rf"\text{{to }} {latex_name(wrt.name)}")
+        yield StoryRow("share", to, (), found.text, found.data, wrt.name, depth=1)
     whole = tape[start.name].cotangent if start.name in tape.names else None
     if whole is not None and np.shape(whole) == np.shape(ct):
-        part, all_ = (float(np.linalg.norm(np.asarray(x).astype(complex).ravel())) for x in (ct, whole))
-        yield Row("note", note=f"norm {spell(part)} comes along this path, {spell(all_)} along all of them")
+        along, total = (float(np.linalg.norm(np.asarray(x).astype(complex).ravel())) for x in (ct, whole))
+        yield StoryRow("note", note=f"norm {spell(along)} along this path, {spell(total)} along all paths")

@@ -1,27 +1,26 @@
-"""Pieces of equations that stand in rows."""
+"""Pieces of equations."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from ..._text import number as spell
 from ...core.graph import Value
 from ...record.local_gradient import LocalGradient
 from ...record.tape import Tape
-from ..symbolic.names import escape, latex_name, text_cotangent, text_name
-from ..symbolic.notation import Spelled, spell
+from ..symbolic.names import Spelled, escape, latex_name, text_cotangent, text_name
 from ..symbolic.text import bracketed
 
 
-def name_of(name: str) -> Spelled:
+def spelled_name(name: str) -> Spelled:
     return Spelled(text_name(name), latex_name(name))
 
 
 def words(text: str) -> Spelled:
-    """A few words in place of a formula."""
+    """Words in place of a formula."""
     return Spelled(text, rf"\text{{{escape(text)}}}")
 
 
 def code(text: str) -> Spelled:
-    """A piece of the source in place of a formula."""
+    """Source code in place of a formula."""
     return Spelled(text, rf"\texttt{{{escape(text)}}}")
 
 
@@ -37,15 +36,15 @@ def times(a: Spelled, b: Spelled) -> Spelled:
     return Spelled(f"{a.text} * {b.text}", rf"{a.latex} \cdot {b.latex}")
 
 
-def closed(x: Spelled) -> Spelled:
-    """A factor, in parentheses where it is a sum or a negative number."""
-    if x.text.startswith("-") or (" " in x.text and not _is_call(x.text)):
+def in_parentheses(x: Spelled) -> Spelled:
+    """A factor, in parentheses if it is a sum or a negative number."""
+    if x.text.startswith("-") or (" " in x.text and not _is_one_call(x.text)):
         return Spelled(f"({x.text})", rf"\left({x.latex}\right)")
     return x
 
 
-def _is_call(text: str) -> bool:
-    """Whether a text is one call, `f(a, b)`, to its last letter."""
+def _is_one_call(text: str) -> bool:
+    """Whether a text is one call, `f(a, b)`, up to its last character."""
     name, opened, rest = text.partition("(")
     if not opened or not name.isidentifier():
         return False
@@ -57,22 +56,22 @@ def _is_call(text: str) -> bool:
     return False
 
 
-def product_of(numbers: Sequence[Any]) -> Spelled:
+def product_of(numbers: Sequence[float | complex]) -> Spelled:
     """`-2 * 1`: the first factor needs no parentheses."""
-    return Spelled(" * ".join(_factors(numbers)), r" \cdot ".join(_factors(numbers)))
+    return Spelled(" * ".join(_spelled_numbers(numbers)), r" \cdot ".join(_spelled_numbers(numbers)))
 
 
-def sum_of(numbers: Sequence[Any]) -> Spelled:
+def sum_of(numbers: Sequence[float | complex]) -> Spelled:
     """`3 + (-1)`."""
-    return Spelled(" + ".join(_factors(numbers)), " + ".join(_factors(numbers)))
+    return Spelled(" + ".join(_spelled_numbers(numbers)), " + ".join(_spelled_numbers(numbers)))
 
 
-def _factors(numbers: Sequence[Any]) -> list[str]:
+def _spelled_numbers(numbers: Sequence[float | complex]) -> list[str]:
     return [spell(n) if i == 0 else bracketed(spell(n)) for i, n in enumerate(numbers)]
 
 
 def edge(tape: Tape, of: Value, wrt: Value) -> LocalGradient:
-    """The local gradient of one operation, where it reads `wrt`; else of all the operations between."""
+    """The local gradient of the one operation that consumes `wrt`, else of all operations in between."""
     try:
         return tape.local(of.name, wrt.name, direct=True)
     except ValueError:

@@ -1,26 +1,26 @@
-"""Questions about a tape: what they ask, what is right, and which mistakes people make."""
+"""Questions about a tape: what they ask, the right answer, and the mistakes people make."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, TypeGuard
 
 import jax.numpy as jnp
 
+from ..._text import number as spell
 from ...core.graph import Node, Value
-from ..symbolic.derive import distinct
-from ..symbolic.formula import formulas_of, spelled_factor, spelled_operation
+from ...core.types import Shape
+from ..symbolic.derive import Statement
 from ..symbolic.names import text_cotangent, text_name
-from ..symbolic.notation import spell
-from .lookup import Known, Reader, is_same
+from .lookup import Consumer, Lookup, is_copy
 from .pieces import product_of, quotient, sum_of
-from .values import describe
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer people give, and what to say to it."""
+    """A wrong answer people give, and what to tell them."""
 
-    answer: Any
+    answer: float | Shape
     said: str
 
 
@@ -33,82 +33,88 @@ class Question:
         name: the value it is about.
         text: the question.
         expected: the right answer: a number, or a shape.
-        solution: how it is worked out.
+        solution: how the answer is worked out.
         hint: the formula, without the result.
-        mistakes: wrong answers that say what was mixed up.
-        names: what may stand in an answer under its name.
+        mistakes: wrong answers that reveal what was mixed up.
+        names: the names an answer may use, and their values.
     """
 
     kind: str
     name: str
     text: str
-    expected: Any
+    expected: float | Shape
     solution: str
     hint: str
     mistakes: tuple[Mistake, ...]
     names: tuple[tuple[str, float], ...] = ()
 
 
-def questions(known: Known) -> Iterator[Question]:
-    """All that can be asked of a tape, in the order of the three acts."""
-    nodes = [n for n in known.tape.graph.equations() if n.active and not n.opened and not is_same(n)]
-    nodes = [node for node in nodes if len(node.outputs) == 1 and node.name in known.held]
-    nodes = [node for node in nodes if _asks_real(node)]
-    for node in nodes:
-        yield from _of_value(known, node)
-    for node in reversed(nodes):
-        yield from _of_locals(known, node)
+def questions(lookup: Lookup) -> Iterator[Question]:
+    """All questions about a tape, in the order of the three acts."""
+    nodes = [node for node in lookup.tape.graph.equations() if _is_asked(lookup, node)]
+    statements = [statement for statement in map(lookup.statements.of, nodes) if _is_real(statement)]
+    for statement in statements:
+        yield from _about_value(lookup, statement)
+    for statement in reversed(statements):
+        yield from _about_local_gradients(lookup, statement)
     seen: set[int] = set()
-    for node in reversed(nodes):
-        for value in distinct(node.operands):
+    for statement in reversed(statements):
+        for value in statement.inputs:
             if value.active and value.id not in seen:
                 seen.add(value.id)
-                yield from _of_cotangent(known, value)
+                yield from _about_cotangent(lookup, value)
 
 
-def _asks_real(node: Node) -> bool:
-    """An answer is one real number."""
-    return not any(
-        jnp.issubdtype(value.dtype, jnp.complexfloating) for value in (*node.operands, *node.outputs)
-    )
+def _is_asked(lookup: Lookup, node: Node) -> bool:
+    plain = node.active and not node.opened and not is_copy(node) and len(node.outputs) == 1
+    return plain and node.name in lookup.recorded and node.outputs[0].id not in lookup.statements.folded
 
 
-def _called(known: Known, node: Node) -> list[tuple[str, float]]:
-    numbers = known.numbers(node) or {}
+def _is_real(statement: Statement) -> bool:
+    """Whether no input or output is complex: an answer is one real number."""
+    values = (*statement.inputs, *statement.outputs)
+    return not any(jnp.issubdtype(value.dtype, jnp.complexfloating) for value in values)
+
+
+def _is_real_number(x: float | complex | None) -> TypeGuard[float]:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def _input_values(lookup: Lookup, statement: Statement) -> list[tuple[str, float]]:
+    numbers = lookup.numbers(statement) or {}
+    operands = [(text_name(lookup.called(v)), numbers.get(v.id)) for v in statement.inputs]
     return [
-        (text_name(known.called(v)), float(numbers[v.id])) for v in distinct(node.operands) if v.id in numbers
+        (name, float(number))
+        for name, number in operands
+        if number is not None and not isinstance(number, complex)
     ]
 
 
-def _with(names: Sequence[tuple[str, float]]) -> str:
+def _assignments(names: Sequence[tuple[str, float]]) -> str:
     return " and ".join(f"{name} = {spell(value)}" for name, value in names)
-
-
-def _is_real(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 # --- values --------------------------------------------------------------------------------------------
 
 
-def _of_value(known: Known, node: Node) -> Iterator[Question]:
-    value = node.outputs[0]
-    right: Any = known.value(value, node).number
-    numbers = known.numbers(node)
-    operation = spelled_operation(node, None, known.called)
-    if not _is_real(right) or not numbers or operation is None:
+def _about_value(lookup: Lookup, statement: Statement) -> Iterator[Question]:
+    value = statement.outputs[0]
+    right = lookup.value(value, statement.nodes[-1]).number
+    numbers = lookup.numbers(statement)
+    operation = lookup.formulas.operation(statement)
+    if not _is_real_number(right) or not numbers or operation is None:
         return
-    filled = spelled_operation(node, numbers, known.called)
-    name, names = text_name(value.name), _called(known, node)
-    mistakes = [Mistake(-right, "the sign is the wrong way round.")]
+    with_numbers = lookup.formulas.operation(statement, numbers)
+    name, names = text_name(value.name), _input_values(lookup, statement)
+    mistakes = [Mistake(-right, "wrong sign.")]
     mistakes += [Mistake(number, f"that is {other} itself, before the operation.") for other, number in names]
     yield Question(
         kind="value",
         name=value.name,
-        text=f"Forward pass. {name} = {operation.text}, with {_with(names)}. What is {name}?",
+        text=f"Forward pass. {name} = {operation.text}, with {_assignments(names)}. What is {name}?",
         expected=right,
-        solution=f"{name} = {operation.text} = {filled.text if filled else ''} = {spell(right)}",
-        hint=f"{name} = {filled.text if filled else operation.text}",
+        solution=f"{name} = {operation.text} = {with_numbers.text if with_numbers else ''} = {spell(right)}",
+        hint=f"{name} = {with_numbers.text if with_numbers else operation.text}",
         mistakes=tuple(mistakes),
         names=tuple(names),
     )
@@ -117,181 +123,167 @@ def _of_value(known: Known, node: Node) -> Iterator[Question]:
 # --- local gradients -----------------------------------------------------------------------------------
 
 
-def _of_locals(known: Known, node: Node) -> Iterator[Question]:
-    operation = spelled_operation(node, None, known.called)
+def _about_local_gradients(lookup: Lookup, statement: Statement) -> Iterator[Question]:
+    operation = lookup.formulas.operation(statement)
     if operation is None:
         return
-    name = text_name(node.name)
-    operands = [v for v in distinct(node.operands) if v.active]
-    slopes = {v.id: known.slope(node, v).number for v in operands}
-    names = _called(known, node)
+    out, names = statement.outputs[0], _input_values(lookup, statement)
+    name = text_name(out.name)
+    operands = [v for v in statement.inputs if v.active]
+    slopes = {v.id: lookup.slope(statement, v).number for v in operands}
     for wrt in operands:
-        right = slopes[wrt.id]
-        factor = spelled_factor(node, wrt, None, known.called)
+        right, factor = slopes[wrt.id], lookup.formulas.factor(statement, wrt)
         if factor is None:
-            yield from _of_shape(known, node, wrt)
-        elif _is_real(right) and names:
-            fraction = quotient(node.name, known.called(wrt)).text
-            numbers = known.numbers(node)
-            filled = spelled_factor(node, wrt, numbers, known.called) if numbers else None
-            steps = [factor.text, filled.text if filled else "", spell(right)]
-            solution = f"{fraction} = {' = '.join(dict.fromkeys(step for step in steps if step))}"
-            text = f"Local gradient. {name} = {operation.text}, with {_with(names)}. What is {fraction}"
-            text += ", by this operation alone?" if known.by_other_ways(node, wrt) else "?"
-            mistakes = tuple(_local_mistakes(known, node, wrt, slopes))
+            yield from _about_shape(lookup, statement, wrt)
+        elif _is_real_number(right) and names:
+            fraction = quotient(out.name, lookup.called(wrt)).text
+            with_numbers = lookup.formulas.factor(statement, wrt, lookup.numbers(statement))
+            steps = [factor.text, with_numbers.text if with_numbers else "", spell(right)]
+            alone = ", for this statement alone?" if lookup.has_other_paths(statement, wrt) else "?"
+            assigned = f"{name} = {operation.text}, with {_assignments(names)}"
             yield Question(
-                "local gradient",
-                node.name,
-                text,
-                right,
-                solution,
-                f"{fraction} = {factor.text}",
-                mistakes,
-                tuple(names),
+                kind="local gradient",
+                name=out.name,
+                text=f"Local gradient. {assigned}. What is {fraction}{alone}",
+                expected=right,
+                solution=f"{fraction} = {' = '.join(dict.fromkeys(step for step in steps if step))}",
+                hint=f"{fraction} = {factor.text}",
+                mistakes=tuple(_local_mistakes(lookup, statement, wrt, right, slopes)),
+                names=tuple(names),
             )
 
 
-def _local_mistakes(known: Known, node: Node, wrt: Value, slopes: dict[int, Any]) -> Iterator[Mistake]:
-    right = slopes[wrt.id]
-    yield Mistake(-right, "the sign is the wrong way round.")
-    for other in distinct(node.operands):
-        if other.id != wrt.id and _is_real(slopes.get(other.id)):
-            said = quotient(node.name, known.called(other)).text
-            yield Mistake(slopes[other.id], f"that is {said}, by the other operand.")
-    ct = known.cotangent(node.outputs[0], node).number
-    if _is_real(ct):
-        whole = known.d(wrt).text
-        yield Mistake(right * ct, f"that is multiplied with what comes back already: it belongs to {whole}.")
-    value = known.value(node.outputs[0], node).number
-    if _is_real(value):
-        yield Mistake(value, f"that is the value of {text_name(node.name)}, not how fast it changes.")
+def _local_mistakes(
+    lookup: Lookup, statement: Statement, wrt: Value, right: float, slopes: Mapping[int, float | complex | None]
+) -> Iterator[Mistake]:
+    node, out = statement.nodes[-1], statement.outputs[0]
+    yield Mistake(-right, "wrong sign.")
+    for other in statement.inputs:
+        slope = slopes.get(other.id)
+        if other.id != wrt.id and _is_real_number(slope):
+            fraction = quotient(out.name, lookup.called(other)).text
+            yield Mistake(slope, f"that is {fraction}, with respect to the other operand.")
+    ct = lookup.cotangent(out, node).number
+    if _is_real_number(ct):
+        whole, incoming = lookup.d(wrt).text, lookup.d(out).text
+        yield Mistake(right * ct, f"that is already multiplied by {incoming}: it contributes to {whole}.")
+    value = lookup.value(out, node).number
+    if _is_real_number(value):
+        yield Mistake(value, f"that is the value of {text_name(out.name)}, not how fast it changes.")
     if right:
-        yield Mistake(1 / right, "it is upside down.")
+        yield Mistake(1 / right, "that is the reciprocal.")
 
 
-def _of_shape(known: Known, node: Node, wrt: Value) -> Iterator[Question]:
-    formula = next(
-        f for f, v in zip(formulas_of(node, known.called), node.operands, strict=True) if v.id == wrt.id
-    )
+def _about_shape(lookup: Lookup, statement: Statement, wrt: Value) -> Iterator[Question]:
+    formula = lookup.formulas.of(statement, wrt)
     if formula is None or formula.data["form"] != "vjp" or not wrt.shape:
         return
-    name, out = text_name(known.called(wrt)), node.outputs[0]
-    d_of, d_wrt = text_cotangent(out.name), text_cotangent(known.called(wrt))
-    shapes = {text_name(known.called(v)): v.shape for v in (*distinct(node.operands), out)}
-    told = ", ".join(f"{other} {_spelled(shape)}" for other, shape in shapes.items() if other != name)
+    name, out = text_name(lookup.called(wrt)), statement.outputs[0]
+    d_of, d_wrt = text_cotangent(out.name), text_cotangent(lookup.called(wrt))
+    shapes = {text_name(lookup.called(v)): v.shape for v in (*statement.inputs, out)}
+    others = ", ".join(f"{other} {shape_text(shape)}" for other, shape in shapes.items() if other != name)
     mistakes = [Mistake(out.shape, f"that is the shape of {d_of}; a cotangent has the shape of its own value.")]
     if len(wrt.shape) > 1:
         mistakes.append(Mistake(wrt.shape[::-1], "that is the shape of its transpose."))
     yield Question(
         kind="shape",
         name=wrt.name,
-        text=f"Shapes. {formula.text}, with {told}. What is the shape of {d_wrt}?",
+        text=f"Shapes. {formula.text}, with {others}. What is the shape of {d_wrt}?",
         expected=wrt.shape,
-        solution=f"{d_wrt} has the shape of {name}: {_spelled(wrt.shape)}",
+        solution=f"{d_wrt} has the shape of {name}: {shape_text(wrt.shape)}",
         hint=f"{d_wrt} has the shape of {name}",
         mistakes=tuple(m for m in mistakes if m.answer != wrt.shape),
     )
 
 
-def _spelled(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
 # --- cotangents ----------------------------------------------------------------------------------------
 
 
-def _of_cotangent(known: Known, value: Value) -> Iterator[Question]:
-    node = known.maker(value)
-    right: Any = known.cotangent(value, node).number
-    readers = known.readers(value)
-    if not _is_real(right) or not readers or any(reader.node.opened for reader in readers):
+class _Contribution(NamedTuple):
+    """What one consumer contributes: its own cotangent times its local gradient, with their names."""
+
+    consumer: Consumer
+    ct: float
+    slope: float
+    d_out: str
+    local: str
+
+    @property
+    def number(self) -> float:
+        return self.ct * self.slope
+
+
+def _about_cotangent(lookup: Lookup, value: Value) -> Iterator[Question]:
+    right = lookup.cotangent(value, lookup.producer(value)).number
+    consumers = lookup.consumers(value)
+    if not _is_real_number(right) or not consumers or any(c.node.opened for c in consumers):
         return
-    if len(readers) == 1 and readers[0].node.name == known.loss:
+    if len(consumers) == 1 and consumers[0].node.name == lookup.loss:
         return  # its local gradient is the answer
-    parts = [_part(known, reader) for reader in readers]
-    if any(part is None for part in parts) or any(r.node.index in known.tape.ruled for r in readers):
+    parts = [part for c in consumers if (part := _contribution_of(lookup, c)) is not None]
+    if len(parts) < len(consumers) or any(c.node.index in lookup.tape.ruled for c in consumers):
         return
-    shares = [ct * slope for ct, slope in parts]  # type: ignore[misc]
-    if abs(sum(shares) - right) > 1e-3 * max(abs(right), *map(abs, shares)):
-        return  # something comes another way: a seed, a loop
-    d, names = known.d(value).text, _names_of_parts(known, readers, parts)
+    total = sum(part.number for part in parts)
+    if abs(total - right) > 1e-3 * max(abs(right), *(abs(part.number) for part in parts)):
+        return  # there is another contribution: a seed, a loop
+    d, symbols = lookup.d(value).text, " + ".join(f"{part.d_out} * {part.local}" for part in parts)
+    numbers = " + ".join(product_of([part.ct, part.slope]).text for part in parts)
+    worked = f"{symbols} = {numbers}"
+    if len(parts) > 1:
+        worked += f" = {sum_of([part.number for part in parts]).text}"
     yield Question(
         kind="cotangent",
         name=value.name,
-        text=f"Backward pass. {_told(known, readers, parts)} What is {d}?",
+        text=f"Backward pass. {_given_parts(lookup, parts)} What is {d}?",
         expected=right,
-        solution=f"{d} = {_worked(known, readers, parts, shares)} = {spell(right)}",
-        hint=f"{d} = " + " + ".join(_product(known, reader) for reader in readers),
-        mistakes=tuple(_cotangent_mistakes(known, readers, parts, shares, right)),
-        names=names,
+        solution=f"{d} = {worked} = {spell(right)}",
+        hint=f"{d} = {symbols}",
+        mistakes=tuple(_cotangent_mistakes(parts, right)),
+        names=tuple(pair for part in parts for pair in ((part.d_out, part.ct), (part.local, part.slope))),
     )
 
 
-def _part(known: Known, reader: Reader) -> tuple[float, float] | None:
-    if len(reader.node.outputs) != 1:
+def _contribution_of(lookup: Lookup, consumer: Consumer) -> _Contribution | None:
+    node, out = consumer.node, consumer.out
+    if len(node.outputs) != 1:
         return None
-    ct = known.cotangent(reader.node.outputs[0], reader.node).number
-    slope = known.slope(reader.node, reader.read).number
-    return (ct, slope) if _is_real(ct) and _is_real(slope) else None  # type: ignore[return-value]
+    ct, slope = lookup.cotangent(out, node).number, lookup.slope(consumer.statement, consumer.read).number
+    if not _is_real_number(ct) or not _is_real_number(slope):
+        return None
+    local = quotient(out.name, lookup.called(consumer.read)).text
+    return _Contribution(consumer, ct, slope, lookup.d(out).text, local)
 
 
-def _product(known: Known, reader: Reader) -> str:
-    out = reader.node.outputs[0]
-    return f"{known.d(out).text} * {quotient(out.name, known.called(reader.read)).text}"
-
-
-def _names_of_parts(
-    known: Known, readers: Sequence[Reader], parts: Sequence[Any]
-) -> tuple[tuple[str, float], ...]:
-    found = []
-    for reader, (ct, slope) in zip(readers, parts, strict=True):
-        out = reader.node.outputs[0]
-        found += [(known.d(out).text, ct), (quotient(out.name, known.called(reader.read)).text, slope)]
-    return tuple(found)
-
-
-def _told(known: Known, readers: Sequence[Reader], parts: Sequence[Any]) -> str:
+def _given_parts(lookup: Lookup, parts: Sequence[_Contribution]) -> str:
     said = []
-    for reader, (ct, slope) in zip(readers, parts, strict=True):
-        out = reader.node.outputs[0]
-        came = f"{known.d(out).text} = {spell(ct)}"
-        local = f"{quotient(out.name, known.called(reader.read)).text} = {spell(slope)}"
-        by = ", by the operation alone" if out.name == known.loss and len(readers) > 1 else ""
-        said.append(f"{came} and {local}{by}")
-    read = (
-        f"{text_name(known.called(readers[0].read))} is read {len(readers)} times. " if len(readers) > 1 else ""
-    )
-    return f"{read}{'; '.join(said)}."
+    for part in parts:
+        is_result = part.consumer.out.name == lookup.loss and len(parts) > 1
+        alone = ", for this statement alone" if is_result else ""
+        said.append(f"{part.d_out} = {spell(part.ct)} and {part.local} = {spell(part.slope)}{alone}")
+    name = text_name(lookup.called(parts[0].consumer.read))
+    consumed = f"{name} is used {len(parts)} times. " if len(parts) > 1 else ""
+    return f"{consumed}{'; '.join(said)}."
 
 
-def _worked(known: Known, readers: Sequence[Reader], parts: Sequence[Any], shares: Sequence[float]) -> str:
-    symbols = " + ".join(_product(known, reader) for reader in readers)
-    numbers = " + ".join(product_of(part).text for part in parts)
-    return f"{symbols} = {numbers}" + (f" = {sum_of(shares).text}" if len(shares) > 1 else "")
-
-
-def _cotangent_mistakes(
-    known: Known, readers: Sequence[Reader], parts: Sequence[Any], shares: Sequence[float], right: float
-) -> Iterator[Mistake]:
-    yield Mistake(-right, "the sign is the wrong way round.")
-    if len(readers) > 1:
-        for i, (reader, own) in enumerate(zip(readers, shares, strict=True)):
-            name = text_name(reader.node.outputs[0].name)
-            missing = " and ".join(spell(s) for j, s in enumerate(shares) if j != i)
+def _cotangent_mistakes(parts: Sequence[_Contribution], right: float) -> Iterator[Mistake]:
+    yield Mistake(-right, "wrong sign.")
+    if len(parts) > 1:
+        for i, part in enumerate(parts):
+            name = text_name(part.consumer.out.name)
+            missing = " and ".join(spell(other.number) for j, other in enumerate(parts) if j != i)
             yield Mistake(
-                own, f"that is the share through {name} alone; what comes otherwise, {missing}, is added."
+                part.number, f"that is the contribution through {name} alone; add the others, {missing}."
             )
-        yield Mistake(float(_prod(shares)), "shares are added, not multiplied.")
-    for reader, (ct, slope) in zip(readers, parts, strict=True):
-        out = reader.node.outputs[0]
-        local, came = quotient(out.name, known.called(reader.read)).text, known.d(out).text
-        yield Mistake(slope, f"that is the local gradient {local}; multiply it with what comes back, {came}.")
-        yield Mistake(ct, f"that is what comes back, {came}; multiply it with the local gradient {local}.")
-        yield Mistake(ct + slope, "along a path local gradients are multiplied, not added.")
-
-
-def _prod(numbers: Sequence[float]) -> Any:
-    found = 1.0
-    for number in numbers:
-        found *= number
-    return describe(found).number
+        yield Mistake(math.prod(part.number for part in parts), "contributions are added, not multiplied.")
+    for part in parts:
+        yield Mistake(
+            part.slope, f"that is the local gradient {part.local}; multiply it by the cotangent {part.d_out}."
+        )
+        yield Mistake(
+            part.ct, f"that is the cotangent {part.d_out}; multiply it by the local gradient {part.local}."
+        )
+        yield Mistake(part.ct + part.slope, "along a path local gradients are multiplied, not added.")

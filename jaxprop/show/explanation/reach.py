@@ -1,4 +1,4 @@
-"""What a value has an influence on, through the bodies of loops and choices too."""
+"""The values that depend on a value, through the bodies of loops and branches as well."""
 
 from collections.abc import Iterable
 
@@ -7,15 +7,15 @@ from ...core.structure import joints
 
 
 def downstream(graph: Graph, start: int) -> frozenset[int]:
-    """Ids of the values made from a value, itself included."""
+    """Ids of the values that depend on a value, itself included."""
     reached = {start}
-    while _flow(graph, reached):  # the carry of a loop goes round
+    while _propagate(graph, reached):  # around the carries of loops, until nothing is added
         pass
     return frozenset(reached)
 
 
-def _flow(graph: Graph, reached: set[int]) -> bool:
-    """Follow all nodes once; whether anything new was reached inside a loop that was passed already."""
+def _propagate(graph: Graph, reached: set[int]) -> bool:
+    """Visit all nodes once; returns whether a carry gained something that the next step has to see."""
     again = False
     for node in graph.equations():
         if not node.opened:
@@ -23,17 +23,15 @@ def _flow(graph: Graph, reached: set[int]) -> bool:
                 reached.update(value.id for value in node.outputs)
             continue
         for nested in node.graphs:
-            joined = joints(node, nested)
-            _mark(reached, joined.into)
-            again |= _flow(nested, reached)
-            _mark(reached, joined.out_of)
-            again |= _mark(reached, joined.around)
+            bindings = joints(node, nested)
+            _bind(reached, bindings.into)
+            again |= _propagate(nested, reached)
+            _bind(reached, bindings.out_of)
+            again |= _bind(reached, bindings.around)
     return again
 
 
-def _mark(reached: set[int], pairs: Iterable[tuple[Value, Value]]) -> bool:
+def _bind(reached: set[int], pairs: Iterable[tuple[Value, Value]]) -> bool:
     before = len(reached)
-    for from_, to in pairs:
-        if from_.id in reached and to.id >= 0:
-            reached.add(to.id)
+    reached.update(to.id for from_, to in pairs if from_.id in reached and to.id >= 0)
     return len(reached) > before

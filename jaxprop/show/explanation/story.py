@@ -1,14 +1,17 @@
-"""The intermediate form of an explanation: frozen rows, which renderers write down."""
+"""The intermediate form of an explanation: frozen rows, from which every format is rendered."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
-from ..symbolic.notation import EMPTY, Spelled
+from ..symbolic.names import EMPTY, Spelled
+
+#: Plain data, JSON-able.
+Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
 
 
 def distinct_pieces(pieces: Iterable[Spelled | None], value: str = "") -> tuple[Spelled, ...]:
-    """Pieces of one equation, without those that say again what the one before, or the value, says."""
+    """Leave out pieces of an equation that repeat the one before, or the value."""
     found: list[Spelled] = []
     for piece in pieces:
         if piece and (not found or piece.text != found[-1].text):
@@ -19,29 +22,36 @@ def distinct_pieces(pieces: Iterable[Spelled | None], value: str = "") -> tuple[
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of an explanation: `symbol = formula = numbers = value`.
+class StoryRow:
+    """One row of an explanation: `symbol = formula = formula with numbers = value`.
 
     Attributes:
-        kind: `given`, `value`, `open` (a loop, a branch), `fold`, `local`, `seed`, `cotangent`, `share`, `sum`,
-            `chain`, `note`.
-        symbol: what is said something of.
-        formulas: what it equals, one after the other: `2*s`, `2*(-1)`.
-        value: the number, or what the array is like.
+        kind: what the row says:
+            `given`: the value of an argument;
+            `value`, `fold`: the value of one operation, or of several folded into one;
+            `open`: the start of the body of a loop, a branch or a recomputed function;
+            `local`: a local gradient;
+            `seed`, `cotangent`: the initial cotangent, any other cotangent;
+            `share`: the contribution of one consumer or of one path to the cotangent above it;
+            `chain`: local gradients multiplied along a path;
+            `sum`, `note`: a remark, in `note`.
+        symbol: the left side.
+        formulas: the expressions it equals, one after the other: `2*s`, `2*(-1)`.
+        value: the number, or a description of the array.
         data: the value as plain data, JSON-able.
-        name: the name on the tape, "" where there is none.
+        name: the name on the tape, "" if there is none.
         source: `file.py:12`.
         code: the expression in the source.
-        note: a few words beside.
-        depth: how far it is indented.
-        number: `2.1`, given when acts are put together; "" for rows without one.
+        note: a remark.
+        depth: how far the row is indented.
+        number: `2.1`; "" for rows that are not numbered.
     """
 
     kind: str
     symbol: Spelled = EMPTY
     formulas: tuple[Spelled, ...] = ()
     value: str = ""
-    data: Any = None
+    data: Json = None
     name: str = ""
     source: str = ""
     code: str = ""
@@ -50,72 +60,56 @@ class Row:
     number: str = ""
 
 
-#: Rows that are counted.
-_COUNTED = frozenset({"value", "open", "fold", "local", "seed", "cotangent"})
+#: The kinds of row that are numbered.
+_NUMBERED = frozenset({"value", "open", "fold", "local", "seed", "cotangent"})
 
 
 @dataclass(frozen=True)
 class Act:
-    """One act: forward pass, local gradients, backward pass."""
+    """One part of an explanation: the forward pass, the local gradients, or the backward pass.
+
+    Attributes:
+        title: its title.
+        intro: a remark under the title, "" if there is none.
+        rows: its rows.
+    """
 
     title: str
     intro: str
-    rows: tuple[Row, ...]
+    rows: tuple[StoryRow, ...]
 
     def numbered(self, act: int) -> "Act":
-        """The act with its rows numbered: 1.1, 1.2, ..."""
-        return replace(self, rows=tuple(_numbered(self.rows, act)))
+        """Number the rows: 1.1, 1.2, ..."""
+        count, rows = 0, []
+        for row in self.rows:
+            count += row.kind in _NUMBERED
+            rows.append(replace(row, number=f"{act}.{count}") if row.kind in _NUMBERED else row)
+        return replace(self, rows=tuple(rows))
 
-
-def _numbered(rows: tuple[Row, ...], act: int) -> Iterator[Row]:
-    count = 0
-    for row in rows:
-        if row.kind in _COUNTED:
-            count += 1
-            row = replace(row, number=f"{act}.{count}")
-        yield row
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of an explanation that is told row by row: an act's title, and the rows to show now."""
-
-    act: Act
-    rows: tuple[Row, ...]
-    first: bool
+    def steps(self) -> Iterator[tuple[StoryRow, ...]]:
+        """The rows in groups: a numbered row, then those that belong to it."""
+        group: list[StoryRow] = []
+        for row in self.rows:
+            if row.number and group:
+                yield tuple(group)
+                group = []
+            group.append(row)
+        if group:
+            yield tuple(group)
 
 
 @dataclass(frozen=True)
 class Story:
-    """A whole explanation.
+    """A whole explanation. A renderer is a function of it: `jaxprop.explain(tape).to(render)`.
 
     Attributes:
         title: what is explained.
         given: the arguments.
-        acts: the three acts, or the one of a path.
-        end: the rows that sum it up.
+        acts: the three acts, or the one act of a path.
+        end: the rows that multiply the chain rule out.
     """
 
     title: str
-    given: tuple[Row, ...]
+    given: tuple[StoryRow, ...]
     acts: tuple[Act, ...]
-    end: tuple[Row, ...] = ()
-
-    def steps(self) -> Iterator[Step]:
-        """One row at a time, with those that hang on it (shares, bodies of loops)."""
-        for act in self.acts:
-            first = True
-            for rows in _grouped(act.rows):
-                yield Step(act, rows, first)
-                first = False
-
-
-def _grouped(rows: tuple[Row, ...]) -> Iterator[tuple[Row, ...]]:
-    group: list[Row] = []
-    for row in rows:
-        if row.number and group:
-            yield tuple(group)
-            group = []
-        group.append(row)
-    if group:
-        yield tuple(group)
+    end: tuple[StoryRow, ...] = ()

@@ -1,27 +1,47 @@
-"""Derives local gradients as expressions, from the program of JAX's own rule."""
+"""Derive local gradients as expressions, from the program of JAX's own rule."""
 
-import functools
-from collections.abc import Callable, Sequence
+import enum
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from ... import _jaxpr
 from ..._fingerprint import fingerprint
 from ...core.graph import Node, Value
 from ...core.local import evaluate
-from .expressions import ONE, Call, Expr, Num, Sym, TooLarge, contains, diagonal, narrow, spread
-from .reader import Unreadable, read
+from ...core.types import Array
+from .arithmetic import apply, as_polynomial, broadcast, unbroadcast
+from .expressions import (
+    ONE,
+    Apply,
+    Equation,
+    Expr,
+    Num,
+    PrimitiveReader,
+    Sym,
+    TooLarge,
+    Unreadable,
+    dependents,
+    is_diagonal,
+)
+from .reader import PRIMITIVES, Style, read
+from .textbook import in_terms_of, recognised
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Derived:
-    """A derivative as expressions of symbols without names.
+class Derivative:
+    """A derivative as expressions whose symbols have no names yet.
 
     Attributes:
-        form: `local`: a number for each number, `d of/d wrt = right`; `vjp`: the cotangent of `wrt` is `right`;
-            `map`: there is no closed form.
+        form: `local`: elementwise, `d of/d wrt = right`; `vjp`: the cotangent of `wrt` is `right`; `map`: there
+            is no closed form.
         forward: the operation itself, where it can be written.
         right: the derivative.
     """
@@ -31,262 +51,343 @@ class Derived:
     right: Expr | None
 
 
-#: A function of the differentiated value and of those held, with all results.
-_Fun = Callable[..., Sequence[Any]]
-_MAP = Derived("map", None, None)
-#: Custom rules are opened up to so many equations: beyond, nobody wants to read them.
-_OPENED = 40
+NO_FORMULA = Derivative("map", None, None)
+#: Custom rules are opened up to this many equations: nobody wants to read more.
+_MOST_EQUATIONS = 40
 
 
 def distinct(values: Sequence[Value]) -> list[Value]:
-    """Values without repetition, plain numbers left out."""
+    """Values without repetition, literals left out."""
     return list({value.id: value for value in values if value.id >= 0}.values())
 
 
-def derive_node(node: Node, wrt: Value) -> Derived | None:
-    """The derivative of the results of a node with respect to one value it reads; None where there is none."""
-    inputs = distinct(node.operands)
-    position = next(i for i, value in enumerate(inputs) if value.id == wrt.id)
-    if not _jaxpr.is_inexact(wrt.dtype) or not any(_jaxpr.is_inexact(v.dtype) for v in node.outputs):
-        return None
-    return _derive_cached(_Key(node, position), position)
+@dataclass(frozen=True)
+class Statement:
+    """One or several operations read as one: a function of the values they read.
 
+    Attributes:
+        nodes: the operations, in program order.
+        inputs: the distinct values they read from outside.
+        outputs: the values computed.
+        intermediates: the other values in between.
+    """
 
-def operation(node: Node) -> Expr | None:
-    """What a node computes, as an expression of its operands; None where there is no spelling."""
-    if node.eqn is None or node.opened or len(node.outputs) != 1:
-        return None
-    return _operation_cached(_Key(node, -1))
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    intermediates: tuple[Value, ...] = ()
 
-
-@functools.lru_cache(maxsize=2048)
-def _operation_cached(key: "_Key") -> Expr | None:
-    node = key.node
-    inputs = distinct(node.operands)
-    try:
-        structs = [_struct(v) for v in inputs]
-        leaves = [Sym("in", i, v.shape) for i, v in enumerate(inputs)]
-        return _forward(_function_of(node, inputs), structs, leaves, 1)[0]
-    except (TypeError, ValueError, NotImplementedError, AssertionError):
-        return None
-
-
-def _function_of(node: Node, inputs: Sequence[Value]) -> _Fun:
-    """A node as a function of the distinct values it reads."""
-
-    def fun(*values: Any) -> Sequence[Any]:
-        at = dict(zip((value.id for value in inputs), values, strict=True))
-        return list(evaluate(node, [at[v.id] if v.id >= 0 else v.literal for v in node.operands]))
-
-    return fun
-
-
-class _Key:
-    """What decides the derivative of a node: compared by structure, so that one answer serves all its like."""
-
-    def __init__(self, node: Node, position: int) -> None:
-        self.node = node
-        numbers: dict[int, int] = {}
-        operands = tuple(
-            (numbers.setdefault(v.id, len(numbers)), v.shape, str(v.dtype))
-            if v.id >= 0
-            else fingerprint(v.literal)
-            for v in node.operands
+    @property
+    def is_readable(self) -> bool:
+        """Whether its program may be traced: bodies of control flow and long custom rules are left alone."""
+        values = (*self.inputs, *self.outputs, *self.intermediates)
+        return not any(v.dtype is None for v in values) and not any(
+            node.opened or not _may_open(node) for node in self.nodes
         )
-        own: Any = id(node.eqn) if _jaxpr.has_custom_rule(node.eqn) else fingerprint(node.eqn)
-        self.key = own, operands, position
-        self.hash = hash(self.key)
 
-    def __hash__(self) -> int:
-        return self.hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.key == other.key
-
-
-@functools.lru_cache(maxsize=2048)
-def _derive_cached(key: _Key, position: int) -> Derived:
-    return _derive_one(key.node, position)
+    def function(self, *values: Array) -> list[Array]:
+        """Evaluate the outputs from the inputs."""
+        env: dict[int, Any] = dict(zip((value.id for value in self.inputs), values, strict=True))
+        for node in self.nodes:
+            operands = [env[v.id] if v.id >= 0 else v.literal for v in node.operands]
+            env |= zip((v.id for v in node.outputs), evaluate(node, operands), strict=True)
+        return [env[value.id] for value in self.outputs]
 
 
-def _derive_one(node: Node, position: int) -> Derived:
-    if node.opened or not _may_open(node):
-        return _MAP
-    inputs = distinct(node.operands)
-    return _derive(_function_of(node, inputs), [_struct(v) for v in inputs], position)
+def statement_of(node: Node) -> Statement:
+    """A single operation."""
+    return Statement((node,), tuple(distinct(node.operands)), node.outputs)
+
+
+def composition_of(nodes: Sequence[Node], target: Value) -> Statement:
+    """Several operations, in program order, the last of which computes `target`."""
+    produced = {value.id: value for node in nodes for value in node.outputs}
+    inputs = distinct([v for node in nodes for v in node.operands if v.id not in produced])
+    between = tuple(value for value in produced.values() if value.id != target.id)
+    return Statement(tuple(nodes), tuple(inputs), (target,), between)
 
 
 def _may_open(node: Node) -> bool:
-    """Whether the rule of a node may be run: those of libraries that keep state in it are left alone."""
+    """Whether the rule of a node may be run. Some libraries keep state in theirs."""
     if not _jaxpr.has_reverse_rule(node.eqn):
         return True
-    bodies = _jaxpr.nested_programs(node.eqn)
-    equations = [eqn for body in bodies for eqn in body.jaxpr.eqns]
-    return len(equations) <= _OPENED and not any(map(_holds_loop, equations))
+    equations = [eqn for body in _jaxpr.nested_programs(node.eqn) for eqn in body.jaxpr.eqns]
+    return len(equations) <= _MOST_EQUATIONS and not any(map(_has_loop, equations))
 
 
-def _holds_loop(eqn: Any) -> bool:
-    form = _jaxpr.opened_form(eqn)
-    return _jaxpr.is_while(eqn) or isinstance(form, _jaxpr.Scan | _jaxpr.Cond)
+def _has_loop(eqn: Any) -> bool:
+    return _jaxpr.is_while(eqn) or isinstance(_jaxpr.opened_form(eqn), _jaxpr.Scan | _jaxpr.Cond)
+
+
+# --- remembering -------------------------------------------------------------------------------------
+
+
+class Derivations:
+    """Derives statements and remembers what it found, so that one answer serves all statements alike.
+
+    What depends on structure alone is shared by the whole process. A statement that only its own equations
+    identify (a custom rule) is remembered by this object, for as long as the caller keeps the graph.
+    """
+
+    def __init__(self, primitives: Mapping[str, PrimitiveReader] = PRIMITIVES) -> None:
+        self.primitives = primitives
+        self._own: dict[Hashable, object] = {}
+
+    def derivative(
+        self, statement: Statement, wrt: Value, named: Callable[[Value], bool] | None = None
+    ) -> Derivative | None:
+        """The derivative with respect to one of the inputs, None if there is none.
+
+        Intermediates that are `named` appear under their names; all others are written out.
+        """
+        if not _jaxpr.is_inexact(wrt.dtype) or not any(_jaxpr.is_inexact(v.dtype) for v in statement.outputs):
+            return None
+        if not wrt.active and any(_jaxpr.has_reverse_rule(node.eqn) for node in statement.nodes):
+            return None  # JAX refuses to differentiate it with respect to what it closes over
+        if not statement.is_readable:
+            return NO_FORMULA
+        position = next(i for i, value in enumerate(statement.inputs) if value.id == wrt.id)
+        problem = _Problem(statement, position, self.primitives)
+        if named is not None:
+            return problem.derivative(self._names(statement, named))
+        return self._remembered(statement, ("derivative", position), problem.derivative)
+
+    def operation(self, statement: Statement) -> Expr | None:
+        """What is computed, as an expression of the inputs; None where no expression stands for it."""
+        if any(node.eqn is None for node in statement.nodes) or len(statement.outputs) != 1:
+            return None
+        if not statement.is_readable:
+            return None
+        problem = _Problem(statement, 0, self.primitives)
+        return self._remembered(statement, ("operation",), lambda: problem.shown)
+
+    def _names(self, statement: Statement, named: Callable[[Value], bool]) -> dict[Expr, Expr]:
+        """Expressions of the intermediates, and the symbols to write in their place."""
+        written: dict[int, Expr] = {v.id: Sym("in", i, v.shape) for i, v in enumerate(statement.inputs)}
+        intermediates = (*statement.intermediates, *statement.outputs)
+        symbols = {v.id: Sym("mid", i, v.shape) for i, v in enumerate(intermediates)}
+        names: dict[Expr, Expr] = {}
+        for one in map(statement_of, statement.nodes):
+            program, leaves = (
+                _traced(one.function, *map(_struct, one.inputs)),
+                [written[v.id] for v in one.inputs],
+            )
+            if program is None:
+                return {}
+            try:
+                closed, opened = (
+                    read(program, leaves, Style(self.primitives, opened=o)) for o in (False, True)
+                )
+            except (Unreadable, TooLarge):
+                return {}
+            for value, expr, other in zip(one.outputs, closed, opened, strict=True):
+                written[value.id] = other
+                if named(value) and not isinstance(expr, Sym | Num):
+                    names |= dict.fromkeys((expr, other), symbols[value.id])
+                    written[value.id] = symbols[value.id]
+        return names
+
+    def _remembered(self, statement: Statement, question: tuple[Hashable, ...], answer: Callable[[], T]) -> T:
+        structure = _structure_of(statement)
+        shared = structure is not None and self.primitives is PRIMITIVES
+        memory = _SHARED if shared else self._own
+        own = tuple((id(node.eqn), *(v.id for v in node.operands)) for node in statement.nodes)
+        key = question, own if structure is None else structure
+        if key not in memory:
+            while len(_SHARED) >= _MOST_SHARED:
+                _SHARED.pop(next(iter(_SHARED)), None)
+            memory[key] = answer()
+        return memory[key]  # type: ignore[return-value]
+
+
+#: Expressions by the structure of an operation. Neither keys nor answers keep arrays or equations alive.
+_SHARED: dict[Hashable, object] = {}
+_MOST_SHARED = 4096
+
+
+class _NoStructure(Exception):
+    """Raised for a node that only its own equation identifies."""
+
+
+def _structure_of(statement: Statement) -> Hashable | None:
+    """A key that is equal for statements that compute the same, and that keeps nothing of the program alive."""
+    if any(_jaxpr.has_custom_rule(node.eqn) for node in statement.nodes):
+        return None
+    numbers: dict[int, int] = {value.id: i for i, value in enumerate(statement.inputs)}
+
+    def structure(value: Value) -> Hashable:
+        if value.id < 0:
+            return fingerprint(value.literal)
+        return numbers.setdefault(value.id, len(numbers)), value.shape, str(value.dtype)
+
+    nodes = tuple(
+        (fingerprint(n.eqn), tuple(map(structure, n.operands)), tuple(map(structure, n.outputs)))
+        for n in statement.nodes
+    )
+    primitives = tuple(weakref.ref(node.eqn.primitive) for node in statement.nodes)
+    outputs = tuple(map(structure, statement.outputs))
+    try:
+        return primitives, _without_references((nodes, outputs))
+    except _NoStructure:
+        return None
+
+
+def _without_references(key: object) -> Hashable:
+    """A fingerprint with weak references in place of objects.
+
+    Raises:
+        _NoStructure: an object in it cannot be referred to weakly.
+    """
+    if key is None or isinstance(key, bool | int | float | complex | str | bytes | np.dtype | enum.Enum):
+        return key
+    if isinstance(key, tuple):
+        return tuple(map(_without_references, key))
+    try:
+        return weakref.ref(key)
+    except TypeError:
+        raise _NoStructure from None
+
+
+# --- deriving ----------------------------------------------------------------------------------------
+
+#: Functions that are not complex differentiable: no factor stands for their derivative.
+_NOT_HOLOMORPHIC = frozenset({"real", "imag", "conj", "abs", "complex"})
 
 
 def _struct(value: Value) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(value.shape, value.dtype)
 
 
-def _derive(
-    fun: _Fun, structs: list[jax.ShapeDtypeStruct], position: int, names: dict[Expr, Expr] | None = None
-) -> Derived:
-    leaves = [Sym("in", i, s.shape) for i, s in enumerate(structs)]
+def _traced(fun: Callable[..., Any], *structs: Any) -> _jaxpr.Program | None:
+    """The program of a function; None where JAX has no rule for it, or none outside its mesh."""
     try:
-        outputs = jax.eval_shape(lambda *values: list(fun(*values)), *structs)
-        forward = _forward(fun, structs, leaves, len(outputs))
-        local = _local(fun, structs, leaves, position, outputs)
-        if local is not None and names:  # the factors of a chain in the order of the way back
-            ones = [spread(ONE, structs[position].shape)]
-            local = narrow(_pulled(fun, structs, leaves, position, outputs, names, ones))
-        if local is not None:
-            return Derived("local", forward[0], local)
-        known = {x: Sym("out", i, x.shape) for i, x in enumerate(forward) if x is not None}
-        known = {x: name for x, name in known.items() if not isinstance(x, Sym | Num)} | (names or {})
-        return Derived("vjp", forward[0], _pulled(fun, structs, leaves, position, outputs, known))
-    except (Unreadable, TooLarge):
-        return _MAP
+        return _jaxpr.trace(fun, *structs)
     except (TypeError, ValueError, NotImplementedError, AssertionError, RecursionError):
-        return _MAP  # JAX has no rule for it, or not outside of its mesh
-
-
-def _forward(
-    fun: _Fun, structs: list[jax.ShapeDtypeStruct], leaves: list[Sym], count: int
-) -> list[Expr | None]:
-    try:
-        program = _jaxpr.trace(lambda *values: list(fun(*values)), *structs)
-        return list(read(program, leaves, opened=False))
-    except (Unreadable, TooLarge):
-        return [None] * count
-
-
-#: What is not linear over complex numbers, or not in one number: a product with a number cannot say it.
-_NOT_HOLOMORPHIC = frozenset({"real", "imag", "conj", "abs", "complex"})
-
-
-def _local(
-    fun: _Fun,
-    structs: list[jax.ShapeDtypeStruct],
-    leaves: list[Sym],
-    position: int,
-    outputs: list[Any],
-) -> Expr | None:
-    """The number each number is multiplied by; None where the map is not one of number by number."""
-    point = structs[position]
-    if len(outputs) != 1 or outputs[0].shape != point.shape or outputs[0].dtype != point.dtype:
         return None
-
-    def push(values: list[Any], t: Any) -> Any:
-        def of(x: Any) -> Any:
-            return fun(*(x if i == position else v for i, v in enumerate(values)))[0]
-
-        return jax.jvp(of, (values[position],), (t,))[1]
-
-    program = _jaxpr.trace(push, structs, point)
-    t = Sym("t", 0, point.shape)
-    try:
-        (pushed,) = read(program, [*leaves, t])
-        if point.shape != () and not diagonal(pushed, t):
-            return None
-        if _jaxpr.is_inexact(point.dtype) and "complex" in str(point.dtype) and not _holomorphic(pushed, t):
-            return None
-        (right,) = read(program, [*leaves, spread(ONE, point.shape)])
-    except (Unreadable, TooLarge):
-        return None
-    return narrow(right)
-
-
-def _holomorphic(x: Expr, t: Expr) -> bool:
-    if x == t or not contains(x, t):
-        return True
-    return not (isinstance(x, Call) and x.fn in _NOT_HOLOMORPHIC) and all(_holomorphic(p, t) for p in x.parts)
-
-
-def _pulled(
-    fun: _Fun,
-    structs: list[jax.ShapeDtypeStruct],
-    leaves: list[Sym],
-    position: int,
-    outputs: list[Any],
-    known: dict[Expr, Expr],
-    cts: list[Expr] | None = None,
-) -> Expr:
-    """The cotangent that is sent back."""
-    moved = [i for i, out in enumerate(outputs) if _jaxpr.is_inexact(out.dtype)]
-
-    def pull(values: list[Any], cts: list[Any]) -> Any:
-        def of(x: Any) -> Any:
-            results = fun(*(x if i == position else v for i, v in enumerate(values)))
-            return [results[i] for i in moved]
-
-        return jax.vjp(of, values[position])[1](cts)[0]
-
-    program = _jaxpr.trace(pull, structs, [outputs[i] for i in moved])
-    cts = cts or [Sym("ct", i, outputs[i].shape) for i in moved]
-    return read(program, [*leaves, *cts], known)[0]
-
-
-# --- several operations ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Route:
-    """The operations between two values, and the values that they read beside.
+class _Problem:
+    """A statement to derive, and the position of the input to differentiate with respect to."""
 
-    Attributes:
-        nodes: the operations, in program order.
-        inputs: the value in front, then those that are held.
-        between: the values made on the way, the last one at the end.
-    """
+    statement: Statement
+    position: int
+    primitives: Mapping[str, PrimitiveReader]
 
-    nodes: tuple[Node, ...]
-    inputs: tuple[Value, ...]
-    between: tuple[Value, ...]
+    @cached_property
+    def structs(self) -> list[jax.ShapeDtypeStruct]:
+        return [_struct(value) for value in self.statement.inputs]
+
+    @cached_property
+    def leaves(self) -> list[Expr]:
+        return [Sym("in", i, s.shape) for i, s in enumerate(self.structs)]
+
+    @cached_property
+    def program(self) -> _jaxpr.Program | None:
+        return _traced(self.statement.function, *self.structs)
+
+    @cached_property
+    def outputs(self) -> list[jax.ShapeDtypeStruct]:
+        assert self.program is not None
+        return [_jaxpr.struct_of(atom) for atom in self.program.jaxpr.outvars]
+
+    @cached_property
+    def forward(self) -> list[Expr] | None:
+        """The outputs, as they enter the algebra."""
+        return self._read_forward(self.primitives)
+
+    @cached_property
+    def shown(self) -> Expr | None:
+        """The first output as it is shown: `stop_gradient` equals its operand, but has another derivative."""
+        found = self._read_forward({**self.primitives, "stop_gradient": _stop_gradient})
+        return None if found is None else recognised(found[0])
+
+    def _read_forward(self, primitives: Mapping[str, PrimitiveReader]) -> list[Expr] | None:
+        if self.program is None:
+            return None
+        try:
+            return list(read(self.program, self.leaves, Style(primitives, opened=False)))
+        except (Unreadable, TooLarge):
+            return None
+
+    def derivative(self, names: Mapping[Expr, Expr] | None = None) -> Derivative:
+        """The derivative; expressions that are keys of `names` are written as the values of it."""
+        if self.program is None:
+            return NO_FORMULA
+        local = self._local()
+        if local is not None and names:  # the factors of a chain in the order of the backward pass
+            ones = broadcast(ONE, self.structs[self.position].shape)
+            pulled = self._pulled(names, [ones])
+            local = local if pulled is None else unbroadcast(pulled)
+        if local is not None:
+            return self._derivative("local", as_polynomial(local, self.leaves[self.position]))
+        known = {x: Sym("out", i, x.shape) for i, x in enumerate(self.forward or ())}
+        known = {x: name for x, name in known.items() if not isinstance(x, Sym | Num)} | dict(names or {})
+        pulled = self._pulled(known)
+        return NO_FORMULA if pulled is None else self._derivative("vjp", pulled)
+
+    def _derivative(self, form: str, right: Expr) -> Derivative:
+        if self.forward is not None:
+            right = in_terms_of(Sym("out", 0, self.forward[0].shape), self.forward[0], right)
+        return Derivative(form, self.shown, recognised(right))
+
+    def _local(self) -> Expr | None:
+        """The factor of each element, None where the map is not elementwise."""
+        point = self.structs[self.position]
+        if (
+            len(self.outputs) != 1
+            or self.outputs[0].shape != point.shape
+            or self.outputs[0].dtype != point.dtype
+        ):
+            return None
+
+        def push(values: Sequence[Array], tangent: Array) -> Array:
+            return jax.jvp(self._along(values, [0]), (values[self.position],), (tangent,))[1][0]
+
+        program = _traced(push, self.structs, point)
+        if program is None:
+            return None
+        tangent = Sym("t", 0, point.shape)
+        try:
+            (pushed,) = read(program, [*self.leaves, tangent], Style(self.primitives))
+            if point.shape != () and not is_diagonal(pushed, tangent):
+                return None
+            if "complex" in str(point.dtype) and not _is_holomorphic(pushed, tangent):
+                return None
+            (right,) = read(program, [*self.leaves, broadcast(ONE, point.shape)], Style(self.primitives))
+        except (Unreadable, TooLarge):
+            return None
+        return unbroadcast(right)
+
+    def _pulled(self, known: Mapping[Expr, Expr], cts: Sequence[Expr] | None = None) -> Expr | None:
+        """The cotangent of the argument, from those of the outputs."""
+        inexact = [i for i, out in enumerate(self.outputs) if _jaxpr.is_inexact(out.dtype)]
+
+        def pull(values: Sequence[Array], cts: Sequence[Array]) -> Array:
+            return jax.vjp(self._along(values, inexact), values[self.position])[1](cts)[0]
+
+        program = _traced(pull, self.structs, [self.outputs[i] for i in inexact])
+        if program is None:
+            return None
+        cts = cts or [Sym("ct", i, self.outputs[i].shape) for i in inexact]
+        try:
+            return read(program, [*self.leaves, *cts], Style(self.primitives, known))[0]
+        except (Unreadable, TooLarge):
+            return None
+
+    def _along(self, values: Sequence[Array], outputs: Sequence[int]) -> Callable[[Array], list[Array]]:
+        """The function of the differentiated argument alone, with some of its outputs."""
+
+        def of(x: Array) -> list[Array]:
+            found = self.statement.function(*(x if i == self.position else v for i, v in enumerate(values)))
+            return [found[i] for i in outputs]
+
+        return of
 
 
-def route_of(nodes: Sequence[Node], source: Value, target: Value) -> Route:
-    made = {value.id: value for node in nodes for value in node.outputs}
-    read_ = [v for node in nodes for v in node.operands if v.id not in made and v.id != source.id]
-    between = [value for value in made.values() if value.id != target.id]
-    return Route(tuple(nodes), (source, *distinct(read_)), (*between, target))
+def _stop_gradient(operands: Sequence[Expr], equation: Equation) -> Expr:
+    return apply("stop_gradient", *operands)
 
 
-def derive_route(route: Route) -> Derived:
-    """The derivative of the end of a route with respect to its beginning, values between under their names."""
-    target = route.between[-1]
-    if any(node.opened or not _may_open(node) for node in route.nodes):
-        return _MAP
-
-    def fun(*values: Any) -> Sequence[Any]:
-        env = dict(zip((value.id for value in route.inputs), values, strict=True))
-        for node in route.nodes:
-            operands = [env[v.id] if v.id >= 0 else v.literal for v in node.operands]
-            env |= zip((v.id for v in node.outputs), evaluate(node, operands), strict=True)
-        return [env[target.id]]
-
-    try:
-        names = _names_between(route)
-    except (Unreadable, TooLarge):
-        names = {}
-    return _derive(fun, [_struct(v) for v in route.inputs], 0, names)
-
-
-def _names_between(route: Route) -> dict[Expr, Expr]:
-    """What each value on the way stands for, one operation deep."""
-    symbols: dict[int, Expr] = {v.id: Sym("in", i, v.shape) for i, v in enumerate(route.inputs)}
-    symbols |= {v.id: Sym("mid", i, v.shape) for i, v in enumerate(route.between)}
-    names: dict[Expr, Expr] = {}
-    for node in route.nodes:
-        inputs = distinct(node.operands)
-        leaves = [symbols[v.id] for v in inputs]
-        found = read(_jaxpr.trace(_function_of(node, inputs), *map(_struct, inputs)), leaves, opened=False)
-        for expr, value in zip(found, node.outputs, strict=True):
-            if not isinstance(expr, Sym | Num):
-                names[expr] = symbols[value.id]
-    return names
+def _is_holomorphic(x: Expr, t: Expr) -> bool:
+    return not any(isinstance(e, Apply) and e.fn in _NOT_HOLOMORPHIC for e in dependents(x, t))

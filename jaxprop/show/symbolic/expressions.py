@@ -1,71 +1,74 @@
-"""Expressions: small trees of numbers, symbols, sums, products and calls, simplified as they are made.
+"""Expressions: immutable trees of numbers, symbols, sums, products and applied functions.
 
-What is equal is written one way: `x * x` and `x**2`, `-(a - b)` and `b - a` are one expression. The order of
-what the user wrote is kept for reading, and does not count in comparing.
+Build them with the functions of `arithmetic` and `arrays`, which simplify: `x * x` and `x**2`, `-(a - b)` and
+`b - a` are one expression. Equality ignores the order of terms and factors; the order is kept for reading.
+Nothing here recurses, so an expression may be as deep as it is large.
 """
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-Number: TypeAlias = Fraction | float | complex | bool
-Shape: TypeAlias = tuple[int, ...]
+from ...core.types import Dtype, Shape
 
-#: No formula is longer than this, counted in symbols, numbers and operations.
+Number: TypeAlias = Fraction | float | complex | bool
+T = TypeVar("T")
+
+#: The size of the largest expression: its symbols, numbers and operations, counted as a tree.
 LIMIT = 400
 
 
 class TooLarge(Exception):
-    """An expression that nobody would want to read."""
+    """Raised for an expression larger than anybody would read."""
 
 
 class Expr:
-    """An expression. Immutable; equal to what is written the same up to the order of sums and products.
+    """An expression; equal to another that differs only in the order of terms and factors.
 
     Attributes:
         shape: the shape of its value.
-        size: how many symbols, numbers and operations it is made of.
-        parts: the expressions it is made of.
+        size: the number of symbols, numbers and operations in it.
+        parts: the expressions it is built from.
     """
 
-    __slots__ = ("_hash", "_key", "parts", "shape", "size")
+    __slots__ = ("_digest", "parts", "shape", "size")
 
-    def __init__(self, key: Any, shape: Shape, parts: Sequence["Expr"]) -> None:
+    def __init__(self, key: str, shape: Shape, parts: Sequence["Expr"], digests: Iterable[bytes]) -> None:
         self.shape, self.parts = shape, tuple(parts)
         self.size = 1 + sum(part.size for part in parts)
         if self.size > LIMIT:
             raise TooLarge
-        self._key = (type(self), key)
-        self._hash = hash(self._key)
+        # A digest of the structure: comparing the trees themselves would recurse.
+        own = f"{type(self).__name__} {key}".encode()
+        self._digest = hashlib.blake2b(b"|".join((own, *digests)), digest_size=16).digest()
 
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self._digest)
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, Expr) and self._hash == other._hash and self._key == other._key
-        )
+        return self is other or (isinstance(other, Expr) and self._digest == other._digest)
 
 
 class Num(Expr):
-    """A number: exact (`Fraction`) where it is whole or a quotient of whole numbers."""
+    """A number, exact (`Fraction`) where it is an integer or a ratio of integers."""
 
     __slots__ = ("value",)
 
     def __init__(self, value: Number) -> None:
         self.value = value
-        # True is not 1 here, and a NaN is a NaN.
-        super().__init__((isinstance(value, bool), value if value == value else "nan"), (), ())
+        super().__init__(f"{isinstance(value, bool)} {number_key(value)}", (), (), ())  # True differs from 1
 
 
 class Sym(Expr):
-    """A symbol: what it is called is said when it is printed.
+    """A symbol. Its name is chosen when the expression is printed.
 
     Attributes:
-        role: `in` for an operand, `out` for a result, `ct` for the cotangent of a result.
+        role: `in` for an operand, `out` for an output, `ct` for the cotangent of an output.
         index: which of them.
     """
 
@@ -73,18 +76,18 @@ class Sym(Expr):
 
     def __init__(self, role: str, index: int, shape: Shape = ()) -> None:
         self.role, self.index = role, index
-        super().__init__((role, index), shape, ())
+        super().__init__(f"{role} {index}", shape, (), ())
 
 
 class Sum(Expr):
-    """`sum_i coefficient_i * term_i`. Terms are neither sums nor numbers times something, but for `ONE`."""
+    """`sum_i coefficient_i * term_i`. A constant term is a multiple of `ONE`; no term is itself a sum."""
 
     __slots__ = ("terms",)
 
     def __init__(self, terms: Sequence[tuple[Number, Expr]], shape: Shape) -> None:
         self.terms = tuple(terms)
-        key = frozenset((term, _plain(coefficient)) for coefficient, term in terms)
-        super().__init__(key, shape, [term for _, term in terms])
+        digests = sorted(term._digest + number_key(coefficient).encode() for coefficient, term in terms)
+        super().__init__("", shape, [term for _, term in terms], digests)
 
 
 class Prod(Expr):
@@ -94,18 +97,18 @@ class Prod(Expr):
 
     def __init__(self, coefficient: Number, factors: Sequence[tuple[Expr, Number]], shape: Shape) -> None:
         self.coefficient, self.factors = coefficient, tuple(factors)
-        key = (_plain(coefficient), frozenset((factor, _plain(exponent)) for factor, exponent in factors))
-        super().__init__(key, shape, [factor for factor, _ in factors])
+        digests = sorted(factor._digest + number_key(exponent).encode() for factor, exponent in factors)
+        super().__init__(number_key(coefficient), shape, [factor for factor, _ in factors], digests)
 
 
-class Call(Expr):
-    """A function of expressions.
+class Apply(Expr):
+    """A function applied to expressions.
 
     Attributes:
-        fn: its name.
-        args: what it is called with.
-        params: what it is called with beside, that is no expression.
-        pointwise: whether each number of the result depends on the numbers at its own place alone.
+        fn: the name of the function.
+        args: its arguments.
+        params: its other arguments, which are not expressions.
+        pointwise: whether each element of the result depends only on the elements at the same index.
     """
 
     __slots__ = ("args", "fn", "params", "pointwise")
@@ -119,19 +122,15 @@ class Call(Expr):
         pointwise: bool = True,
     ) -> None:
         self.fn, self.args, self.params, self.pointwise = fn, tuple(args), dict(params or {}), pointwise
-        key = (fn, self.args, shape, tuple(sorted((name, repr(value)) for name, value in self.params.items())))
-        super().__init__(key, shape, self.args)
+        key = f"{fn} {shape} {sorted((name, repr(value)) for name, value in self.params.items())}"
+        super().__init__(key, shape, self.args, (arg._digest for arg in self.args))
 
 
-def _plain(number: Number) -> Any:
-    return number if number == number else "nan"
+# --- numbers -----------------------------------------------------------------------------------------
 
 
-# --- numbers ---------------------------------------------------------------------------------------
-
-
-def exact(value: Any) -> Number:
-    """A number as exact as it is meant: whole floats are whole numbers."""
+def exact(value: object) -> Number:
+    """Return a number as exactly as it can be meant: `2.0` becomes the integer 2."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, Fraction):
@@ -140,295 +139,116 @@ def exact(value: Any) -> Number:
         return exact(value.real) if value.imag == 0 else complex(value)
     if isinstance(value, int | np.integer):
         return Fraction(int(value))
-    value = float(value)
-    return Fraction(int(value)) if math.isfinite(value) and value == int(value) and abs(value) < 1e15 else value
+    real = float(value)  # type: ignore[arg-type]
+    return Fraction(int(real)) if math.isfinite(real) and real == int(real) and abs(real) < 1e15 else real
 
 
-def number(value: Any) -> Num:
+def num(value: object) -> Num:
+    """Return a number as an expression."""
     return Num(exact(value))
 
 
-ZERO, ONE = number(0), number(1)
-
-
-def _power(base: Number, exponent: Number) -> Number | None:
-    """`base ** exponent` of numbers; None where there is none."""
-    try:
-        if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
-            return exact(base ** int(exponent))
-        if isinstance(base, complex) or isinstance(exponent, complex):
-            return exact(complex(base) ** complex(exponent))
-        result = float(base) ** float(exponent)
-    except (ZeroDivisionError, OverflowError, TypeError):
-        return None
-    return None if isinstance(result, complex) else exact(result)
-
-
-def _times(a: Number, b: Number) -> Number:
-    return exact(a * b)
-
-
-def _plus(a: Number, b: Number) -> Number:
-    return exact(a + b)
-
-
-# --- sums and products -------------------------------------------------------------------------------
-
-
-def shape_of(parts: Iterable[Expr]) -> Shape:
-    return np.broadcast_shapes(*(part.shape for part in parts))
-
-
-def add(*parts: Expr) -> Expr:
-    """A sum, like terms collected: `x + x` is `2*x`, `x - x` is 0."""
-    return _sum([(Fraction(1), part) for part in parts])
-
-
-def subtract(a: Expr, b: Expr) -> Expr:
-    return _sum([(Fraction(1), a), (Fraction(-1), b)])
-
-
-def negate(x: Expr) -> Expr:
-    return _sum([(Fraction(-1), x)])
-
-
-def _sum(parts: Sequence[tuple[Number, Expr]]) -> Expr:
-    shape = shape_of(part for _, part in parts)
-    collected: dict[Expr, Number] = {}
-    for coefficient, part in parts:
-        for own, term in _terms(narrow(part)):
-            collected[term] = _plus(collected.get(term, Fraction(0)), _times(coefficient, own))
-    kept = [(coefficient, term) for term, coefficient in collected.items() if coefficient != 0]
-    if not kept:
-        return spread(ZERO, shape)
-    if len(kept) == 1:
-        return spread(multiply(Num(kept[0][0]), kept[0][1]), shape)
-    shared = _common_factor([term for _, term in kept])
-    if shared is not None:
-        rest = _sum([(coefficient, divide(term, shared)) for coefficient, term in kept])
-        return spread(multiply(shared, rest), shape)
-    return spread(Sum(_readable(kept), shape_of(term for _, term in kept)), shape)
-
-
-def _terms(part: Expr) -> Iterable[tuple[Number, Expr]]:
-    if isinstance(part, Sum):
-        return part.terms
-    if isinstance(part, Num):
-        return [(part.value, ONE)]
-    if isinstance(part, Prod):
-        bare = _product(Fraction(1), dict(part.factors))
-        if isinstance(bare, Sum):  # 2*(a + b) stays as it is
-            return (
-                [(part.coefficient, bare)]
-                if part.coefficient != -1
-                else [(_times(Fraction(-1), own), term) for own, term in bare.terms]
-            )
-        return [(part.coefficient, bare)]
-    return [(Fraction(1), part)]
-
-
-def _common_factor(terms: Sequence[Expr]) -> Expr | None:
-    """A factor all terms have: `a - a*b` is `a*(1 - b)`."""
-    sets = [_factors(term) for term in terms]
-    for factor, exponent in sets[0].items():
-        if _whole(exponent) and all(_whole(s.get(factor, Fraction(0))) for s in sets[1:]):
-            return factor
-    return None
-
-
-def _whole(exponent: Number) -> bool:
-    return isinstance(exponent, Fraction) and exponent.denominator == 1 and exponent >= 1
-
-
-def _factors(term: Expr) -> dict[Expr, Number]:
-    if isinstance(term, Prod):
-        return dict(term.factors)
-    return {} if isinstance(term, Num) else {term: Fraction(1)}
-
-
-def _readable(terms: Sequence[tuple[Number, Expr]]) -> list[tuple[Number, Expr]]:
-    """No minus sign in front where there is a plus: `1 - a`, not `-a + 1`."""
-    first = next((i for i, (coefficient, _) in enumerate(terms) if not _negative(coefficient)), 0)
-    return [terms[first], *terms[:first], *terms[first + 1 :]]
-
-
-def _negative(value: Number) -> bool:
+def is_negative(value: Number) -> bool:
     return not isinstance(value, complex) and value < 0
 
 
-def negative(x: Expr) -> bool:
-    """Whether an expression is written with a minus sign in front."""
-    if isinstance(x, Num):
-        return _negative(x.value)
-    return isinstance(x, Prod) and _negative(x.coefficient)
+def number_key(value: Number) -> str:
+    """A text that is equal for equal numbers: `1/2` for 0.5 and for `Fraction(1, 2)`."""
+    if isinstance(value, complex) or not math.isfinite(value):
+        return repr(complex(value)) if value == value else "nan"
+    numerator, denominator = value.as_integer_ratio()
+    return f"{numerator}/{denominator}"
 
 
-def multiply(*parts: Expr) -> Expr:
-    """A product, powers collected: `x * x` is `x**2`, `0 * x` is 0."""
-    shape = shape_of(parts)
-    coefficient: Number = Fraction(1)
-    collected: dict[Expr, Number] = {}
-    for part in map(narrow, parts):
-        if isinstance(part, Num):
-            coefficient = _times(coefficient, part.value)
+ZERO, ONE = num(0), num(1)
+
+# --- walking -----------------------------------------------------------------------------------------
+
+
+def walk(x: Expr) -> Iterator[Expr]:
+    """Every expression inside `x`, `x` included, each after its own parts."""
+    done: set[int] = set()
+    stack = [x]
+    while stack:
+        here = stack[-1]
+        missing = [part for part in here.parts if id(part) not in done]
+        if missing:
+            stack.extend(reversed(missing))
             continue
-        if isinstance(part, Prod):
-            coefficient = _times(coefficient, part.coefficient)
-        for factor, exponent in part.factors if isinstance(part, Prod) else ((part, Fraction(1)),):
-            collected[factor] = _plus(collected.get(factor, Fraction(0)), exponent)
-    return spread(_product(coefficient, collected), shape)
+        stack.pop()
+        if id(here) not in done:
+            done.add(id(here))
+            yield here
 
 
-def divide(a: Expr, b: Expr) -> Expr:
-    return multiply(a, power(b, Fraction(-1)))
+def fold(x: Expr, visit: Callable[[Expr, list[T]], T]) -> T:
+    """Combine the results of the parts, from the leaves up: `visit(expression, results of its parts)`."""
+    found: dict[int, T] = {}
+    for here in walk(x):
+        found[id(here)] = visit(here, [found[id(part)] for part in here.parts])
+    return found[id(x)]
 
 
-def power(x: Expr, exponent: Number) -> Expr:
-    """`x ** exponent` for a number."""
-    base, shape = narrow(x), x.shape
-    if isinstance(base, Num):
-        folded = _power(base.value, exponent)
-        return spread(Num(folded) if folded is not None else Call("pow", (base, Num(exponent)), ()), shape)
-    whole = isinstance(exponent, Fraction) and exponent.denominator == 1
-    if isinstance(base, Prod) and whole:
-        coefficient = _power(base.coefficient, exponent)
-        if coefficient is not None:
-            return spread(_product(coefficient, {f: _times(e, exponent) for f, e in base.factors}), shape)
-    return spread(_product(Fraction(1), {base: exponent}), shape)
-
-
-def _product(coefficient: Number, factors: Mapping[Expr, Number]) -> Expr:
-    kept = {factor: exponent for factor, exponent in factors.items() if exponent != 0}
-    if coefficient == 0 or not kept:
-        return Num(coefficient)
-    masked = _masked(coefficient, kept)
-    if masked is not None:
-        return masked
-    square = _difference_of_squares(kept)
-    if square is not None:
-        return multiply(Num(coefficient), *square)
-    only = next(iter(kept)) if list(kept.values()) == [1] else None
-    if only is not None and coefficient == 1:
-        return only
-    if isinstance(only, Sum) and coefficient == -1:
-        return Sum(_readable([(_times(Fraction(-1), c), t) for c, t in only.terms]), only.shape)
-    return Prod(coefficient, list(kept.items()), shape_of(kept))
-
-
-def _masked(coefficient: Number, factors: Mapping[Expr, Number]) -> Expr | None:
-    """A mask covers a product: `where(c, a, 0) * b` is `where(c, a * b, 0)`."""
-    mask = next((f for f, e in factors.items() if e == 1 and is_mask(f)), None)
-    if mask is None:
-        return None
-    rest = [power(factor, exponent) for factor, exponent in factors.items() if factor != mask]
-    condition, yes, no = mask.args  # type: ignore[attr-defined]
-    sides = [x if x == ZERO else multiply(Num(coefficient), x, *rest) for x in (yes, no)]
-    return where(condition, *sides)
-
-
-def is_mask(x: Expr) -> bool:
-    return isinstance(x, Call) and x.fn == "where" and ZERO in x.args[1:]
-
-
-def _difference_of_squares(factors: Mapping[Expr, Number]) -> list[Expr] | None:
-    """`(1 + a) * (1 - a)` is `1 - a**2`."""
-    for factor, exponent in factors.items():
-        if exponent != 1 or not isinstance(factor, Sum) or len(factor.terms) != 2:
-            continue
-        (c, one), (d, term) = factor.terms if factor.terms[0][1] == ONE else factor.terms[::-1]
-        if one != ONE:
-            continue
-        other = Sum([(c, ONE), (_times(Fraction(-1), d), term)], factor.shape)
-        if factors.get(other) == 1:
-            rest = [power(f, e) for f, e in factors.items() if f not in (factor, other)]
-            squares = subtract(Num(_times(c, c)), multiply(Num(_times(d, d)), power(term, Fraction(2))))
-            return [squares, *rest]
-    return None
-
-
-# --- calls that simplify -----------------------------------------------------------------------------
-
-
-def where(condition: Expr, yes: Expr, no: Expr) -> Expr:
-    """`yes` where the condition holds, else `no`."""
-    shape = shape_of((condition, yes, no))
-    condition, yes, no = map(narrow, (condition, yes, no))
-    if isinstance(condition, Num):
-        return spread(yes if condition.value else no, shape)
-    if yes == no:
-        return spread(yes, shape)
-    if isinstance(condition, Call) and condition.fn == "not":
-        condition, yes, no = condition.args[0], no, yes
-    return spread(Call("where", (condition, yes, no), shape_of((condition, yes, no))), shape)
-
-
-def compare(fn: str, a: Expr, b: Expr) -> Expr:
-    """`a == b` and the like, decided where both are numbers."""
-    shape = shape_of((a, b))
-    a, b = narrow(a), narrow(b)
-    if isinstance(a, Num) and isinstance(b, Num) and not isinstance(a.value, complex | bool):
-        return spread(Num(bool(_COMPARE[fn](a.value, b.value))), shape)
-    return spread(Call(fn, (a, b), shape_of((a, b))), shape)
-
-
-_COMPARE: dict[str, Any] = {
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b,
-}
-
-
-def apply(fn: str, *args: Expr, **params: Any) -> Expr:
-    """A function that goes number by number."""
-    bare = tuple(map(narrow, args))
-    return spread(Call(fn, bare, shape_of(bare), params), shape_of(args))
-
-
-def raised(x: Expr, y: Expr) -> Expr:
-    """`x ** y`."""
-    exponent = narrow(y)
-    if isinstance(exponent, Num):
-        return spread(power(x, exponent.value), shape_of((x, y)))
-    return apply("pow", x, y)
-
-
-# --- broadcasting --------------------------------------------------------------------------------------
-
-
-def spread(x: Expr, shape: Shape) -> Expr:
-    """Broadcast as NumPy does: to the shape, aligned at the last axis."""
-    if x.shape == shape:
-        return x
-    return Call("broadcast_to", (narrow(x),), shape, pointwise=False)
-
-
-def narrow(x: Expr) -> Expr:
-    """What was broadcast, as it was before: in sums and products it comes to the same."""
-    if not isinstance(x, Call):
-        return x
-    if x.fn == "broadcast_to" or (x.fn == "reshape" and _is_put_in_front(x)):
-        return narrow(x.args[0])
-    return x
-
-
-def _is_put_in_front(x: Call) -> bool:
-    """Whether a reshape only puts axes of length one in front: NumPy does so by itself."""
-    inner = x.args[0].shape
-    new = len(x.shape) - len(inner)
-    return new > 0 and x.shape == (1,) * new + inner
+def dependents(x: Expr, part: Expr) -> list[Expr]:
+    """The expressions inside `x` that are built from `part`, `part` excluded."""
+    contains: set[int] = set()
+    found = []
+    for here in walk(x):
+        if here == part:
+            contains.add(id(here))
+        elif any(id(inner) in contains for inner in here.parts):
+            contains.add(id(here))
+            found.append(here)
+    return found
 
 
 def contains(x: Expr, part: Expr) -> bool:
-    return x == part or any(contains(inner, part) for inner in x.parts)
+    return any(here == part for here in walk(x))
 
 
-def diagonal(x: Expr, part: Expr) -> bool:
-    """Whether each number of `x` depends on the number of `part` at its own place alone."""
-    if x == part or not contains(x, part):
-        return True
-    if x.shape != part.shape or (isinstance(x, Call) and not x.pointwise):
-        return False
-    return all(diagonal(inner, part) for inner in x.parts)
+def is_diagonal(x: Expr, part: Expr) -> bool:
+    """Whether each element of `x` depends only on the element of `part` at the same index."""
+    return all(
+        here.shape == part.shape and (not isinstance(here, Apply) or here.pointwise)
+        for here in dependents(x, part)
+    )
+
+
+def is_pointwise(x: Expr) -> bool:
+    """Whether `x` is built from pointwise functions and broadcasts alone."""
+    return all(not isinstance(e, Apply) or e.pointwise or e.fn == "broadcast_to" for e in walk(x))
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+class Unreadable(Exception):
+    """Raised where no expression stands for an equation; the argument is the name of the primitive."""
+
+
+@dataclass(frozen=True)
+class Equation:
+    """What the reader of a primitive is given besides the operands.
+
+    Attributes:
+        primitive: the name of the primitive.
+        params: its parameters, as in the jaxpr.
+        shapes: the shape of each output.
+        dtypes: the dtype of each output.
+        operand_dtypes: the dtype of each operand.
+    """
+
+    primitive: str
+    params: Mapping[str, Any]
+    shapes: tuple[Shape, ...]
+    dtypes: tuple[Dtype, ...]
+    operand_dtypes: tuple[Dtype, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the first output."""
+        return self.shapes[0]
+
+
+#: Turns the operands of an equation into what it computes: an expression, or one for each output.
+PrimitiveReader: TypeAlias = Callable[[Sequence[Expr], Equation], Expr | Sequence[Expr]]

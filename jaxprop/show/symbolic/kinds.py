@@ -1,4 +1,4 @@
-"""What kind of map an operation is, in a word and in a sentence, where a formula would not say it."""
+"""The kind of a map in a word and in a sentence, for operations without a formula."""
 
 from typing import NamedTuple
 
@@ -8,24 +8,25 @@ class Kind(NamedTuple):
 
     Attributes:
         word: the kind, in a word.
-        sentence: what becomes of the cotangent; `{d_of}` and `{wrt}` stand for the names.
+        sentence: how the cotangent is propagated; `{d_of}` and `{wrt}` stand for the names.
     """
 
     word: str
     sentence: str
 
 
-_READ = "each number of {d_of} is added back to the place of {wrt} it was read from"
-_WINDOW = "each number of {d_of} goes to the window of {wrt} it was made from"
-_BACK = "each number of {d_of} goes back to the place it came from"
-_SOLVE = "{d_of} is taken through a linear solve with the transposed matrix"
-_OWN = "{d_of} crosses by the rule the function brings along"
+_READ = "the elements of {d_of} are added to the elements of {wrt} that were read"
+_WINDOW = "each element of {d_of} is propagated to the window of {wrt} it was computed from"
+_MOVED = "the elements of {d_of} are moved back to their places in {wrt}"
+_ACCUMULATED = "each element of {wrt} receives {d_of} summed over the results it contributes to"
+_SOLVE = "a linear solve with the transposed matrix is applied to {d_of}"
+_FACTORS = "{d_of} is propagated through the factors of the matrix"
 
 _KINDS = {
     "gather": Kind("gather", _READ),
     "dynamic_slice": Kind("slice", _READ),
-    "scatter": Kind("scatter", _BACK),
-    "sort": Kind("permutation", _BACK),
+    "scatter": Kind("scatter", _MOVED),
+    "sort": Kind("permutation", _MOVED),
     "top_k": Kind("gather", _READ),
     "approx_top_k": Kind("gather", _READ),
     "select_and_gather_add": Kind("windowed reduction", _WINDOW),
@@ -34,49 +35,46 @@ _KINDS = {
     "reduce_window_sum": Kind("windowed reduction", _WINDOW),
     "reduce_window_max": Kind("windowed reduction", _WINDOW),
     "reduce_window_min": Kind("windowed reduction", _WINDOW),
-    "conv_general_dilated": Kind(
-        "convolution", "the transposed convolution: {d_of} is convolved with the other operand"
-    ),
-    "ragged_dot_general": Kind("contraction", "{d_of} is multiplied, group by group, with the other operand"),
+    "conv_general_dilated": Kind("convolution", "a transposed convolution of {d_of} with the other operand"),
+    "ragged_dot_general": Kind("contraction", "{d_of} is multiplied by the other operand, group by group"),
     "fft": Kind("transform", "the transposed Fourier transform of {d_of}"),
     "triangular_solve": Kind("linear solve", _SOLVE),
     "custom_linear_solve": Kind("linear solve", _SOLVE),
     "tridiagonal_solve": Kind("linear solve", _SOLVE),
-    "cholesky": Kind("factorization", _SOLVE),
-    "lu": Kind("factorization", _SOLVE),
-    "qr": Kind("factorization", _SOLVE),
-    "eigh": Kind("factorization", "{d_of} is taken through the eigenvectors"),
-    "eig": Kind("factorization", "{d_of} is taken through the eigenvectors"),
-    "svd": Kind("factorization", "{d_of} is taken through the singular vectors"),
-    "scan": Kind("loop", "the steps of the loop, last to first"),
-    "while": Kind("loop", "a loop that cannot be walked back"),
+    "cholesky": Kind("factorization", _FACTORS),
+    "lu": Kind("factorization", _FACTORS),
+    "qr": Kind("factorization", _FACTORS),
+    "eigh": Kind("factorization", "{d_of} is propagated through the eigenvectors"),
+    "eig": Kind("factorization", "{d_of} is propagated through the eigenvectors"),
+    "svd": Kind("factorization", "{d_of} is propagated through the singular vectors"),
+    "scan": Kind("loop", "the steps of the loop, from the last to the first"),
+    "while": Kind("loop", "a loop without a reverse-mode derivative"),
     "cond": Kind("branch", "the branch that was taken"),
-    "checkpoint": Kind("recomputed body", "the body is run again, then walked back"),
-    "cumprod": Kind("cumulative", "{d_of} is summed over all results a number takes part in"),
-    "cummax": Kind("cumulative", _BACK),
-    "cummin": Kind("cumulative", _BACK),
-    "cumlogsumexp": Kind("cumulative", "{d_of} is summed over all results a number takes part in"),
-    "reduce_prod": Kind("reduction", "{d_of} times the product of all other numbers"),
-    "dot_general": Kind("contraction", "{d_of} is multiplied with the other operand"),
-    "reduce_sum": Kind("reduction", "{d_of} goes to every number that was summed"),
-    "reduce_max": Kind("reduction", "{d_of} goes to the largest numbers, shared equally"),
-    "reduce_min": Kind("reduction", "{d_of} goes to the smallest numbers, shared equally"),
+    "checkpoint": Kind("recomputed body", "the body is recomputed, then differentiated"),
+    "cumprod": Kind("cumulative", _ACCUMULATED),
+    "cummax": Kind("cumulative", _MOVED),
+    "cummin": Kind("cumulative", _MOVED),
+    "cumlogsumexp": Kind("cumulative", _ACCUMULATED),
+    "reduce_prod": Kind("reduction", "{d_of} times the product of all other elements"),
+    "dot_general": Kind("contraction", "{d_of} is multiplied by the other operand"),
+    "reduce_sum": Kind("reduction", "{d_of} is broadcast to all elements of the sum"),
+    "reduce_max": Kind("reduction", "{d_of} is propagated to the largest elements, in equal parts"),
+    "reduce_min": Kind("reduction", "{d_of} is propagated to the smallest elements, in equal parts"),
     "broadcast_in_dim": Kind("broadcast", "{d_of} is summed over the copies"),
-    "cumsum": Kind("cumulative", "a cumulative sum the other way round"),
-    "pad": Kind("slice", _BACK),
-    "slice": Kind("slice", _BACK),
-    "split": Kind("slice", _BACK),
-    "dynamic_update_slice": Kind("slice", _BACK),
-    "concatenate": Kind("concatenation", _BACK),
-    "convert_element_type": Kind("conversion", "{d_of} in the other type"),
+    "cumsum": Kind("cumulative", "the cumulative sum of {d_of} in the opposite direction"),
+    "pad": Kind("slice", _MOVED),
+    "slice": Kind("slice", _MOVED),
+    "split": Kind("slice", _MOVED),
+    "dynamic_update_slice": Kind("slice", _MOVED),
+    "concatenate": Kind("concatenation", _MOVED),
+    "convert_element_type": Kind("conversion", "{d_of} converted to the dtype of {wrt}"),
+    **dict.fromkeys(("transpose", "rev"), Kind("permutation", _MOVED)),
+    **dict.fromkeys(("reshape", "squeeze", "expand_dims", "copy", "name"), Kind("reshape", _MOVED)),
 }
-_REARRANGED = dict.fromkeys(("transpose", "rev"), Kind("permutation", _BACK))
-_RESHAPED = dict.fromkeys(("reshape", "squeeze", "expand_dims", "copy", "name"), Kind("reshape", _BACK))
-_KINDS |= _REARRANGED | _RESHAPED
 
-OWN = Kind("custom rule", _OWN)
-OPAQUE = Kind("opaque", "{d_of} crosses by JAX's own derivative of the operation")
-COMPOSITE = Kind("composite", "{d_of} is walked back through the operations between")
+OWN = Kind("custom rule", "{d_of} is propagated by the custom rule of the function")
+OPAQUE = Kind("opaque", "{d_of} is propagated by JAX's own rule for the operation")
+COMPOSITE = Kind("composite", "{d_of} is propagated through the operations in between")
 
 
 def kind_of(primitive: str) -> Kind:
@@ -90,5 +88,5 @@ def word_of(kind: Kind, form: str) -> str:
     """The word for a derivative of this form."""
     if form == "local" and kind not in (COMPOSITE, OWN):
         return "elementwise"
-    # A closed form that goes not number by number, of what has no kind: operands were broadcast.
+    # A primitive without a kind whose closed form is not elementwise: its operands were broadcast.
     return "broadcast" if kind is OPAQUE and form == "vjp" else kind.word

@@ -1,6 +1,21 @@
-"""Names of values as they stand in formulas, in text and in LaTeX."""
+"""Write the names of values as mathematics, in text and in LaTeX."""
 
 import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A piece of mathematics in text and in LaTeX; false where it is empty."""
+
+    text: str
+    latex: str
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+
+EMPTY = Spelled("", "")
 
 _SIMPLE = re.compile(r"[^\W\d]\w*(?:\.\w+|\[[^\[\]]*\])*(?:#\d+)?")
 _LETTERS = (

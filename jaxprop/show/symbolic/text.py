@@ -1,26 +1,30 @@
-"""Spells expressions as text: a line of NumPy."""
+"""Spell expressions as text: a line of NumPy."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from .einsum import as_matmul, outer_sides
-from .expressions import ONE, ZERO, Call, Expr, Num, Number, Prod, Sum, Sym, negative
+from .arithmetic import has_minus
+from .contractions import as_matmul, as_outer
+from .expressions import ONE, ZERO, Apply, Expr, Num, Number, Prod, Sum, Sym, is_negative, walk
 
-#: How strongly a piece of text holds together: Python's own order.
+#: How tightly a piece of text binds, loosest first: Python's own order.
 COMPARE, OR, XOR, AND, SUM, PRODUCT, UNARY, POWER, ATOM = range(9)
+
+#: A factor and its exponent.
+Factor: TypeAlias = tuple[Expr, Number]
 
 
 class Piece(NamedTuple):
-    """A piece of text and how strongly it holds together."""
+    """A piece of text and how tightly it binds."""
 
     text: str
     level: int
 
 
 class Names(NamedTuple):
-    """What the symbols of an expression are called: by role (`in`, `out`, `ct`), in order."""
+    """The names of the symbols of an expression, by role and index."""
 
     symbols: Mapping[tuple[str, int], str]
 
@@ -29,76 +33,93 @@ class Names(NamedTuple):
 
 
 def text(x: Expr, names: Names) -> str:
-    """An expression as a line of NumPy."""
-    return Text(names).of(x).text
+    """Spell an expression as a line of NumPy."""
+    return Speller(names).of(x).text
 
 
-def atom(x: Expr, names: Names) -> bool:
-    """Whether the text of an expression needs no parentheses anywhere."""
-    return Text(names).of(x).level == ATOM
+def is_atom(x: Expr, names: Names) -> bool:
+    """Whether the text of an expression never needs parentheses."""
+    return Speller(names).of(x).level == ATOM
 
 
-# --- numbers -------------------------------------------------------------------------------------------
+# --- numbers -----------------------------------------------------------------------------------------
 
 
-def spell_number(value: Any) -> str:
-    """A number as a person writes it: 2 not 2.0, 0.5, 1e-05."""
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, Fraction):
+def exact_number(value: Number) -> str:
+    """Spell a number of a formula to its last digit, the way a person does: 2 rather than 2.0, 0.5, 1e-05."""
+    if isinstance(value, bool | Fraction):
         return str(value)
     if isinstance(value, complex):
         return f"({value.real:.15g}{value.imag:+.15g}j)"
-    if not math.isfinite(value):
-        return "nan" if value != value else "inf" if value > 0 else "-inf"
     return f"{value:.15g}"
 
 
 def bracketed(number: str) -> str:
-    """A number inside a formula: a negative one in parentheses."""
+    """Put a negative number in parentheses."""
     return f"({number})" if number.startswith("-") else number
 
 
-def fraction_of(value: Number) -> tuple[Number, Number]:
-    """A coefficient as (above, below) the line: what is shorter to read."""
+def as_ratio(value: Number, divided: bool) -> tuple[Number, Number]:
+    """Split a coefficient into numerator and denominator, where that is shorter to read.
+
+    `divided` says whether other factors are divided by as well: then 0.5 is better written below the line too.
+    """
     if isinstance(value, Fraction):
         return Fraction(value.numerator), Fraction(value.denominator)
     if isinstance(value, bool | complex) or not math.isfinite(value) or value == 0:
         return value, Fraction(1)
+    if divided and abs(1 / value) in (2, 4, 8, 16):
+        return Fraction(1 if value > 0 else -1), Fraction(int(abs(1 / value)))
     inverse = float(f"{1 / value:.12g}")
-    if len(spell_number(value)) > 8 and len(spell_number(abs(inverse))) < 6:
+    if len(exact_number(value)) > 8 and len(exact_number(abs(inverse))) < 6:
         below = Fraction(int(abs(inverse))) if inverse == int(inverse) else abs(inverse)
         return Fraction(1 if value > 0 else -1), below
     return value, Fraction(1)
 
 
-# --- text ----------------------------------------------------------------------------------------------
+# --- spelling ----------------------------------------------------------------------------------------
 
 
-class Text:
+class Speller:
+    """Spells expressions, each after its parts, so that nothing recurses."""
+
     def __init__(self, names: Names) -> None:
         self.names = names
+        self._spelled: dict[
+            int, tuple[Expr, Piece]
+        ] = {}  # the expressions are kept: an id alone may be used again
 
     def of(self, x: Expr) -> Piece:
-        if isinstance(x, Num):
-            return self.number(x.value)
-        if isinstance(x, Sym):
-            return Piece(self.names.of(x), ATOM)
-        if isinstance(x, Sum):
-            return self.sum(x)
-        if isinstance(x, Prod):
-            return self.product(x)
-        return self.call(x)  # type: ignore[arg-type]
+        if id(x) not in self._spelled:
+            for here in walk(x):
+                if id(here) not in self._spelled:
+                    self._spelled[id(here)] = here, self._spell(here)
+        return self._spelled[id(x)][1]
+
+    def _spell(self, x: Expr) -> Piece:
+        """Spell an expression whose parts are spelled."""
+        match x:
+            case Num():
+                return self.number(x.value)
+            case Sym():
+                return Piece(self.names.of(x), ATOM)
+            case Sum():
+                return self.sum(x)
+            case Prod():
+                return self.product(x)
+            case Apply():
+                return self.applied(x)
+        raise TypeError(x)
 
     def at(self, x: Expr, level: int) -> str:
-        """An expression where at least `level` is needed."""
+        """An expression where the context binds with `level`."""
         return self.wrapped(self.of(x), level)
 
     def wrapped(self, piece: Piece, level: int) -> str:
         return piece.text if piece.level >= level else f"({piece.text})"
 
     def number(self, value: Number) -> Piece:
-        spelled = spell_number(value)
+        spelled = exact_number(value)
         if isinstance(value, Fraction) and value.denominator != 1:
             return Piece(spelled, PRODUCT if value > 0 else SUM)
         if spelled == "-inf":
@@ -108,7 +129,7 @@ class Text:
     def sum(self, x: Sum) -> Piece:
         parts: list[str] = []
         for coefficient, term in x.terms:
-            minus = not isinstance(coefficient, complex) and coefficient < 0
+            minus = is_negative(coefficient)
             piece = self.scaled(-coefficient if minus else coefficient, term)
             text = self.wrapped(piece, PRODUCT)
             parts.append((" - " if minus else " + ") + text if parts else ("-" if minus else "") + text)
@@ -124,16 +145,16 @@ class Text:
         return self.product(Prod(own * coefficient, factors, term.shape))  # type: ignore[operator]
 
     def product(self, x: Prod) -> Piece:
-        minus = negative(x)
-        above, below = fraction_of(-x.coefficient if minus else x.coefficient)
+        minus = has_minus(x)
         over = [(f, e) for f, e in x.factors if not is_negative(e)]
         under = [(f, -e) for f, e in x.factors if is_negative(e)]
+        above, below = as_ratio(-x.coefficient if minus else x.coefficient, bool(under))
         line = self.quotient(above, below, over, under)
-        return (
-            Piece("-" + self.wrapped(line, PRODUCT), UNARY if line.level > PRODUCT else SUM) if minus else line
-        )
+        if not minus:
+            return line
+        return Piece("-" + self.wrapped(line, PRODUCT), UNARY if line.level > PRODUCT else SUM)
 
-    def quotient(self, above: Number, below: Number, over: list[Any], under: list[Any]) -> Piece:
+    def quotient(self, above: Number, below: Number, over: Sequence[Factor], under: Sequence[Factor]) -> Piece:
         first = [] if above == 1 and over else [self.wrapped(self.number(above), UNARY)]
         last = [] if below == 1 else [self.wrapped(self.number(below), UNARY)]
         tops = first + [self.wrapped(self.raised(f, e), UNARY) for f, e in over]
@@ -150,76 +171,76 @@ class Text:
             return self.of(base)
         return Piece(f"{self.at(base, ATOM)}**{self.wrapped(self.number(exponent), UNARY)}", POWER)
 
-    def call(self, x: Call) -> Piece:
-        special = _SPECIAL.get(x.fn) if "own" not in x.params else None
-        if special is not None:
-            return special(self, x)
-        return Piece(f"{x.fn}({', '.join(self.of(arg).text for arg in x.args)})", ATOM)
+    def applied(self, x: Apply) -> Piece:
+        if x.fn in _SPELLED and "own" not in x.params:
+            return _SPELLED[x.fn](self, x)
+        return Piece(f"{x.fn}({self.listed(x.args)})", ATOM)
+
+    def listed(self, args: Sequence[Expr]) -> str:
+        return ", ".join(self.of(arg).text for arg in args)
 
     def transposed(self, x: Expr) -> str:
         return f"{self.at(x, ATOM)}.{'T' if len(x.shape) == 2 else 'mT'}"
 
 
-def is_negative(exponent: Number) -> bool:
-    return not isinstance(exponent, complex) and exponent < 0
+_SpellApplied: TypeAlias = Callable[[Speller, Apply], Piece]
 
 
-_Spell = Callable[[Text, Call], Piece]
-
-
-def _operator(sign: str, level: int) -> _Spell:
-    def spell(self: Text, x: Call) -> Piece:
+def _spell_operator(sign: str, level: int) -> _SpellApplied:
+    def spell(self: Speller, x: Apply) -> Piece:
         sides = [self.at(arg, level + 1) for arg in x.args]
         return Piece(f" {sign} ".join(sides), level)
 
     return spell
 
 
-def _not(self: Text, x: Call) -> Piece:
+def _spell_not(self: Speller, x: Apply) -> Piece:
     return Piece(f"~{self.at(x.args[0], UNARY)}", UNARY)
 
 
-def _pow(self: Text, x: Call) -> Piece:
+def _spell_pow(self: Speller, x: Apply) -> Piece:
     return Piece(f"{self.at(x.args[0], ATOM)}**{self.at(x.args[1], UNARY)}", POWER)
 
 
-def _pi(self: Text, x: Call) -> Piece:
+def _spell_pi(self: Speller, x: Apply) -> Piece:
     return Piece("pi", ATOM)
 
 
-def _plain(self: Text, x: Expr) -> str:
-    return self.of(x).text
-
-
-def _tuple(items: Sequence[Any]) -> str:
+def _tuple_text(items: Sequence[object]) -> str:
     return f"({', '.join(map(str, items))}{',' if len(items) == 1 else ''})"
 
 
-def _axes(axes: Sequence[int]) -> str:
-    return str(axes[0]) if len(axes) == 1 else _tuple(axes)
+def _axes_text(axes: Sequence[int]) -> str:
+    return str(axes[0]) if len(axes) == 1 else _tuple_text(axes)
 
 
-def _reduction(self: Text, x: Call, kept: bool = False) -> Piece:
-    axis = "" if x.params["whole"] and (len(x.args[0].shape) == 1 or not kept) else _axes(x.params["axes"])
-    inside = [_plain(self, x.args[0])]
+def _spell_reduction(self: Speller, x: Apply, kept: bool = False) -> Piece:
+    axis = "" if x.params["whole"] and (len(x.args[0].shape) == 1 or not kept) else _axes_text(x.params["axes"])
+    inside = [self.of(x.args[0]).text]
     inside += [f"axis={axis}"] if axis else []
     inside += ["keepdims=True"] if kept else []
     return Piece(f"{x.fn}({', '.join(inside)})", ATOM)
 
 
-def _reshape(self: Text, x: Call) -> Piece:
+def _spell_softmax(self: Speller, x: Apply) -> Piece:
+    axis = x.params["axis"]
+    along = f", axis={axis}" if axis != len(x.shape) - 1 else ""
+    return Piece(f"softmax({self.of(x.args[0]).text}{along})", ATOM)
+
+
+def _spell_reshape(self: Speller, x: Apply) -> Piece:
     inner = x.args[0]
-    if isinstance(inner, Call) and inner.fn in ("sum", "max", "min", "prod"):
+    if isinstance(inner, Apply) and inner.fn in ("sum", "mean", "max", "min", "prod"):
         full, axes = inner.args[0].shape, inner.params["axes"]
         if x.shape == tuple(1 if i in axes else n for i, n in enumerate(full)):
-            return _reduction(self, inner, kept=True)
-    index = new_axes(inner.shape, x.shape)
+            return _spell_reduction(self, inner, kept=True)
+    index = _new_axes_text(inner.shape, x.shape)
     if index is not None:
         return Piece(f"{self.at(inner, ATOM)}[{index}]", ATOM)
-    return Piece(f"reshape({_plain(self, inner)}, {_tuple(x.shape)})", ATOM)
+    return Piece(f"reshape({self.of(inner).text}, {_tuple_text(x.shape)})", ATOM)
 
 
-def new_axes(old: Sequence[int], new: Sequence[int]) -> str | None:
+def _new_axes_text(old: Sequence[int], new: Sequence[int]) -> str | None:
     """`:, None` where the new shape is the old one with axes of length one put in."""
     if len(new) <= len(old):
         return None
@@ -235,23 +256,23 @@ def new_axes(old: Sequence[int], new: Sequence[int]) -> str | None:
     return ", ".join(index) if at == len(old) else None
 
 
-def _broadcast_to(self: Text, x: Call) -> Piece:
-    inner, shape = x.args[0], _tuple(x.shape)
+def _spell_broadcast_to(self: Speller, x: Apply) -> Piece:
+    inner, shape = x.args[0], _tuple_text(x.shape)
     if inner in (ZERO, ONE):
         return Piece(f"{'ones' if inner == ONE else 'zeros'}({shape})", ATOM)
     if isinstance(inner, Num):
-        return Piece(f"full({shape}, {_plain(self, inner)})", ATOM)
-    return Piece(f"broadcast_to({_plain(self, inner)}, {shape})", ATOM)
+        return Piece(f"full({shape}, {self.of(inner).text})", ATOM)
+    return Piece(f"broadcast_to({self.of(inner).text}, {shape})", ATOM)
 
 
-def _transpose(self: Text, x: Call) -> Piece:
+def _spell_transpose(self: Speller, x: Apply) -> Piece:
     order, count = x.params["order"], len(x.shape)
     if order == (*range(count - 2), count - 1, count - 2):
         return Piece(self.transposed(x.args[0]), ATOM)
-    return Piece(f"transpose({_plain(self, x.args[0])}, {_tuple(order)})", ATOM)
+    return Piece(f"transpose({self.of(x.args[0]).text}, {_tuple_text(order)})", ATOM)
 
 
-def ranges(x: Call, shape: Sequence[int]) -> str:
+def _ranges(x: Apply, shape: Sequence[int]) -> str:
     parts = []
     for start, limit, step, n in zip(
         x.params["start"], x.params["limit"], x.params["steps"], shape, strict=True
@@ -264,103 +285,107 @@ def ranges(x: Call, shape: Sequence[int]) -> str:
     return ", ".join(parts)
 
 
-def _slice(self: Text, x: Call) -> Piece:
-    return Piece(f"{self.at(x.args[0], ATOM)}[{ranges(x, x.args[0].shape)}]", ATOM)
+def _spell_slice(self: Speller, x: Apply) -> Piece:
+    return Piece(f"{self.at(x.args[0], ATOM)}[{_ranges(x, x.args[0].shape)}]", ATOM)
 
 
-def _place(self: Text, x: Call) -> Piece:
-    return Piece(f"zeros({_tuple(x.shape)}).at[{ranges(x, x.shape)}].set({_plain(self, x.args[0])})", ATOM)
+def _spell_place(self: Speller, x: Apply) -> Piece:
+    return Piece(
+        f"zeros({_tuple_text(x.shape)}).at[{_ranges(x, x.shape)}].set({self.of(x.args[0]).text})", ATOM
+    )
 
 
-def _pad(self: Text, x: Call) -> Piece:
+def _spell_pad(self: Speller, x: Apply) -> Piece:
     width = x.params["width"]
     spelled = str(width if len(width) > 1 else next(iter(width)))
-    inner, *filled = (_plain(self, arg) for arg in x.args)
+    inner, *filled = (self.of(arg).text for arg in x.args)
     value = f", constant_values={filled[0]}" if filled else ""
     return Piece(f"pad({inner}, {spelled}{value})", ATOM)
 
 
-def _concatenate(self: Text, x: Call) -> Piece:
+def _spell_concatenate(self: Speller, x: Apply) -> Piece:
     axis = f", axis={x.params['axis']}" if len(x.shape) > 1 else ""
-    return Piece(f"concatenate([{', '.join(_plain(self, arg) for arg in x.args)}]{axis})", ATOM)
+    return Piece(f"concatenate([{self.listed(x.args)}]{axis})", ATOM)
 
 
-def _along(self: Text, x: Call) -> Piece:
+def _spell_along(self: Speller, x: Apply) -> Piece:
     axis = f", axis={x.params['axis']}" if len(x.args[0].shape) > 1 else ""
-    return Piece(f"{x.fn}({_plain(self, x.args[0])}{axis})", ATOM)
+    return Piece(f"{x.fn}({self.of(x.args[0]).text}{axis})", ATOM)
 
 
-def _flip(self: Text, x: Call) -> Piece:
-    axis = f", axis={_axes(x.params['axes'])}" if len(x.shape) > 1 else ""
-    return Piece(f"flip({_plain(self, x.args[0])}{axis})", ATOM)
+def _spell_flip(self: Speller, x: Apply) -> Piece:
+    axis = f", axis={_axes_text(x.params['axes'])}" if len(x.shape) > 1 else ""
+    return Piece(f"flip({self.of(x.args[0]).text}{axis})", ATOM)
 
 
-def _arange(self: Text, x: Call) -> Piece:
+def _spell_arange(self: Speller, x: Apply) -> Piece:
     return Piece(f"arange({x.params['size']})", ATOM)
 
 
-def _dynamic_slice(self: Text, x: Call) -> Piece:
-    start = _tuple([_plain(self, arg) for arg in x.args[1:]])
-    return Piece(f"dynamic_slice({_plain(self, x.args[0])}, {start}, {_tuple(x.params['sizes'])})", ATOM)
+def _spell_dynamic_slice(self: Speller, x: Apply) -> Piece:
+    start = _tuple_text([self.of(arg).text for arg in x.args[1:]])
+    return Piece(f"dynamic_slice({self.of(x.args[0]).text}, {start}, {_tuple_text(x.params['sizes'])})", ATOM)
 
 
-def _dynamic_update_slice(self: Text, x: Call) -> Piece:
-    start = _tuple([_plain(self, arg) for arg in x.args[2:]])
-    return Piece(f"dynamic_update_slice({_plain(self, x.args[0])}, {_plain(self, x.args[1])}, {start})", ATOM)
+def _spell_dynamic_update_slice(self: Speller, x: Apply) -> Piece:
+    start = _tuple_text([self.of(arg).text for arg in x.args[2:]])
+    return Piece(f"dynamic_update_slice({self.of(x.args[0]).text}, {self.of(x.args[1]).text}, {start})", ATOM)
 
 
-def _triangular_solve(self: Text, x: Call) -> Piece:
+def _spell_triangular_solve(self: Speller, x: Apply) -> Piece:
     flags = "".join(f", {name}=True" for name, on in x.params.items() if on)
-    return Piece(f"triangular_solve({_plain(self, x.args[0])}, {_plain(self, x.args[1])}{flags})", ATOM)
+    return Piece(f"triangular_solve({self.of(x.args[0]).text}, {self.of(x.args[1]).text}{flags})", ATOM)
 
 
-def _einsum(self: Text, x: Call) -> Piece:
+def _spell_einsum(self: Speller, x: Apply) -> Piece:
     found = as_matmul(x)
     if found is not None:
         sides = [self.transposed(arg) if turned else self.at(arg, UNARY) for arg, turned in found]
         return Piece(" @ ".join(sides), PRODUCT)
-    sides = outer_sides(x)
-    args = ", ".join(_plain(self, arg) for arg in sides or x.args)
+    sides = as_outer(x)
+    args = self.listed(sides or x.args)
     return Piece(f"outer({args})" if sides else f"einsum('{x.params['spec']}', {args})", ATOM)
 
 
-_SPECIAL: dict[str, _Spell] = {
-    "eq": _operator("==", COMPARE),
-    "ne": _operator("!=", COMPARE),
-    "lt": _operator("<", COMPARE),
-    "le": _operator("<=", COMPARE),
-    "gt": _operator(">", COMPARE),
-    "ge": _operator(">=", COMPARE),
-    "and": _operator("&", AND),
-    "or": _operator("|", OR),
-    "xor": _operator("^", XOR),
-    "not": _not,
-    "pow": _pow,
-    "pi": _pi,
-    "sum": _reduction,
-    "max": _reduction,
-    "min": _reduction,
-    "prod": _reduction,
-    "all": _reduction,
-    "any": _reduction,
-    "reshape": _reshape,
-    "broadcast_to": _broadcast_to,
-    "transpose": _transpose,
-    "slice": _slice,
-    "place": _place,
-    "pad": _pad,
-    "concatenate": _concatenate,
-    "argmax": _along,
-    "argmin": _along,
-    "cumsum": _along,
-    "cumprod": _along,
-    "cummax": _along,
-    "cummin": _along,
-    "cumlogsumexp": _along,
-    "flip": _flip,
-    "arange": _arange,
-    "dynamic_slice": _dynamic_slice,
-    "dynamic_update_slice": _dynamic_update_slice,
-    "triangular_solve": _triangular_solve,
-    "einsum": _einsum,
+_SPELLED: dict[str, _SpellApplied] = {
+    "eq": _spell_operator("==", COMPARE),
+    "ne": _spell_operator("!=", COMPARE),
+    "lt": _spell_operator("<", COMPARE),
+    "le": _spell_operator("<=", COMPARE),
+    "gt": _spell_operator(">", COMPARE),
+    "ge": _spell_operator(">=", COMPARE),
+    "and": _spell_operator("&", AND),
+    "or": _spell_operator("|", OR),
+    "xor": _spell_operator("^", XOR),
+    "not": _spell_not,
+    "pow": _spell_pow,
+    "pi": _spell_pi,
+    "sum": _spell_reduction,
+    "mean": _spell_reduction,
+    "softmax": _spell_softmax,
+    "max": _spell_reduction,
+    "min": _spell_reduction,
+    "prod": _spell_reduction,
+    "all": _spell_reduction,
+    "any": _spell_reduction,
+    "reshape": _spell_reshape,
+    "broadcast_to": _spell_broadcast_to,
+    "transpose": _spell_transpose,
+    "slice": _spell_slice,
+    "place": _spell_place,
+    "pad": _spell_pad,
+    "concatenate": _spell_concatenate,
+    "argmax": _spell_along,
+    "argmin": _spell_along,
+    "cumsum": _spell_along,
+    "cumprod": _spell_along,
+    "cummax": _spell_along,
+    "cummin": _spell_along,
+    "cumlogsumexp": _spell_along,
+    "flip": _spell_flip,
+    "arange": _spell_arange,
+    "dynamic_slice": _spell_dynamic_slice,
+    "dynamic_update_slice": _spell_dynamic_update_slice,
+    "triangular_solve": _spell_triangular_solve,
+    "einsum": _spell_einsum,
 }
