@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import jaxprop as jp
 from jaxprop.show.drawing.build import scene_of
-from jaxprop.show.drawing.html import page_html
+from jaxprop.show.drawing.formats.html import page_html
 
 from .models import MODELS
 

@@ -13,7 +13,7 @@ import pytest
 
 import jaxprop as jp
 from jaxprop.show.drawing.build import scene_of
-from jaxprop.show.drawing.html import embedded, page_html
+from jaxprop.show.drawing.formats.html import embedded, page_html
 from jaxprop.show.drawing.scene import Edge, LocalText, Output, Scene, SceneNode, SourceText
 
 # --- what is shown -------------------------------------------------------------------------------------

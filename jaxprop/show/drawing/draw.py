@@ -11,12 +11,12 @@ from typing import Any
 from ...core.graph import Graph
 from ...record.tape import Tape
 from .build import scene_of
-from .dot import dot_of
-from .html import page_html
-from .mermaid import mermaid_of
-from .model_explorer import explorer_data, explorer_graphs
+from .formats.dot import dot_of
+from .formats.html import page_html
+from .formats.mermaid import mermaid_of
+from .formats.model_explorer import explorer_data, explorer_graphs
+from .formats.svg import svg_of
 from .scene import Scene
-from .svg import svg_of
 from .view import View, view_of
 
 #: What `collapse` may be.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import NamedTuple
 
-from .scene import Scene
+from ..scene import Scene
 
 #: The page's own scripts, in the order in which they build on one another.
 SCRIPTS = (
@@ -47,7 +47,7 @@ def page_html(scene: Scene, open: Iterable[str] | None = None) -> str:
 
     Examples:
         >>> import jaxprop as jp
-        >>> from jaxprop.show._build import scene_of
+        >>> from jaxprop.show.drawing.build import scene_of
         >>> def loss(w, x, y):
         ...     y_hat = w * x
         ...     return (y_hat - y) ** 2
@@ -86,7 +86,7 @@ class _Assets(NamedTuple):
 @functools.cache
 def _assets() -> _Assets:
     """The parts that are the same in every page, and the policy that allows them."""
-    show = resources.files(__package__ or "")
+    show = resources.files("jaxprop.show.drawing")
     pieces = [(show / "page" / f"{name}.js").read_text("utf-8") for name in SCRIPTS]
     script = f'(() => {{\n"use strict";\n{"".join(pieces)}}})();\n'
     style = (show / "page" / "style.css").read_text("utf-8")

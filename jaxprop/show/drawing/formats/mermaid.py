@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from . import palette
-from .card import Card, cards_of
-from .text_metrics import minus, shorten
-from .view import View
+from .. import palette
+from ..card import Card, cards_of
+from ..text_metrics import minus, shorten
+from ..view import View
 
 _LIGHT = palette.THEMES["light"]
 

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from . import palette
-from .card import cards_of, draw_card, f
-from .layout import Layout, Rect, Route, Size, Wire, lay_out
-from .scene import Box, LocalText, Scene
-from .text_metrics import MONO_FONTS, SANS, SANS_FONTS, count, escape, minus, shorten, width
-from .view import Line, View
+from .. import palette
+from ..card import cards_of, draw_card, f
+from ..layout import Layout, Rect, Route, Size, Wire, lay_out
+from ..scene import Box, LocalText, Scene
+from ..text_metrics import MONO_FONTS, SANS, SANS_FONTS, count, escape, minus, shorten, width
+from ..view import Line, View
 
 MARGIN, TITLE, LABEL, NOTE = 22.0, 17.0, 10.5, 10.5
 #: What a frame is higher by for its heading.

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import palette
-from .scene import Box, Scene, SceneNode, Shown
+from .. import palette
+from ..scene import Box, Scene, SceneNode, Shown
 
 
 def explorer_graphs(scene: Scene) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from . import palette
-from .card import Card, cards_of
-from .scene import Box
-from .text_metrics import escape, minus, shorten
-from .view import View
+from .. import palette
+from ..card import Card, cards_of
+from ..scene import Box
+from ..text_metrics import escape, minus, shorten
+from ..view import View
 
 _LIGHT = palette.THEMES["light"]
 
