@@ -11,6 +11,7 @@ import pictures
 import pytest
 
 import jaxprop as jp
+from jaxprop._text import notebook_html
 from jaxprop.show.drawing import layout as _layout
 from jaxprop.show.drawing.text_metrics import escape, middle, shorten, width
 
@@ -26,12 +27,12 @@ def tapes():
 @pytest.mark.parametrize("ending", ["svg", "dot", "mmd", "json", "me.json"])
 @pytest.mark.parametrize("name", pictures.TAPES)
 def test_kept_files(name, ending, tapes, tmp_path):
-    """To keep them anew: `JAXPROP_GOLDEN=write pytest tests/test_draw.py`."""
+    """To write them again: `JAXPROP_GOLDEN=write pytest tests/test_draw.py`."""
     made = jp.draw(tapes[name]).save(tmp_path / f"{name}.{ending}").read_bytes()
     kept = GOLDEN / f"{name}.{ending}"
     if os.environ.get("JAXPROP_GOLDEN") == "write":
         kept.write_bytes(made)
-    assert made == kept.read_bytes(), f"{kept.name} is not what is drawn now"
+    assert made == kept.read_bytes(), f"{kept.name} differs from what is drawn now"
 
 
 def boxes_of(svg):
@@ -126,7 +127,10 @@ def test_collapse():
     assert [(line.source, line.target) for line in closed.view.lines] == [("b0", "b2"), ("b2", "b4")]
     with pytest.raises(KeyError, match="no box is named 'blok1'. Nearest names: block1"):
         jp.draw(tape, collapse="blok1")
-    with pytest.raises(TypeError, match="`collapse` is None, a number of levels, True, False, a glob"):
+    with pytest.raises(
+        TypeError,
+        match="`collapse` must be None, a number of levels, True, False, a glob or a list of globs, got",
+    ):
         jp.draw(tape, collapse=[1.5])
 
 
@@ -135,7 +139,7 @@ def test_only_the_way_to_one_value(tapes):
     names = {node.name for node in drawing.view.nodes}
     assert {"params['w2']", "head/y_hat", "head/residual", "hidden"} - names <= {"head/y_hat", "head/residual"}
     assert "params['w1']" not in names and "x" not in names and len(names) >= 4
-    assert drawing.view.notes[-1] == "Only what lies between params['w2'] and hidden is drawn."
+    assert drawing.view.notes[-1] == "Only the nodes between params['w2'] and hidden are drawn."
     with pytest.raises(KeyError, match="there is no value named 'w3' in the graph."):
         jp.draw(tapes["hidden"], to="w3")
 
@@ -158,7 +162,7 @@ def test_a_picture_too_large_is_refused():
         return x
 
     with pytest.raises(
-        RuntimeError, match="a picture of 602 cards .* would take minutes to lay out. Draw fewer"
+        RuntimeError, match="a picture of 602 cards .* would take minutes to lay out. Draw fewer cards: "
     ):
         jp.draw(jp.trace(chain, argnums=(0, 1))(1.0, 1.0), collapse=False).svg()
 
@@ -177,12 +181,13 @@ def test_open_loops_are_wired_through(tapes):
 def test_what_is_wrong_is_said(tapes, tmp_path, monkeypatch):
     drawing = jp.draw(tapes["worked"])
     with pytest.raises(
-        ValueError, match="'x.png' says no format: its ending is '.png'. Endings there are: .svg"
+        ValueError,
+        match=r"unsupported file extension '.png'; supported extensions: .svg, .html, .dot, .gv, .mmd, .json, .me.json.",
     ):
         drawing.save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="theme='blue' is none of 'light', 'dark', 'auto'."):
+    with pytest.raises(ValueError, match="theme='blue' is unknown; available: 'light', 'dark', 'auto'."):
         jp.draw(tapes["worked"], theme="blue")
-    with pytest.raises(ValueError, match="direction='up' is none of 'down', 'right'."):
+    with pytest.raises(ValueError, match="direction='up' is unknown; available: 'down', 'right'."):
         jp.draw(tapes["worked"], direction="up")
     monkeypatch.setitem(__import__("sys").modules, "py_mini_racer", None)
     _layout._engine.cache_clear()
@@ -190,8 +195,36 @@ def test_what_is_wrong_is_said(tapes, tmp_path, monkeypatch):
         jp.draw(tapes["worked"]).svg()
     assert jp.draw(tapes["worked"]).mermaid().startswith("flowchart TD")
     assert "y_hat" in jp.draw(tapes["worked"]).dot()
-    assert "<pre" in tapes["worked"]._repr_html_()  # a notebook shows the table then
+    assert "<pre" in notebook_html(tapes["worked"])  # then a notebook shows the table
     _layout._engine.cache_clear()
+
+
+def test_a_format_of_ones_own(tapes, tmp_path):
+    drawing = jp.draw(tapes["worked"])
+
+    def names(scene):
+        assert isinstance(scene, jp.show.Scene)
+        return " ".join(node.name for node in scene.nodes)
+
+    assert drawing.to(names) == "w x y y_hat s loss"
+    assert drawing.save(tmp_path / "x.names", format=names).read_text() == "w x y y_hat s loss"
+    assert drawing.to("dot") == drawing.dot() == drawing.save(tmp_path / "x", format="dot").read_text()
+    assert jp.draw(tapes["worked"], to="y_hat").to(names) == "y_hat s loss"
+    with pytest.raises(ValueError, match="unknown format 'png'; available: svg, html, dot, mermaid, json."):
+        drawing.to("png")
+    with pytest.raises(
+        TypeError, match="a format is a name or a function from a `jaxprop.show.Scene` to a string, got int."
+    ):
+        drawing.to(3)
+    with pytest.raises(
+        TypeError,
+        match=re.escape("the renderer `bytes_of` must return a string (the text of the file), got bytes."),
+    ):
+        drawing.to(bytes_of)
+
+
+def bytes_of(scene):
+    return b""
 
 
 def test_no_cards_no_picture():
@@ -210,18 +243,43 @@ def test_notebook_display(show, tapes):
         "array entry": tape["h"],
         "array local": tape.local("h", wrt="z1"),
     }[show]
-    text = shown._repr_html_()
+    text = notebook_html(shown)
     expected = {"entry": ">-2<", "local": r"2\,s", "array entry": "relu"}.get(
         show, "<svg" if show[0] in "gt" else ""
     )
     assert expected in text
 
 
+HAS_HOOK = all(hasattr(kind, "_repr_html_") for kind in (jp.Graph, jp.Tape, jp.Entry, jp.LocalGradient))
+NEEDS_HOOK = pytest.mark.xfail(
+    not HAS_HOOK, reason="these classes do not call `notebook_html` yet", strict=True
+)
+
+
+@NEEDS_HOOK
+def test_notebooks_find_how_to_show_each_class(tapes):
+    tape = tapes["worked"]
+    for shown in (tape, tape.graph, tape["w"], tape.local("loss", wrt="s")):
+        assert shown._repr_html_() == notebook_html(shown)
+
+
+def test_a_traced_tape_is_shown_as_text():
+    texts = []
+
+    @jax.jit
+    def traced(x):
+        texts.append(notebook_html(jp.backprop(jnp.sin)(x)))
+        return x
+
+    traced(1.0)
+    assert texts[0].startswith("<pre") and "Tape(value=" in texts[0]
+
+
 def test_an_array_without_treescope(tapes, monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "jaxprop-map" in tapes["hidden"]["h"]._repr_html_()
+    assert "jaxprop-map" in notebook_html(tapes["hidden"]["h"])
 
 
 def test_texts_are_cut_where_they_must():
@@ -230,6 +288,7 @@ def test_texts_are_cut_where_they_must():
     assert width("ab", 10) == pytest.approx(12.06) and width("日", 10) == pytest.approx(12.06)
 
 
+@NEEDS_HOOK
 @pytest.mark.slow
 def test_in_a_real_notebook():
     nbformat = pytest.importorskip("nbformat")

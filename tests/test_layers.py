@@ -23,7 +23,8 @@ LAYERS = {
     "show.symbolic": "notation expressions names kinds einsum reader text derive latex formula",
     "show.explanation": """values story reach outline pieces lookup paths forward backward renderers explain
         answers questions quiz""",
-    "show.drawing": """palette text_metrics scene layout arrays edges groups build view card formats draw""",
+    "show.drawing": """palette text_metrics scene layout arrays records local_gradients rule_reads edges
+        contributions groups build view card formats draw""",
     "show.drawing.formats": "svg dot mermaid model_explorer html",
     "diagnosis": "thresholds report passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
     "diagnosis.nonfinite": """recorders rewrites origin_test propagation events origins evidence predicates

@@ -338,7 +338,7 @@ def test_the_worked_example_is_told_as_in_the_lesson(visit):
         ("backward", "dloss/ds = dloss/dloss * dloss/ds = 1 * (-2) = -2"),
         ("backward", "dloss/dy_hat = dloss/ds * ds/dy_hat = -2 * 1 = -2"),
         ("gradient", "dloss/dw = dloss/dy_hat * dy_hat/dw = -2 * 1 = -2"),
-        ("the gradient", "dloss/dw = -2"),
+        ("the gradient", "dloss/dw = dloss/ds * ds/dy_hat * dy_hat/dw = -2 * 1 * 1 = -2"),
     ]
 
 
@@ -352,7 +352,7 @@ def test_at_a_fan_out_the_shares_are_summed(visit):
     assert said["df/da"].endswith("= 1.5 * (-0.5) = -0.75")
     card(page, "c").click()
     rows = page.inner_text("#detail").lower()
-    assert "∂ −1.5" in rows and "∂ 3" in rows and "sum of the shares" in rows
+    assert "∂ −1.5" in rows and "∂ 3" in rows and "sum of the contributions" in rows
 
 
 @pytest.mark.slow
@@ -415,7 +415,7 @@ def test_search_finds_opens_and_shows(visit):
     page = visit("transformer", "#open=none")
     page.keyboard.press("/")
     page.keyboard.type("block40 log_softmax tanh")
-    assert page.inner_text("#results").strip() == "Nothing by that name."
+    assert page.inner_text("#results").strip() == "No results."
     page.fill("#query", "block40 tanh")
     page.wait_for_selector("#results [aria-selected=true]")
     page.keyboard.press("Enter")

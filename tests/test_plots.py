@@ -87,9 +87,11 @@ def test_histogram(inputs):
     tape = jp.backprop(rnn)(*inputs)
     ax = plot_histogram(tape, "h", "value", bins=10)
     assert sum(patch.get_height() for patch in ax.patches) == 48
-    with pytest.raises(ValueError, match="the cotangent of 'h'; the tape holds statistics only."):
+    with pytest.raises(
+        ValueError, match="a histogram needs the cotangent of 'h', but the tape holds only statistics of it."
+    ):
         plot_histogram(jp.backprop(rnn, record=jp.summary)(*inputs), "h")
-    with pytest.raises(ValueError, match="what='grad' is neither 'cotangent' nor 'value'."):
+    with pytest.raises(ValueError, match="`what` must be 'cotangent' or 'value', got 'grad'."):
         plot_histogram(tape, "h", "grad")
     bad = jp.backprop(lambda w: jnp.sum(jnp.sqrt(w)))(jnp.array([0.0, 1.0]))
     assert plot_histogram(bad, "w").get_title() == "1 of 2 not finite"
@@ -109,10 +111,10 @@ def test_history():
     np.testing.assert_array_equal(ax.lines[1].get_ydata(), [1.0, 0.5, 0.3])
     assert plot_history({"a": [0.0, 1.0]}).get_yscale() == "linear"
     with pytest.raises(
-        KeyError, match="the history has no curve 'lss'. Curves there are: loss, eval_loss, lr."
+        KeyError, match="the history has no curve 'lss'. Available curves: loss, eval_loss, lr."
     ):
         plot_history(history, ["lss"])
-    with pytest.raises(ValueError, match="the curve 'a' has 1 numbers, `step` has 2."):
+    with pytest.raises(ValueError, match="the curve 'a' has 1 numbers, but `step` has 2."):
         plot_history({"step": [0, 1], "a": [1.0]})
 
 
