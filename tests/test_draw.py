@@ -1,7 +1,10 @@
 """Pictures: kept files byte for byte, nothing clipped, nothing that is markup, every option."""
 
+import contextlib
+import gc
 import os
 import re
+import weakref
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 import jaxprop as jp
 from jaxprop._text import notebook_html
 from jaxprop.show.drawing import layout as _layout
+from jaxprop.show.drawing import local_gradients
 from jaxprop.show.drawing.text_metrics import escape, middle, shorten, width
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -165,6 +169,52 @@ def test_a_picture_too_large_is_refused():
         RuntimeError, match="a picture of 602 cards .* would take minutes to lay out. Draw fewer cards: "
     ):
         jp.draw(jp.trace(chain, argnums=(0, 1))(1.0, 1.0), collapse=False).svg()
+
+
+def test_deep_nesting():
+    """Scopes in scopes, deeper than Python may recurse and than dagre can lay out."""
+
+    def deep(x):
+        with contextlib.ExitStack() as stack:
+            for i in range(1_200):
+                stack.enter_context(jax.named_scope(f"s{i}"))
+                x = jnp.sin(x) * 2.0
+        return x
+
+    drawing = jp.draw(jp.trace(deep)(1.0), collapse=False)
+    assert len(drawing.view.open) == 1_200
+    assert drawing.dot().count("subgraph") == drawing.mermaid().count("subgraph") == 1_200
+    assert drawing.dot().count("{") == drawing.dot().count("}")
+    with pytest.raises(
+        RuntimeError, match="a picture of 2,401 cards with frames nested so deep would take minutes"
+    ):
+        drawing.svg()
+
+
+@pytest.mark.parametrize("what", ["a jitted helper", "a custom_jvp rule", "a custom_vjp rule"])
+def test_arrays_of_the_user_are_not_kept(what, monkeypatch):
+    # Formulas have a cache of their own.
+    monkeypatch.setattr(local_gradients, "formulas_of", lambda node, called: ())
+
+    def closed_over():
+        big = jnp.ones(1_000_000)
+
+        @jax.jit
+        def jitted(w):
+            return jnp.sum(big * w)
+
+        jvp_ruled = jax.custom_jvp(jnp.sin)
+        jvp_ruled.defjvp(lambda p, t: (jnp.sin(*p), t[0] * big[0]))
+        vjp_ruled = jax.custom_vjp(jnp.sin)
+        vjp_ruled.defvjp(lambda w: (jnp.sin(w), None), lambda _, ct: (ct * big[0],))
+        fun = {"a jitted helper": jitted, "a custom_jvp rule": jvp_ruled, "a custom_vjp rule": vjp_ruled}[what]
+        drawing = jp.draw(jp.backprop(lambda w: fun(w) ** 2)(1.5))
+        assert drawing.svg() and drawing.html() and drawing.dot()
+        return weakref.ref(big)
+
+    ref = closed_over()
+    gc.collect()
+    assert ref() is None
 
 
 def test_open_loops_are_wired_through(tapes):

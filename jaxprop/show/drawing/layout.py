@@ -18,6 +18,8 @@ from typing import NamedTuple, Protocol
 
 #: At most this many positions in one picture: of cards, and of lines on each rank they cross.
 MOST_POSITIONS = 20_000
+#: At most this many positions on the borders of frames.
+MOST_BORDERS = 2_000_000
 INSTALL = "pip install 'jaxprop-toolkit[show]'"
 
 
@@ -83,7 +85,7 @@ def lay_out(
     """
     if not cards:
         return Layout(Size(0, 0), {}, {}, ())
-    _check_size(list(cards), connections)
+    _check_size(list(cards), frames, parents, connections)
     items = [{"id": f"n{i}"} for i in frames]
     items += [{"id": f"n{i}", "width": w, "height": h} for i, (w, h) in cards.items()]
     for item in items:
@@ -112,22 +114,50 @@ def lay_out(
     )
 
 
-def _check_size(cards: Sequence[str], connections: Sequence[Connection]) -> None:
-    """Refuse what would take minutes: dagre gives each connection a position on every rank it crosses."""
+def _check_size(
+    cards: Sequence[str], frames: Sequence[str], parents: Mapping[str, str], connections: Sequence[Connection]
+) -> None:
+    """Refuse what would take minutes: dagre gives lines and frames a position on every rank they cross."""
+    rank = _ranks(cards, connections)
+    crossed = sum(max(0, rank[c.target] - rank[c.source]) for c in connections)
+    if len(cards) + crossed > MOST_POSITIONS:
+        reason = "such long connections"
+    elif _border_positions(rank, frames, parents) > MOST_BORDERS:
+        reason = "frames nested so deep"
+    else:
+        return
+    raise RuntimeError(
+        f"a picture of {len(cards):,} cards with {reason} would take minutes to lay out. Draw fewer cards: "
+        "`collapse=` closes frames, `to=` keeps the part that depends on one value. The HTML page has no such "
+        "limit."
+    )
+
+
+def _ranks(cards: Sequence[str], connections: Sequence[Connection]) -> dict[str, int]:
+    """The longest path to each card; cards are in program order, so producers come before consumers."""
     consumers: dict[str, list[str]] = {}
     for connection in connections:
         consumers.setdefault(connection.source, []).append(connection.target)
     rank = dict.fromkeys(cards, 0)
-    for card in cards:  # in program order: producers come before consumers
+    for card in cards:
         for consumer in consumers.get(card, []):
             rank[consumer] = max(rank[consumer], rank[card] + 1)
-    crossed = sum(max(0, rank[c.target] - rank[c.source]) for c in connections)
-    if len(cards) + crossed > MOST_POSITIONS:
-        raise RuntimeError(
-            f"a picture of {len(cards):,} cards with such long connections would take minutes to lay out. Draw "
-            "fewer cards: `collapse=` closes frames, `to=` keeps the part that depends on one value. The HTML "
-            "page has no such limit."
-        )
+    return rank
+
+
+def _border_positions(rank: Mapping[str, int], frames: Sequence[str], parents: Mapping[str, str]) -> int:
+    """Positions on the borders of frames: two on each rank, and dagre adds ranks for each level of frames."""
+    depth: dict[str, int] = {}
+    for frame in frames:
+        depth[frame] = depth[parents[frame]] + 1 if frame in parents else 1
+    spans: dict[str, tuple[int, int]] = {}
+    for item, at in rank.items():
+        while item in parents:
+            item = parents[item]
+            low, high = spans.get(item, (at, at))
+            spans[item] = min(low, at), max(high, at)
+    ranks_per_rank = 2 * max(depth.values(), default=0) + 1
+    return sum(2 * (high - low + 1) * ranks_per_rank for low, high in spans.values())
 
 
 class Engine(Protocol):
