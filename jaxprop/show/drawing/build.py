@@ -209,10 +209,10 @@ def _totals(
         while box is not None:
             inside[box].append(node)
             box = parents[box]
-    return tuple(_total(box, inside[box.id], graph_nodes) for box in boxes)
+    return tuple(_with_totals(box, inside[box.id], graph_nodes) for box in boxes)
 
 
-def _total(box: Box, nodes: list[SceneNode], graph_nodes: Mapping[int, Node]) -> Box:
+def _with_totals(box: Box, nodes: list[SceneNode], graph_nodes: Mapping[int, Node]) -> Box:
     outputs = [out for node in nodes for out in node.outputs]
     form = _jaxpr.opened_form(graph_nodes[box.node].eqn) if box.node is not None else None
     taken = [node.taken for node in nodes if node.box == box.id and node.taken is not None]

@@ -17,7 +17,7 @@ PAD, GAP = 9.0, 6.0
 LONGEST_NAME, LONGEST_CALL, MAP = 36, 38, 40.0
 _TAGS = {
     "parameter": "parameter", "data": "data", "const": "constant", "loss": "loss",
-    "constant": "same every step",
+    "constant": "loop constant",
     "carry": "carry", "slice": "slice of step", "operand": "operand",
 }  # fmt: skip
 

@@ -121,9 +121,8 @@ def _bodies_in(graph: Graph) -> list[tuple[Node, int, Graph]]:
 def _body_of(node: Node, number: int) -> _Cluster:
     kind = node.primitive if node.primitive in _BODIES else "custom"
     several = len(node.graphs) > 1
-    name = f"{node.name}: branch {number}" if several else node.name
-    if kind == "while" and several:
-        name = f"{node.name}: {('condition', 'body')[number]}"
+    part = ("condition", "body")[number] if kind == "while" and several else f"branch {number}"
+    name = f"{part} of {node.name}" if several else node.name
     path = "/".join(filter(None, (node.scope, node.primitive)))
     return _Cluster(name, path, kind, [], node, number if several else None)
 

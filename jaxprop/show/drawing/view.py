@@ -95,15 +95,15 @@ def view_of(scene: Scene, collapse: Collapse = None, to: str | None = None) -> S
     """
     if to is not None:
         scene = between(scene, to)
-    cut = _Cut(scene, _open_boxes(scene, collapse))
+    visible = _Visible(scene, _open_boxes(scene, collapse))
     notes = list(scene.notes)
-    if any(not box.opaque for box in cut.closed):
-        inside = sum(box.count for box in cut.closed)
-        boxes = "1 box" if len(cut.closed) == 1 else f"{len(cut.closed)} boxes"
+    if any(not box.opaque for box in visible.closed):
+        inside = sum(box.count for box in visible.closed)
+        boxes = "1 box" if len(visible.closed) == 1 else f"{len(visible.closed)} boxes"
         notes.append(f"{inside:,} of {len(scene.nodes):,} nodes are inside {boxes} drawn closed.")
     if to is not None:
         notes.append(f"Only the nodes between {to} and {scene.title} are drawn.")
-    return SceneView(scene, cut.open, cut.nodes, cut.closed, tuple(cut.lines()), tuple(notes))
+    return SceneView(scene, visible.open, visible.nodes, visible.closed, tuple(visible.lines()), tuple(notes))
 
 
 def display_name(node: SceneNode, boxes: Mapping[str, Box]) -> str:
@@ -141,7 +141,7 @@ def fitting(scene: Scene, most: int) -> frozenset[str]:
     found: frozenset[str] = frozenset()
     for levels in range(1, max(_depths(scene.boxes).values(), default=0) + 2):
         tried = _outer_levels(scene, levels)
-        if _Cut(scene, tried).cards > most:
+        if _Visible(scene, tried).cards > most:
             break
         found = tried
     return found
@@ -181,7 +181,7 @@ def _all_but(scene: Scene, patterns: Sequence[str]) -> frozenset[str]:
 # --- what is drawn then ----------------------------------------------------------------------------
 
 
-class _Cut:
+class _Visible:
     """The cards and frames of a scene, given which boxes are open."""
 
     def __init__(self, scene: Scene, open_ids: frozenset[str]) -> None:

@@ -37,7 +37,7 @@ class Label(NamedTuple):
 def svg_of(view: SceneView, theme: str = "light", direction: str = "down") -> str:
     """Draw a view as SVG."""
     cards = cards_of(view)
-    labels = [_label(line, view, direction) for line in view.lines]
+    labels = _labels(view, direction)
     layout = lay_out(
         cards={i: card.size for i, card in cards.items()},
         frames=[box.id for box in view.open],
@@ -120,13 +120,15 @@ def _frame(box: Box, at: Rect) -> str:
 
 
 def _heading(box: Box, at: Rect) -> str:
-    words = box.name if box.kind in ("scope", "function", "range") else f"{box.kind}: {box.name}"
+    words = box.name if box.kind in ("scope", "function", "range", "cond") else f"{box.kind}: {box.name}"
+    taken = ""
     if box.length:
         words += f", {plural(box.length, 'step')}"
     if box.taken is not None:
-        words += {0.0: " (not taken)", 1.0: " (taken)"}.get(box.taken, f" (taken in {box.taken:.0%} of steps)")
+        taken = {0.0: " (not taken)", 1.0: " (taken)"}.get(box.taken, f" (taken in {box.taken:.0%} of steps)")
+    words += taken
     most = max(3, int((at.width - 16) / (11 * SANS)))
-    text = shorten(words, most)
+    text = shorten(f"branch {box.branch}{taken}" if taken and len(words) > most else words, most)
     return (
         f'<g class="heading"><title>{escape(words)}</title>'
         f'<rect x="{f(at.x + 5)}" y="{f(at.y + 3)}" width="{f(width(text, 11, SANS) + 6)}" height="14" rx="3"/>'
@@ -137,22 +139,32 @@ def _heading(box: Box, at: Rect) -> str:
 # --- connections -----------------------------------------------------------------------------------
 
 
-def _label(line: Line, view: SceneView, direction: str) -> Label:
-    if len(view.lines) > LABELLED or len(line.edges) != 1:
-        return Label("", "")
-    edge = line.edges[0]
-    if edge.local is None or not line.active:
-        return Label("", "")
+def _labels(view: SceneView, direction: str) -> list[Label]:
+    """The label of each line, empty if there are many lines."""
+    names = {
+        (node.id, i): out.short or out.name for node in view.scene.nodes for i, out in enumerate(node.outputs)
+    }
     back = "↑" if direction == "down" else "←"
-    return Label(_local_text(edge.local), f"{back} {minus(edge.share.text)}" if edge.share else "")
+    found = []
+    for line in view.lines:
+        edge = line.edges[0]
+        if len(view.lines) > LABELLED or len(line.edges) != 1 or edge.local is None or not line.active:
+            found.append(Label("", ""))
+            continue
+        share = f"{back} {minus(edge.share.text)}" if edge.share else ""
+        ends = names.get((edge.target[0], 0), ""), names.get(edge.source, "")
+        found.append(Label(_local_text(edge.local, *ends), share))
+    return found
 
 
-def _local_text(local: LocalText) -> str:
+def _local_text(local: LocalText, of: str, wrt: str) -> str:
     """The formula with its number, or the part of it that fits."""
     number = "" if local.number is None else minus(f"{local.number:.4g}")
-    right = local.text.partition(" = ")[2]
-    for formula in (local.text, right):
-        whole = formula if not number or formula.endswith(f"= {number}") else f"{formula} = {number}"
+    left, _, right = local.text.partition(" = ")
+    is_quotient = "/d" in left
+    for formula in (local.text, f"d{of}/d{wrt} = {right}" if is_quotient else "", "" if is_quotient else right):
+        same = not number or number == formula or formula.endswith(f"= {number}")
+        whole = formula if same else f"{formula} = {number}"
         if formula and len(whole) <= LONGEST_LABEL:
             return whole
     return number or shorten(right, LONGEST_LABEL) or local.kind
@@ -247,8 +259,8 @@ class _Legend:
         self.scale = view.scene.scale if view.scene.numbers != "none" else None
 
     _WORDS = {
-        "parameter": "differentiated", "data": "data", "loss": "result", "there": "forward: value",
-        "back": "backward: ∂, the cotangent", "idle": "no cotangent reaches it", "bad": "not finite",
+        "parameter": "parameter", "data": "data", "loss": "result", "there": "forward: values",
+        "back": "backward: cotangents ∂", "idle": "no gradient", "bad": "not finite",
     }  # fmt: skip
 
     @property
@@ -291,7 +303,7 @@ class _Legend:
 
     def _bar(self, y: float) -> Iterator[str]:
         assert self.scale is not None
-        low, high = (f"{10**end:.2g}" for end in self.scale)
+        low, high = (f"{float(f'{10**end:.2g}'):g}" for end in self.scale)
         words = "norm of ∂ "
         x = width(words, NOTE, SANS)
         yield f'<text class="note" x="0" y="{f(y + 9)}">{words}</text>'

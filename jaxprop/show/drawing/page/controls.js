@@ -83,8 +83,8 @@ class Controls extends State {
     const kinds = new Set(this.model.order.map((node) => node.kind));
     const notFinite = this.notFinite();
     const entries = [
-      [arrow("forward", "M1 7h21", "M21 3.5L27 7l-6 3.5z"), "values"],
-      [arrow("backward", "M27 7H6", "M7 3.5L1 7l6 3.5z"), "cotangents"],
+      [arrow("forward", "M1 7h21", "M21 3.5L27 7l-6 3.5z"), "forward: values"],
+      [arrow("backward", "M27 7H6", "M7 3.5L1 7l6 3.5z"), "backward: cotangents ∂"],
       kinds.has("parameter") && [pill("given"), "parameter"],
       kinds.has("loss") && [pill("result"), "result"],
       this.model.order.some((node) => !node.active) && [pill("off"), "no gradient"],
