@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxprop as jp
+from jaxprop.show.drawing import palette
 from jaxprop.show.drawing.build import scene_of
 from jaxprop.show.drawing.formats.html import embedded, page_html
 from jaxprop.show.drawing.scene import Edge, LocalText, Output, Scene, SceneNode, SourceText
@@ -59,6 +60,19 @@ def branches(w, x):
 def logarithm(w, x):
     r = w * x
     return jnp.sum(jnp.sqrt(r))
+
+
+def rectified(w, x, y):
+    z = w * x
+    h = jax.nn.relu(z)
+    loss = (h - y) ** 2
+    return loss
+
+
+def chain(w, x):
+    for _ in range(12):
+        x = jnp.sin(x) + 0.5
+    return w * x
 
 
 def transformer(params, tokens):
@@ -111,6 +125,8 @@ MADE = {
     "rnn": lambda: jp.backprop(rnn)(jnp.float32(0.7), XS),
     "ruled": lambda: jp.backprop(fan, argnums=(0, 1), rules=[("d", jp.rules.scale(0.5))])(1.5, -0.5),
     "branches": lambda: jp.backprop(branches)(1.5, 0.5),
+    "rectified": lambda: jp.backprop(rectified)(1.5, 2.0, 1.0),
+    "chain": lambda: jp.backprop(chain, argnums=(0, 1))(0.9, 0.5),
     "logarithm": lambda: jp.backprop(logarithm)(jnp.zeros(2), jnp.ones(2)),
     "transformer": lambda: jp.trace(transformer)(_weights(60), jax.ShapeDtypeStruct((2, 6), jnp.int32)),
 }
@@ -299,7 +315,7 @@ def unnamed(page):
     ]
 
 
-EVERY = ["worked", "fan", "ruled", "hidden", "rnn", "branches", "logarithm", "attacking"]
+EVERY = ["worked", "fan", "ruled", "hidden", "rnn", "branches", "rectified", "logarithm", "attacking"]
 
 
 @pytest.mark.slow
@@ -353,6 +369,81 @@ def test_at_a_fan_out_the_shares_are_summed(visit):
     card(page, "c").click()
     rows = page.inner_text("#detail").lower()
     assert "∂ −1.5" in rows and "∂ 3" in rows and "sum of the contributions" in rows
+
+
+@pytest.mark.slow
+def test_a_custom_rule_is_one_card(visit):
+    page = visit("rectified")
+    assert "value 3" in card(page, "h").get_attribute("aria-label")
+    assert "cotangent 4" in card(page, "h").get_attribute("aria-label")
+    said = play(page)
+    assert ("local gradient", "dh/dz = where(z > 0, 1, 0) = 1") in said
+    assert ("backward", "dloss/dz = dloss/dh * dh/dz = 4 * 1 = 4") in said
+    assert said[-1][1].endswith("= 4 * 1 * 1 * 2 = 8")
+    node = card(page, "h").get_attribute("data-id")
+    card(page, "h").locator(".toggle").click()
+    # Open, the cotangent still passes through the frame: no line of the backward pass ends inside it.
+    lines = page.evaluate("jaxprop.sheet.layout.edges.filter(line => line.edges.some(edge => edge.active))")
+    ends = [(line["from"], line["to"]) for line in lines]
+    assert page.locator(f'#frames .item[data-id="{node}"]').count() == 1
+    assert sum(node in pair for pair in ends) == 2
+    assert play(page) == said
+
+
+@pytest.mark.slow
+def test_the_legend_and_the_panel_leave_the_sheet_and_the_player_alone(visit):
+    page = visit("hidden")
+    stage, legend = (page.locator(name).bounding_box() for name in ("#stage", "#legend"))
+    assert stage["y"] + stage["height"] <= legend["y"]
+    before = page.locator("#play").bounding_box()
+    card(page, "h").click()
+    assert page.locator("#detail").is_visible()
+    assert page.locator("#play").bounding_box() == before
+
+
+IN_VIEW = """() => {
+    const { sheet, player } = jaxprop;
+    const { step } = player;
+    if (!step || !step.item) return true; // the arguments, the result
+    const ids = [step.item, ...jaxprop.sourcesOf(step)];
+    const room = sheet.room();
+    const { x, y, k } = sheet.camera;
+    return ids.map(id => sheet.items.get(id)).filter(item => item && item.kind !== "frame").every(item =>
+        item.x * k + x >= room.x && (item.x + item.width) * k + x <= room.x + room.width &&
+        item.y * k + y >= room.y && (item.y + item.height) * k + y <= room.y + room.height);
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1400, 900), (420, 800)], ids=["wide", "phone"])
+@pytest.mark.parametrize("name", ["hidden", "rnn", "chain", "branches"])
+def test_the_card_of_a_step_and_its_sources_are_in_view(visit, name, size):
+    page = visit(name, viewport={"width": size[0], "height": size[1]})
+    page.keyboard.press("Home")
+    for step in range(int(page.get_attribute("#track input", "max")) + 1):
+        assert page.evaluate(IN_VIEW), f"step {step}"
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("t")
+    assert page.evaluate(IN_VIEW)
+
+
+@pytest.mark.slow
+def test_a_long_graph_takes_the_direction_that_fills_the_screen(visit):
+    assert visit("chain", viewport={"width": 1400, "height": 700}).evaluate("jaxprop.sheet.direction") == "LR"
+    assert visit("chain", viewport={"width": 420, "height": 800}).evaluate("jaxprop.sheet.direction") == "TB"
+
+
+@pytest.mark.slow
+def test_the_page_has_the_colours_of_the_pictures(visit):
+    page = visit("worked")
+    for theme in ("light", "dark"):
+        page.evaluate(f"jaxprop.setTheme('{theme}')")
+        for name in ("parameter", "loss"):
+            stroke = page.locator(f"#cards .item.{name} .body").evaluate("e => getComputedStyle(e).stroke")
+            colour = palette.THEMES[theme][name]
+            assert stroke == f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
 
 
 @pytest.mark.slow
