@@ -1,16 +1,23 @@
 """Plots show the numbers they should; each takes and returns an `Axes`."""
 
+import os
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_readme
 
 import jaxprop as jp
-from jaxprop.show import plot_gradient_flow, plot_histogram, plot_history, plot_through_time
+from jaxprop.show import plot_gradient_flow, plot_histogram, plot_history, plot_through_time, plots
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
+
+DOCS = Path(__file__).parents[1] / "docs" / "api"
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +123,30 @@ def test_history():
         plot_history(history, ["lss"])
     with pytest.raises(ValueError, match="the curve 'a' has 1 numbers, but `step` has 2."):
         plot_history({"step": [0, 1], "a": [1.0]})
+
+
+def test_the_pictures_of_the_docs(tmp_path, monkeypatch):
+    """Each picture of the page is there, and drawn by its code. To write them: `JAXPROP_GOLDEN=write`."""
+    page = (DOCS / "show.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    with matplotlib.rc_context({"svg.hashsalt": "jaxprop", "svg.fonttype": "none"}):
+        test_readme.run(page, tmp_path)
+    pictures = re.findall(r"!\[.*\]\(show/(.*)\)", page)
+    assert len(pictures) == 4
+    for picture in pictures:
+        drawn = (tmp_path / picture).read_bytes()
+        if os.environ.get("JAXPROP_GOLDEN") == "write":
+            (DOCS / "show" / picture).write_bytes(drawn)
+        assert drawn.startswith(b"<?xml") and (DOCS / "show" / picture).exists()
+
+
+def test_tick_labels_stay_apart():
+    assert plots._tick_labels(["params['blocks'][0]['w']", "arrays.layers[1].bias"]) == [
+        "blocks.0.w",
+        "layers.1.bias",
+    ]
+    assert plots._tick_labels(["a['w']", "b['w']", "x[0]"]) == ["a['w']", "b['w']", "x[0]"]
 
 
 def test_without_matplotlib(tape, monkeypatch):
