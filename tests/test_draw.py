@@ -1,4 +1,4 @@
-"""Pictures: kept files byte for byte, nothing clipped, nothing that is markup, every option."""
+"""Pictures: golden files byte for byte, no clipped text, no injected markup, every option."""
 
 import contextlib
 import gc
@@ -30,7 +30,7 @@ def tapes():
 
 @pytest.mark.parametrize("ending", ["svg", "dot", "mmd", "json", "me.json"])
 @pytest.mark.parametrize("name", pictures.TAPES)
-def test_kept_files(name, ending, tapes, tmp_path):
+def test_golden_files(name, ending, tapes, tmp_path):
     """To write them again: `JAXPROP_GOLDEN=write pytest tests/test_draw.py`."""
     made = jp.draw(tapes[name]).save(tmp_path / f"{name}.{ending}").read_bytes()
     kept = GOLDEN / f"{name}.{ending}"
@@ -40,7 +40,7 @@ def test_kept_files(name, ending, tapes, tmp_path):
 
 
 def boxes_of(svg):
-    """The texts of an SVG with the place they take at most, as (text, left, right, bottom), and its size."""
+    """The texts of an SVG with upper bounds of their extent, as (text, left, right, bottom), and its size."""
     root = ET.fromstring(svg)
     sizes = {"name": 13, "type": 10.5, "call": 11, "number": 12, "local": 10.5, "share": 10.5, "title": 17}
     found = []
@@ -101,7 +101,7 @@ def test_markup_stays_text():
 def test_themes_and_formats(tapes):
     light, dark, auto = (jp.draw(tapes["worked"], theme=theme).svg() for theme in ("light", "dark", "auto"))
     assert "prefers-color-scheme" in auto and "prefers-color-scheme" not in light
-    assert light.split("</style>")[1] == dark.split("</style>")[1]  # a theme is its style and nothing else
+    assert light.split("</style>")[1] == dark.split("</style>")[1]  # themes differ in their style only
     assert jp.draw(tapes["worked"])._repr_svg_() == light
     assert "<svg" in jp.draw(tapes["worked"])._repr_html_()
 
@@ -138,7 +138,7 @@ def test_collapse():
         jp.draw(tape, collapse=[1.5])
 
 
-def test_only_the_way_to_one_value(tapes):
+def test_only_what_depends_on_one_value(tapes):
     drawing = jp.draw(tapes["hidden"], to="params['w2']")
     names = {node.name for node in drawing.view.nodes}
     assert {"params['w2']", "head/y_hat", "head/residual", "hidden"} - names <= {"head/y_hat", "head/residual"}
@@ -172,7 +172,7 @@ def test_a_picture_too_large_is_refused():
 
 
 def test_deep_nesting():
-    """Scopes in scopes, deeper than Python may recurse and than dagre can lay out."""
+    """Nested scopes, deeper than the recursion limit of Python and than dagre can lay out."""
 
     def deep(x):
         with contextlib.ExitStack() as stack:
@@ -228,7 +228,7 @@ def test_open_loops_are_wired_through(tapes):
     assert [node.primitive for node in closed.nodes].count("scan") == 1
 
 
-def test_what_is_wrong_is_said(tapes, tmp_path, monkeypatch):
+def test_wrong_arguments(tapes, tmp_path, monkeypatch):
     drawing = jp.draw(tapes["worked"])
     with pytest.raises(
         ValueError,
@@ -332,7 +332,7 @@ def test_an_array_without_treescope(tapes, monkeypatch):
     assert "jaxprop-map" in notebook_html(tapes["hidden"]["h"])
 
 
-def test_texts_are_cut_where_they_must():
+def test_texts_are_cut():
     assert shorten("a  b\nc", 10) == "a b c" and shorten("abcdefgh", 5) == "abcd…"
     assert middle("params['blocks'][0]['w']", 12) == "para…][0]['w']"[:4] + "…" + "[0]['w']"[-7:]
     assert width("ab", 10) == pytest.approx(12.06) and width("日", 10) == pytest.approx(12.06)

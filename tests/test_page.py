@@ -1,4 +1,4 @@
-"""The page: the file by itself, then in a real Chromium (skipped aloud where there is none)."""
+"""The page: the file, then the page in Chromium (skipped with a message if that is not installed)."""
 
 import dataclasses
 import json
@@ -141,7 +141,7 @@ ATTACK = '</script><img src="x" onerror="window.attacked=1"><b>&amp;\u2028${wind
 
 
 def attacking():
-    """A scene all of whose words are markup that does harm where it is taken for such."""
+    """A scene whose texts are all markup that would do harm if it were inserted as such."""
     out = Output(f"a{ATTACK}", f"f32{ATTACK}", (2,), "float32", True)
     nodes = (
         SceneNode(0, f"a{ATTACK}", f"input{ATTACK}", "parameter", "", "", (out,), True),
@@ -164,7 +164,7 @@ def test_the_same_scene_gives_the_same_bytes(name):
 
 
 @pytest.mark.parametrize("name", ["worked", "attacking"])
-def test_the_file_holds_everything_and_asks_for_nothing(name):
+def test_the_file_is_self_contained(name):
     page = page_html(scene(name))
     addresses = set(re.findall(r"""(?<!["'\w])(?:https?:)?//[\w.-]+\.\w+[^\s"']*|https?://[^\s"']+""", page))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1998/Math/MathML"}
@@ -172,7 +172,7 @@ def test_the_file_holds_everything_and_asks_for_nothing(name):
     assert "default-src 'none'" in page and "unsafe" not in re.search(r'content="(default-src[^"]*)"', page)[1]
 
 
-def test_the_scene_stands_in_the_file_as_it_is():
+def test_the_file_holds_the_scene_unmodified():
     page = page_html(scene("attacking"))
     held = re.search(r'<script type="application/json" id="scene">(.*?)</script>', page, re.S)[1]
     assert json.loads(held) == json.loads(scene("attacking").json())
@@ -217,7 +217,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser, tmp_path):
-    """Open a page; at the end there was no error, no message on the console, no request but the file's own."""
+    """Open a page, and check at the end: no error, no console message, no request other than the file."""
     faults, contexts = [], []
 
     def open_page(name, hash_="", **options):
@@ -247,21 +247,21 @@ def visit(browser, tmp_path):
 
 
 def lines(page):
-    """What the player says now."""
+    """The lines of the current step."""
     return page.eval_on_selector_all("#line .said", "them => them.map(each => each.dataset.text)")
 
 
 def until(page, expression):
-    """Wait for something to come true. (The page's policy forbids playwright's own way, which evaluates text.)"""
+    """Wait for a condition. (The policy of the page forbids `wait_for_function`, which evaluates text.)"""
     for _ in range(200):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(25)
-    raise AssertionError(f"never came true: {expression}")
+    raise AssertionError(f"did not become true: {expression}")
 
 
 def play(page):
-    """Step through the play by keyboard; what was said, in order, with the act."""
+    """Step through the play with the keyboard; the act and the lines of each step."""
     page.keyboard.press("Home")
     said, count = [], int(page.get_attribute("#track input", "max")) + 1
     for _ in range(count):
@@ -271,7 +271,7 @@ def play(page):
 
 
 def check_sums(said):
-    """Every `a * b + c * d = e` that is told must be so, whatever rules flow through the graph."""
+    """Check every `a * b + c * d = e` of the play, with and without rules of the user."""
     for line in (line for step in said for line in step[1:]):
         numbers = [
             part for part in line.split(" = ") if re.fullmatch(r"(\s|[-+*/()]|\d+\.?\d*(e-?\d+)?)+", part)
@@ -340,7 +340,7 @@ def test_every_page_opens_and_plays(visit, name):
 
 
 @pytest.mark.slow
-def test_the_worked_example_is_told_as_in_the_lesson(visit):
+def test_the_worked_example_is_played_as_in_the_lesson(visit):
     said = play(visit("worked"))
     assert said == [
         ("given", "w = 1, x = 1, y = 2"),
@@ -464,7 +464,7 @@ def test_the_slider_of_a_scan_shows_each_step(visit):
         label = page.locator('#cards .item[aria-label*="tanh"]').get_attribute("aria-label")
         seen.append(float(re.search(r"value ([−\d.e]+)", label)[1].replace("−", "-")))
     np.testing.assert_allclose(seen, hs, rtol=1e-3)
-    # An open scan is played step by step, there and back.
+    # An open scan is played step by step in both passes.
     steps = page.evaluate(
         "jaxprop.player.script.steps.filter(step => step.act === 'backward').map(step => Object.values(step.sets || {})[0] ?? -1)"
     )
@@ -565,7 +565,7 @@ def test_a_large_graph_opens_fast_and_moves_smoothly(visit):
     page = visit("transformer")
     assert page.evaluate("jaxprop.model.order.length") > 3_000
     first = page.evaluate("performance.getEntriesByName('jaxprop: first picture')[0].startTime")
-    assert first < 6_000, f"{first:.0f} ms"  # 2 s on a machine of its own; here others are at work too
+    assert first < 6_000, f"{first:.0f} ms"  # 2 s on an idle machine
     assert page.evaluate("document.querySelectorAll('#world *').length") < 3_000
     frames = page.evaluate(
         """async () => {

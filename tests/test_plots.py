@@ -1,4 +1,4 @@
-"""Plots show the numbers they should; each takes and returns an `Axes`."""
+"""Plots show the right numbers; each takes and returns an `Axes`."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def test_gradient_flow(tape, inputs):
     ax = pyplot.subplots()[1]
     assert plot_gradient_flow(tape, ax=ax) is ax
     labels = [label.get_text() for label in ax.get_xticklabels()]
-    assert labels == ["u", "v", "out", "unused"]  # in the order in which they are read
+    assert labels == ["u", "v", "out", "unused"]  # in the order of their first use
     grads = jax.grad(rnn)(*inputs)
     norms = [float(jnp.linalg.norm(grads[name])) for name in labels]
     points = ax.lines[1].get_ydata()
@@ -126,7 +126,7 @@ def test_history():
 
 
 def test_the_pictures_of_the_docs(tmp_path, monkeypatch):
-    """Each picture of the page is there, and drawn by its code. To write them: `JAXPROP_GOLDEN=write`."""
+    """Each picture of the page exists, and its code draws it. To write them again: `JAXPROP_GOLDEN=write`."""
     page = (DOCS / "show.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")

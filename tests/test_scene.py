@@ -1,4 +1,4 @@
-"""The intermediate form of all pictures: what is in it, that its numbers are right, that it is the same each time."""
+"""The intermediate representation of pictures: its contents, its numbers, and that it is reproducible."""
 
 import json
 import math
@@ -146,7 +146,7 @@ def test_boxes_are_consecutive_and_nested():
         (f"block{i}", "scope") for i in range(3)
     ]
     assert [b.name for b in scene.boxes if b.parent == "b0"] == ["inner"]
-    assert [b.count for b in scene.boxes[:2]] == [5, 3]  # the argument is where its reader is
+    assert [b.count for b in scene.boxes[:2]] == [5, 3]  # the argument is in the box of its consumer
     order = {box.id: i for i, box in enumerate(scene.boxes)}
     assert all(box.parent is None or order[box.parent] < order[box.id] for box in scene.boxes)
 
@@ -236,7 +236,7 @@ def test_constants_raise_no_alarm():
     assert all(node.constant for node in bad)
 
 
-def test_what_cannot_be_drawn_is_said():
+def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(TypeError, match="`draw` takes a `Graph` .* or a `Tape` .*, got float."):
         scene_of(1.0)
 

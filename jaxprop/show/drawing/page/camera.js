@@ -4,7 +4,7 @@ const ZOOM = { least: 0.02, most: 4 };
 const READABLE = 0.5; // the scale at which a sheet is read,
 const LEGIBLE = 0.38; // and the smallest at which its text can be made out
 
-/** A window on a sheet. Its heirs have `layout`, `items`, `direction` and `on`, and draw when `refresh` is called. */
+/** A window on a sheet. Subclasses have `layout`, `items`, `direction` and `on`, and draw on `refresh`. */
 class Camera {
   /** The part of the window that no panel covers. */
   room() {
@@ -162,7 +162,7 @@ class Camera {
     this.refresh();
   }
 
-  // --- hands ------------------------------------------------------------------------------------------
+  // --- pointer and touch ------------------------------------------------------------------------------
 
   listen() {
     const { svg } = this;

@@ -16,7 +16,7 @@ const CARD = {
 };
 const FONTS = { title: "600 13px ", label: "11px ", cell: "12px ", tag: "600 9px ", chip: "11px " };
 
-/** Widths of text, measured once each. */
+/** Widths of texts, cached. */
 const measureText = (() => {
   const context = document.createElement("canvas").getContext("2d");
   const known = new Map();
@@ -156,7 +156,7 @@ function colourClass(model, norm, nonfinite) {
 const colourOf = (model, shown) => (shown ? colourClass(model, shown.norm, bad(shown)) : "");
 const boxColour = (model, box) => colourClass(model, box.cotangent, box.badCotangents);
 
-/** A heat map as a picture: blue below zero, warm above, a cross where a number is not finite. */
+/** A heat map as an image: blue below zero, amber above, a cross for a block that is not finite. */
 function heatMap(thumb, cell = 1) {
   const theme = document.documentElement.dataset.theme;
   const key = `${theme}${cell}`;

@@ -66,7 +66,7 @@ function end(view, item, side, value, nested) {
   return { x: item.x + at, y: side === "in" ? item.y : item.y + item.height };
 }
 
-/** Points with their ends at ports, where there are any; `fixed` says at which. */
+/** Points with their ends moved to ports; `fixed` tells which ends have one. */
 function attach(points, first, last) {
   const result = [...points];
   if (first) result[0] = first;
@@ -75,8 +75,7 @@ function attach(points, first, last) {
 }
 
 /**
- * Let lines meet their cards on the side they come from, straight where they can, next to one another: dagre aims
- * them all at the middle.
+ * Spread the ends of lines along the sides of their cards, straight if possible; dagre points them all at the centre.
  */
 function spreadEnds(edges, items, across) {
   const [along, main, size, length] = across ? ["y", "x", "height", "width"] : ["x", "y", "width", "height"];

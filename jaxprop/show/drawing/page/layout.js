@@ -28,7 +28,7 @@ function layout(view) {
 /** The visible item of each node, and for each open box its children and the edges drawn in it. */
 function visibleTree(view) {
   const { model, open } = view;
-  const itemOf = new Map(); // node id -> the item that stands for it
+  const itemOf = new Map(); // node id -> its visible item
   const inside = new Map(); // box id -> {children, edges, entering, leaving}
   const walk = (box) => {
     inside.set(box.id, { children: box.children, edges: new Map(), entering: new Map(), leaving: new Map() });

@@ -39,12 +39,12 @@ function corneredPath(points, radius = 9) {
 const round1 = (x) => Math.round(x * 10) / 10;
 
 /** A line moved sideways. */
-function beside(points, distance, across) {
+function sideways(points, distance, across) {
   return points.map(({ x, y }) => (across ? { x, y: y + distance } : { x: x + distance, y }));
 }
 
 /** A line of axis-parallel segments, moved to its right. */
-function laneBeside(points, distance) {
+function laneSideways(points, distance) {
   const normals = points.slice(1).map(({ x, y }, i) => {
     const length = Math.hypot(x - points[i].x, y - points[i].y) || 1;
     return { x: -(y - points[i].y) / length, y: (x - points[i].x) / length };

@@ -238,7 +238,7 @@ class Sheet extends Camera {
     );
     const gap = active ? 3.5 : 0;
     const [forward, back] = line.carry
-      ? [line.points, laneBeside(line.points, this.direction === "LR" ? -6 : 6).reverse()]
+      ? [line.points, laneSideways(line.points, this.direction === "LR" ? -6 : 6).reverse()]
       : [this.aside(line.points, gap), this.aside([...line.points].reverse(), -gap)];
     const path = (points) =>
       line.carry ? corneredPath(shorten(points, 2)) : pathOf(shorten(points, 2), this.direction === "LR");
@@ -265,7 +265,7 @@ class Sheet extends Camera {
   }
 
   aside(points, distance) {
-    return beside(points, distance, this.direction === "LR");
+    return sideways(points, distance, this.direction === "LR");
   }
 
   drawReads(group, line, text) {
