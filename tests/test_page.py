@@ -626,6 +626,19 @@ def test_non_finite_numbers_have_a_sign_of_their_own(visit):
     assert "not finite" in page.inner_text("#detail")
 
 
+@pytest.mark.slow
+def test_a_picture_in_an_export_is_not_clipped(browser):
+    """On a screen a wide picture scrolls; on paper it shrinks to the width of the page."""
+    page = browser.new_page(viewport={"width": 700, "height": 500})
+    page.set_content(jp.draw(MADE["chain"](), direction="right")._repr_html_())
+    holder = page.locator(".jaxprop-drawing")
+    assert holder.evaluate("e => e.scrollWidth > e.clientWidth && e.scrollHeight <= e.clientHeight")
+    page.emulate_media(media="print")
+    picture = page.locator("svg").bounding_box()
+    assert picture["x"] + picture["width"] <= 700 and holder.evaluate("e => e.scrollWidth <= e.clientWidth")
+    page.close()
+
+
 FORMULAS = {
     r"\frac{\partial L}{\partial \hat{y}} = 2\,s": "∂L∂y^=2s",
     r"1 - \tanh^{2}\left(z_{1}\right)": "1−tanh2(z1)",

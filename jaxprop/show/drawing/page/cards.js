@@ -49,7 +49,7 @@ const BOX_WORDS = {
   function: "function",
   range: "consecutive operations",
   scan: "scan",
-  cond: "branch",
+  cond: "cond",
   checkpoint: "checkpoint",
   while: "while loop",
   custom: "differentiated as one operation",
@@ -131,7 +131,7 @@ function planBox(box) {
 function boxWords(box) {
   const parts = [plural(box.count, "operation")];
   if (box.kind === "scan" && box.length) parts.unshift(`scan of ${plural(box.length, "step")}`);
-  else if (box.kind !== "scope" && BOX_WORDS[box.kind]) parts.unshift(BOX_WORDS[box.kind]);
+  else if (box.kind !== "scope" && box.branch === undefined) parts.unshift(BOX_WORDS[box.kind] || box.kind);
   if (box.taken === 0) parts.push("not taken");
   return parts.join(" · ");
 }
