@@ -1,4 +1,4 @@
-"""The page of a graph: its size, the time to write it; in Chromium, time to the first picture and a frame."""
+"""The page: its size and the time to write it; in Chromium, the time to the first picture and per frame."""
 
 import shutil
 import statistics
@@ -6,14 +6,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import jaxprop as jp
 from jaxprop.show.drawing.build import scene_of
-from jaxprop.show.drawing.html import page_html
+from jaxprop.show.drawing.formats.html import page_html
 
 from .models import MODELS
 
@@ -31,7 +30,7 @@ COLUMNS = {
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
-# Frames while the sheet is dragged and zoomed: from one animation frame to the next.
+# Time between animation frames while the sheet is dragged and zoomed.
 _FRAMES = """async () => {
     const times = [];
     let last = await new Promise(requestAnimationFrame);
@@ -54,7 +53,7 @@ _OPEN = """() => {
 
 
 def available() -> str | None:
-    """Chromium's path, where it and playwright are installed."""
+    """The path of Chromium, if it and playwright are installed."""
     try:
         import playwright.sync_api  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -62,8 +61,8 @@ def available() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def measure(quick: bool = False, chromium: str | None = None) -> Iterator[dict[str, Any]]:
-    """One row for each chain of equations, with numbers, and for the six-layer transformer."""
+def measure(quick: bool = False, chromium: str | None = None) -> Iterator[dict[str, object]]:
+    """One row for each chain, with numbers, and one for a six-layer transformer."""
     for what, make in _graphs(quick):
         jax.clear_caches()
         tape = jax.block_until_ready(make())
@@ -81,14 +80,14 @@ def measure(quick: bool = False, chromium: str | None = None) -> Iterator[dict[s
         yield row | (_in_browser(page, chromium, 1 if quick else 5) if chromium else {})
 
 
-def _graphs(quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _graphs(quick: bool) -> Iterator[tuple[str, Callable[[], jp.Tape]]]:
     for size in (10, 100) if quick else (10, 100, 1_000, 10_000):
         yield "chain", lambda size=size: jp.backprop(_chain(size))(jnp.ones(4, jnp.float32))
     model = MODELS["transformer"](quick=quick)
     yield "transformer", lambda: jax.jit(jp.backprop(model.loss, record=jp.summary))(*model.args)
 
 
-def _chain(size: int) -> Callable[[Any], Any]:
+def _chain(size: int) -> Callable[[jax.Array], jax.Array]:
     def loss(x):
         h = x
         for _ in range(size - 2):

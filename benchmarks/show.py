@@ -1,4 +1,4 @@
-"""Pictures: time and file size for chains of 10 to 10,000 nodes, beside torchviz with `dot` on an equal graph.
+"""Pictures: time and file size for chains of 10 to 10,000 nodes, compared with torchviz and `dot`.
 
 python -m benchmarks --part show [--quick]
 """
@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 
 import jaxprop as jp
 from jaxprop.show.drawing.build import scene_of
 
+T = TypeVar("T")
 COLUMNS = {
     "nodes": "nodes|d",
     "what": "what",
@@ -26,22 +28,22 @@ COLUMNS = {
     "note": "note",
 }
 SIZES, QUICK = (10, 100, 1_000, 10_000), (10, 100)
-#: With all boxes open a picture of more nodes than this is nothing anyone looks at.
+#: Larger pictures are not drawn with all boxes open.
 OPEN = 100
-#: Seconds one run of torchviz may take.
+#: Time limit for one run of torchviz, in seconds.
 PATIENCE = 120
 
 
-def chain(w: Any, x: Any, nodes: int) -> Any:
-    """`nodes` scalar operations in a row; every second one reads the parameter."""
+def chain(w: jax.Array, x: jax.Array, nodes: int) -> jax.Array:
+    """A chain of `nodes` scalar operations; every second one reads the parameter."""
     for i in range(nodes):
         x = x * w if i % 2 else jnp.sin(x)
     return x
 
 
-def measure(quick: bool) -> Iterator[dict[str, Any]]:
-    """Rows of the table: ours in every format, then torchviz's."""
-    jp.draw(jp.backprop(chain)(0.9, 0.5, 2)).svg()  # the engine starts once in a process
+def measure(quick: bool) -> Iterator[dict[str, object]]:
+    """Rows of the table: jaxprop in every format, then torchviz."""
+    jp.draw(jp.backprop(chain)(0.9, 0.5, 2)).svg()  # start the layout engine
     for nodes in QUICK if quick else SIZES:
         tape = jp.backprop(lambda w, x, n=nodes: chain(w, x, n))(0.9, 0.5)
         scene, took = _timed(lambda tape=tape: scene_of(tape))
@@ -63,7 +65,7 @@ def measure(quick: bool) -> Iterator[dict[str, Any]]:
         yield {"nodes": nodes, "what": "torchviz + dot, SVG", **_torchviz(nodes)}
 
 
-def _timed(make: Callable[[], Any]) -> tuple[Any, float]:
+def _timed(make: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     return make(), time.perf_counter() - start
 
@@ -72,14 +74,14 @@ def _kb(text: str) -> float:
     return len(text.encode()) / 1024
 
 
-def _cards(drawing: Any) -> int:
+def _cards(drawing: jp.show.Drawing) -> int:
     return len(drawing.view.nodes) + len(drawing.view.closed)
 
 
 # --- torchviz, in a process of its own ---------------------------------------------------------------
 
 
-def _torchviz(nodes: int) -> dict[str, Any]:
+def _torchviz(nodes: int) -> dict[str, object]:
     missing = [name for name in ("torch", "torchviz") if importlib.util.find_spec(name) is None]
     if shutil.which("dot") is None:
         missing.append("dot")
@@ -91,13 +93,13 @@ def _torchviz(nodes: int) -> dict[str, Any]:
             capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"note": f"not done after {PATIENCE} s"}
+        return {"note": f"no result after {PATIENCE} s"}
     if ran.returncode:
         return {"note": ran.stderr.strip().splitlines()[-1][:60]}
     return json.loads(ran.stdout)
 
 
-def _draw_with_torchviz(nodes: int) -> dict[str, Any]:
+def _draw_with_torchviz(nodes: int) -> dict[str, object]:
     import torch
     import torchviz
 

@@ -48,5 +48,3 @@ from .train import make_step as make_step
 from .train import per_example as per_example
 
 __version__ = "0.1.0"
-
-show.hand_down()  # a Tape knows nothing of how it is shown

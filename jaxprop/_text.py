@@ -1,5 +1,7 @@
 """Words and numbers for people: one of each small helper, for the whole package."""
 
+import functools
+import html
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -65,3 +67,12 @@ def in_columns(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+@functools.singledispatch
+def notebook_html(x: object) -> str:
+    """Write an object as HTML for a notebook: preformatted text, unless `show` has a picture for its type.
+
+    The classes below `show` call it in `_repr_html_`; `show.notebook` registers how each of them is shown.
+    """
+    return f'<pre style="line-height:1.3">{html.escape(str(x))}</pre>'

@@ -1,4 +1,4 @@
-"""Functions that are drawn in tests. Their numbers are exact in float32, so pictures are the same everywhere."""
+"""Functions to draw in tests. Their numbers are exact in float32, so the pictures are the same everywhere."""
 
 import jax
 import jax.numpy as jnp

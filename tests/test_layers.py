@@ -24,8 +24,9 @@ LAYERS = {
         textbook reader text latex derive formula""",
     "show.explanation": """story values reach outline pieces statements lookup paths forward backward renderers explain
         answers questions quiz""",
-    "show.drawing": """palette text_metrics scene layout arrays edges groups build view card
-        svg dot mermaid model_explorer html draw""",
+    "show.drawing": """palette text_metrics scene layout arrays records local_gradients rule_reads edges
+        contributions groups build view card formats draw""",
+    "show.drawing.formats": "svg dot mermaid model_explorer html",
     "diagnosis": "thresholds report passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
     "diagnosis.nonfinite": """recorders rewrites origin_test propagation events origins evidence predicates
         causes lookup findings""",
@@ -254,7 +255,7 @@ PLANTED = {
     "not in the table of a folder": ({"core/surprise.py": ""}, "not in the table"),
     "apart": ({"rules/basic.py": "from ..show import f", "show/__init__.py": ""}, "are apart"),
     "apart in a folder": (
-        {"show/drawing/svg.py": "from ..explanation.story import f", "show/explanation/story.py": ""},
+        {"show/drawing/view.py": "from ..explanation.story import f", "show/explanation/story.py": ""},
         "are apart",
     ),
     "a folder's own files": (

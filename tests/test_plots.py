@@ -1,16 +1,23 @@
-"""Plots show the numbers they should; each takes and returns an `Axes`."""
+"""Plots show the right numbers; each takes and returns an `Axes`."""
+
+import os
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_readme
 
 import jaxprop as jp
-from jaxprop.show import plot_gradient_flow, plot_histogram, plot_history, plot_through_time
+from jaxprop.show import plot_gradient_flow, plot_histogram, plot_history, plot_through_time, plots
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
+
+DOCS = Path(__file__).parents[1] / "docs" / "api"
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +52,7 @@ def test_gradient_flow(tape, inputs):
     ax = pyplot.subplots()[1]
     assert plot_gradient_flow(tape, ax=ax) is ax
     labels = [label.get_text() for label in ax.get_xticklabels()]
-    assert labels == ["u", "v", "out", "unused"]  # in the order in which they are read
+    assert labels == ["u", "v", "out", "unused"]  # in the order of their first use
     grads = jax.grad(rnn)(*inputs)
     norms = [float(jnp.linalg.norm(grads[name])) for name in labels]
     points = ax.lines[1].get_ydata()
@@ -87,9 +94,11 @@ def test_histogram(inputs):
     tape = jp.backprop(rnn)(*inputs)
     ax = plot_histogram(tape, "h", "value", bins=10)
     assert sum(patch.get_height() for patch in ax.patches) == 48
-    with pytest.raises(ValueError, match="the cotangent of 'h'; the tape holds statistics only."):
+    with pytest.raises(
+        ValueError, match="a histogram needs the cotangent of 'h', but the tape holds only statistics of it."
+    ):
         plot_histogram(jp.backprop(rnn, record=jp.summary)(*inputs), "h")
-    with pytest.raises(ValueError, match="what='grad' is neither 'cotangent' nor 'value'."):
+    with pytest.raises(ValueError, match="`what` must be 'cotangent' or 'value', got 'grad'."):
         plot_histogram(tape, "h", "grad")
     bad = jp.backprop(lambda w: jnp.sum(jnp.sqrt(w)))(jnp.array([0.0, 1.0]))
     assert plot_histogram(bad, "w").get_title() == "1 of 2 not finite"
@@ -109,11 +118,35 @@ def test_history():
     np.testing.assert_array_equal(ax.lines[1].get_ydata(), [1.0, 0.5, 0.3])
     assert plot_history({"a": [0.0, 1.0]}).get_yscale() == "linear"
     with pytest.raises(
-        KeyError, match="the history has no curve 'lss'. Curves there are: loss, eval_loss, lr."
+        KeyError, match="the history has no curve 'lss'. Available curves: loss, eval_loss, lr."
     ):
         plot_history(history, ["lss"])
-    with pytest.raises(ValueError, match="the curve 'a' has 1 numbers, `step` has 2."):
+    with pytest.raises(ValueError, match="the curve 'a' has 1 numbers, but `step` has 2."):
         plot_history({"step": [0, 1], "a": [1.0]})
+
+
+def test_the_pictures_of_the_docs(tmp_path, monkeypatch):
+    """Each picture of the page exists, and its code draws it. To write them again: `JAXPROP_GOLDEN=write`."""
+    page = (DOCS / "show.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    with matplotlib.rc_context({"svg.hashsalt": "jaxprop", "svg.fonttype": "none"}):
+        test_readme.run(page, tmp_path)
+    pictures = re.findall(r"!\[.*\]\(show/(.*)\)", page)
+    assert len(pictures) == 4
+    for picture in pictures:
+        drawn = (tmp_path / picture).read_bytes()
+        if os.environ.get("JAXPROP_GOLDEN") == "write":
+            (DOCS / "show" / picture).write_bytes(drawn)
+        assert drawn.startswith(b"<?xml") and (DOCS / "show" / picture).exists()
+
+
+def test_tick_labels_stay_apart():
+    assert plots._tick_labels(["params['blocks'][0]['w']", "arrays.layers[1].bias"]) == [
+        "blocks.0.w",
+        "layers.1.bias",
+    ]
+    assert plots._tick_labels(["a['w']", "b['w']", "x[0]"]) == ["a['w']", "b['w']", "x[0]"]
 
 
 def test_without_matplotlib(tape, monkeypatch):

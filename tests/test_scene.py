@@ -1,4 +1,4 @@
-"""The intermediate form of all pictures: what is in it, that its numbers are right, that it is the same each time."""
+"""The intermediate representation of pictures: its contents, its numbers, and that it is reproducible."""
 
 import json
 import math
@@ -11,9 +11,9 @@ import pictures
 import pytest
 
 import jaxprop as jp
-from jaxprop.show.drawing.arrays import chosen, heat_map, show_array
+from jaxprop.show.drawing.arrays import chosen, show_array, thumbnail
 from jaxprop.show.drawing.build import scene_of
-from jaxprop.show.drawing.scene import as_data, number
+from jaxprop.show.drawing.scene import as_data, json_number
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_summary_tape_has_the_same_norms(scenes):
             assert out.cotangent.thumb is None
 
 
-def test_residuals_are_what_vjp_keeps():
+def test_reads_are_those_of_jax_vjp():
     def f(x, w):
         y = x * w
         z = jnp.tanh(y)
@@ -123,14 +123,13 @@ def test_residuals_are_what_vjp_keeps():
 
     scene = scene_of(jp.trace(f, argnums=(0, 1))(jnp.ones(8), jnp.ones(8)))
     by_id = {node.id: node.name for node in scene.nodes}
-    kept = {(r.name, by_id[r.target]): r.bytes for r in scene.residuals}
-    assert kept[("x", "y")] == kept[("w", "y")] == 32
-    assert not any(reader.startswith(("add", "reduce_sum")) for _, reader in kept)
+    reads = {(r.name, by_id[r.target]): (r.bytes, r.size) for r in scene.reads}
+    assert reads["x", "y"] == reads["w", "y"] == (32, "32 bytes")
+    assert not any(reader.startswith(("add", "reduce_sum")) for _, reader in reads)
     _, pull = jax.vjp(lambda y: jnp.tanh(y), jnp.ones(8))
     tanh = next(node for node in scene.nodes if node.primitive == "tanh")
     own = sum(leaf.nbytes for leaf in jax.tree.leaves(pull))
-    assert tanh.keeps + sum(r.bytes for r in scene.residuals if r.target == tanh.id) == own
-    assert scene.kept_bytes == 64 + own
+    assert tanh.rule_bytes + sum(r.bytes for r in scene.reads if r.target == tanh.id) == own
 
 
 def test_boxes_are_consecutive_and_nested():
@@ -147,7 +146,7 @@ def test_boxes_are_consecutive_and_nested():
         (f"block{i}", "scope") for i in range(3)
     ]
     assert [b.name for b in scene.boxes if b.parent == "b0"] == ["inner"]
-    assert [b.count for b in scene.boxes[:2]] == [5, 3]  # the argument is where its reader is
+    assert [b.count for b in scene.boxes[:2]] == [5, 3]  # the argument is in the box of its consumer
     order = {box.id: i for i, box in enumerate(scene.boxes)}
     assert all(box.parent is None or order[box.parent] < order[box.id] for box in scene.boxes)
 
@@ -171,23 +170,29 @@ def test_the_same_function_gives_the_same_bytes():
     first, second = (scene_of(pictures.recurrent_tape()).json() for _ in range(2))
     assert first == second
     data = json.loads(first)
-    assert data["version"] == 1 and data["title"]
+    assert data["version"] == 2 and data["title"]
 
 
 def test_numbers_are_json():
-    assert [number(x) for x in (1.0, 1 / 3, math.nan, -math.inf, 1e-20)] == [1, 0.3333333, "nan", "-inf", 1e-20]
+    assert [json_number(x) for x in (1.0, 1 / 3, math.nan, -math.inf, 1e-20)] == [
+        1,
+        0.3333333,
+        "nan",
+        "-inf",
+        1e-20,
+    ]
     assert as_data((True, None, "a", 0)) == [True, None, "a", 0]
 
 
 def test_heat_maps_are_block_means():
     x = np.arange(40 * 40, dtype=np.float32).reshape(40, 40) - 800
-    thumb = heat_map(x)
+    thumb = thumbnail(x)
     assert (thumb.rows, thumb.cols) == (16, 16)
     starts = [i * 40 // 16 for i in range(17)]
     block = x[starts[3] : starts[4], starts[5] : starts[6]].mean()
     assert thumb.data[3 * 16 + 5] == round(block / thumb.absmax * 100)
     x[0, 0] = np.nan
-    assert heat_map(x).data[0] is None and heat_map(x).data[1] is not None
+    assert thumbnail(x).data[0] is None and thumbnail(x).data[1] is not None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "bool", "complex64"])
@@ -231,8 +236,8 @@ def test_constants_raise_no_alarm():
     assert all(node.constant for node in bad)
 
 
-def test_what_cannot_be_drawn_is_said():
-    with pytest.raises(TypeError, match="what is drawn is a `Graph` .* or a `Tape` .*, not float."):
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(TypeError, match="`draw` takes a `Graph` .* or a `Tape` .*, got float."):
         scene_of(1.0)
 
     @jax.jit
@@ -240,10 +245,12 @@ def test_what_cannot_be_drawn_is_said():
         scene_of(jp.backprop(jnp.sin)(x))
         return x
 
-    with pytest.raises(TypeError, match="the tape holds tracers, no numbers yet"):
+    with pytest.raises(TypeError, match="the tape holds tracers instead of numbers"):
         traced(1.0)
     mapped = jax.vmap(jp.backprop(lambda x: jnp.sum(jnp.sin(x))))(jnp.ones((4, 3)))
-    with pytest.raises(ValueError, match="the tape went through `vmap`, so it is many records"):
+    with pytest.raises(
+        ValueError, match="the tape went through `vmap`, so it holds one record for each example"
+    ):
         scene_of(mapped)
     one = scene_of(jax.tree.map(lambda x: x[0], mapped))
     assert one.numbers == "full"

@@ -9,23 +9,24 @@ from . import loading
 from .command import FINE, Command, CommandError, Console
 
 FORMATS = ("svg", "html", "dot", "mermaid", "json")
-_ENDINGS = (".svg", ".html", ".dot", ".gv", ".mmd", ".json", ".me.json")
+_EXTENSIONS = (".svg", ".html", ".dot", ".gv", ".mmd", ".json", ".me.json")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     loading.add_arguments(parser, shapes=True)
-    parser.add_argument("--graph", action="store_true", help="the graph alone, without numbers: types will do")
-    parser.add_argument("--to", metavar="NAME", help="only what lies on the way from this value to the result")
-    parser.add_argument("--collapse", metavar="N", help="how many levels of scopes are open; all: every one")
-    parser.add_argument("--theme", choices=("light", "dark", "auto"), default="light")
-    parser.add_argument("--direction", choices=("down", "right"), default="down")
-    parser.add_argument("--format", choices=FORMATS, help="form of what is printed (default: mermaid)")
-    parser.add_argument("-o", "--output", metavar="FILE", help=f"write to a file: {', '.join(_ENDINGS)}")
+    parser.add_argument("--graph", action="store_true", help="draw the graph without numbers; types suffice")
+    parser.add_argument("--to", metavar="NAME", help="draw only the nodes between this value and the result")
+    parser.add_argument("--collapse", metavar="N", help="open N levels of scopes, or all of them")
+    parser.add_argument("--theme", choices=("light", "dark", "auto"), default="light", help="colours of an SVG")
+    parser.add_argument("--direction", choices=("down", "right"), default="down", help="of the forward pass")
+    parser.add_argument("--format", choices=FORMATS, help="format to print (default: mermaid)")
+    parser.add_argument("-o", "--output", metavar="FILE", help=f"write to a file ({', '.join(_EXTENSIONS)})")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    if options.output is not None and not options.output.endswith(_ENDINGS):
-        raise CommandError(f"{options.output}: the ending says the format; endings are {', '.join(_ENDINGS)}.")
+    if options.output is not None and not options.output.endswith(_EXTENSIONS):
+        supported = ", ".join(_EXTENSIONS)
+        raise CommandError(f"{options.output}: unsupported file extension; supported: {supported}.")
     options.shapes = options.graph
     call = loading.load(options)
     what = call.apply(_api.trace if options.graph else _api.backprop)
@@ -49,7 +50,7 @@ def _collapse(options: argparse.Namespace) -> bool | int | None:
     if options.collapse == "all":
         return False
     if not options.collapse.isdigit():
-        raise CommandError(f"--collapse {options.collapse}: write a number of levels, or all.")
+        raise CommandError(f"--collapse {options.collapse}: expected a number of levels, or all.")
     return int(options.collapse)
 
 
@@ -58,14 +59,7 @@ def _deliver(drawing: Drawing, options: argparse.Namespace, console: Console) ->
         drawing.save(Path(options.output))
         console.note(f"wrote {options.output}")
         return
-    writers = {
-        "svg": drawing.svg,
-        "html": drawing.html,
-        "dot": drawing.dot,
-        "mermaid": drawing.mermaid,
-        "json": drawing.json,
-    }
-    console.say(writers[options.format or "mermaid"]().rstrip("\n"))
+    console.say(drawing.to(options.format or "mermaid").rstrip("\n"))
 
 
 draw_ = Command(

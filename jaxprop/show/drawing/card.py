@@ -1,22 +1,23 @@
-"""The card of a node or of a closed box: its content, its size, its drawing."""
+"""The card of a node or of a closed box: its contents, its size, its drawing."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ..._text import plural
 from . import palette
 from .layout import Rect, Size
 from .scene import Box, Scene, SceneNode, Shown, Thumb
-from .text_metrics import SANS, count, escape, middle, minus, shorten, width
-from .view import View, display_name
+from .text_metrics import SANS, escape, middle, minus, shorten, width
+from .view import SceneView, display_name
 
 NAME, TYPE, CALL, NUMBER, TAG = 13.0, 10.5, 11.0, 12.0, 9.0
 PAD, GAP = 9.0, 6.0
-#: Characters of a name, of an expression; sides of a heat map, in pixels.
+#: The longest name and expression in characters; the longest side of a heat map in pixels.
 LONGEST_NAME, LONGEST_CALL, MAP = 36, 38, 40.0
 _TAGS = {
     "parameter": "parameter", "data": "data", "const": "constant", "loss": "loss",
-    "constant": "same every step",
+    "constant": "loop constant",
     "carry": "carry", "slice": "slice of step", "operand": "operand",
 }  # fmt: skip
 
@@ -27,7 +28,7 @@ class Cell:
 
     text: str
     thumb: Thumb | None
-    shade: str  # `value`, or the class of a step of the scale: `c0` to `c8`, `nan`
+    shade: str  # `value`, or the class of a step of the colour scale: `c0` to `c8`, `nan`
 
     @property
     def size(self) -> Size:
@@ -40,13 +41,16 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What stands on a card.
+    """The contents of a card.
 
     Attributes:
-        kind: of the node, or `closed`.
-        tag, name, type, call: its lines of text.
+        id: of the node or the box.
+        kind: of the node, or `closed` for a box.
+        tag, name, type, call: its texts.
         cells: value and cotangent.
-        tip: all there is to say, shown under the pointer.
+        tip: the details, shown under the pointer.
+        active: whether a cotangent can reach it.
+        alarm: how many of its numbers are not finite.
     """
 
     id: str
@@ -71,7 +75,7 @@ class Card:
         return Size(math.ceil(wide), math.ceil(high))
 
 
-def cards_of(view: View) -> dict[str, Card]:
+def cards_of(view: SceneView) -> dict[str, Card]:
     """The cards of a view, by id."""
     boxes = {box.id: box for box in view.scene.boxes}
     calls = _calls(view)
@@ -80,8 +84,11 @@ def cards_of(view: View) -> dict[str, Card]:
     return cards | {box.id: _box_card(box, view.scene) for box in view.closed}
 
 
-def _calls(view: View) -> dict[int, str]:
-    """The second line of each card: the expression in the source, once; else the operation."""
+def _calls(view: SceneView) -> dict[int, str]:
+    """The second line of each card: the expression in the source, or the operation.
+
+    Several operations may come from one expression; only the last of them shows it.
+    """
     last = {(node.source, node.label): node.id for node in view.scene.nodes if node.label}
     return {
         node.id: node.label if node.label and last[node.source, node.label] == node.id else node.call
@@ -90,7 +97,7 @@ def _calls(view: View) -> dict[int, str]:
 
 
 def _carried(scene: Scene) -> Mapping[int, str]:
-    """What each carry becomes in the next step."""
+    """By carry of a scan: the name of the value it has in the next step."""
     return {edge.target[0]: edge.name for edge in scene.edges if edge.kind == "carry"}
 
 
@@ -109,7 +116,7 @@ def _node_card(
     if node.id in carried:
         tag += f", next: {middle(carried[node.id], LONGEST_NAME)}"
     if bad:
-        tag = f"{count(bad, 'non-finite number')}{', ' + tag if tag else ''}"
+        tag = f"{plural(bad, 'non-finite number')}{', ' + tag if tag else ''}"
     return Card(
         id=str(node.id),
         kind=node.kind,
@@ -125,7 +132,7 @@ def _node_card(
 
 
 def nonfinite(node: SceneNode) -> int:
-    """How many numbers of a node's values and cotangents are not finite."""
+    """The count of non-finite numbers in the values and cotangents of a node."""
     return sum(s.nonfinite for out in node.outputs for s in (out.value, out.cotangent) if s is not None)
 
 
@@ -135,25 +142,25 @@ def _cotangent_cell(shown: Shown, scene: Scene) -> Cell:
 
 
 def _shade(norm: float | None, scene: Scene) -> str:
-    return f"c{palette.step_of(norm, scene.scale) or 0}"
+    return f"c{palette.ramp_step(norm, scene.scale) or 0}"
 
 
 def _box_card(box: Box, scene: Scene) -> Card:
     cells = []
     if box.cotangent is not None:
         cells.append(Cell(f"∂ ≤ {box.cotangent:.3g}", None, _shade(box.cotangent, scene)))
-    steps = f", {count(box.length, 'step')}" if box.length else ""
-    tag = f"{box.kind}{steps}" if not box.nonfinite else f"non-finite in {count(box.nonfinite, 'node')}"
+    steps = f", {plural(box.length, 'step')}" if box.length else ""
+    tag = f"{box.kind}{steps}" if not box.nonfinite else f"non-finite in {plural(box.nonfinite, 'node')}"
     name = middle(box.name, LONGEST_NAME)
     return Card(
         id=box.id,
         kind="closed",
         tag=tag,
         name=name,
-        type=count(box.count, "node"),
+        type=plural(box.count, "node"),
         call="",
         cells=tuple(cells),
-        tip=f"{box.kind} {box.path or box.name}: {count(box.count, 'node')} inside",
+        tip=f"{box.kind} {box.path or box.name}: {plural(box.count, 'node')} inside",
         active=box.active,
         alarm=box.nonfinite,
     )
@@ -164,19 +171,19 @@ def _tip(node: SceneNode, scene: Scene) -> Iterator[str]:
         yield f"{out.name or '_'}: {out.type}"
         for word, shown in (("value", out.value), ("cotangent", out.cotangent)):
             if shown is not None:
-                yield f"  {word}: {_described(shown)}"
+                yield f"  {word}: {_statistics_of(shown)}"
     if node.call:
         yield f"= {node.call}"
     if node.source is not None:
-        place = scene.sources[node.source]
-        yield f"{place.file}:{place.line}, {place.function}: {place.text}"
+        line = scene.sources[node.source]
+        yield f"{line.file}:{line.line}, {line.function}: {line.text}"
     if not node.active:
         yield "no cotangent can reach it"
     elif node.taken == 0.0:
         yield "its branch was not taken"
 
 
-def _described(shown: Shown) -> str:
+def _statistics_of(shown: Shown) -> str:
     if shown.mean is None:
         return shown.text
     parts = (
@@ -198,7 +205,7 @@ def _described(shown: Shown) -> str:
 
 
 def draw_card(card: Card, at: Rect) -> str:
-    """The card as SVG, its upper left corner at a place."""
+    """Draw a card as SVG in a rectangle."""
     x, y, w, h = at
     classes = f"card {card.kind}{'' if card.active or card.kind in ('data', 'const') else ' idle'}"
     if card.alarm:
@@ -265,14 +272,14 @@ def _cell(cell: Cell, at: Rect) -> Iterator[str]:
 
 
 def map_size(thumb: Thumb) -> Size:
-    """Width and height of a heat map."""
+    """The size of a thumbnail, in pixels."""
     if thumb.rows == 1:
         return Size(min(2 * MAP, 9.0 * thumb.cols), 9.0)
     return Size(min(MAP, 9.0 * thumb.cols), min(MAP, 9.0 * thumb.rows))
 
 
 def heat_map(thumb: Thumb, x: float, y: float) -> str:
-    """A heat map as one path for each colour: sharp at any size, also on paper."""
+    """Draw a thumbnail as one path for each colour, so that it is sharp at any size and in print."""
     w, h = map_size(thumb)
     paths: dict[str, list[str]] = {}
     for row in range(thumb.rows):
@@ -306,6 +313,6 @@ def _sign(x: float, y: float) -> str:
 
 
 def f(x: float) -> str:
-    """A coordinate, to a tenth of a pixel."""
+    """Write a coordinate to a tenth of a pixel."""
     text = f"{x:.1f}"
     return text[:-2] if text.endswith(".0") else text

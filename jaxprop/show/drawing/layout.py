@@ -1,21 +1,25 @@
-"""Where cards, frames and lines lie: laid out by dagre, the same in the static picture and in the page.
+"""Positions of cards, frames and lines, computed by dagre.
 
-Why dagre (`@dagrejs/dagre`, MIT, 48 kB, in `assets/` with its licence): it draws layered graphs with nested
-boxes and room for the labels of edges, gives the same places for the same graph everywhere, and is small enough
-to lie inside a page one mails. Here it runs in V8 (`mini-racer`, ISC, a wheel without dependencies for every
-Python and system): no system Graphviz, no Node, no display. ELK is thirty times its size under the EPL;
-Graphviz is no wheel; pure Python packages (grandalf: GPL, fast-sugiyama: no boxes) do not know nested boxes.
-About 0.2 s for 150 cards, 1.5 s for 750.
+dagre (`@dagrejs/dagre`, MIT, 48 kB, in `assets/` with its licence) draws layered graphs with nested boxes and
+room for edge labels, gives the same positions everywhere, and is small enough to be part of every page. The
+page runs it in the browser, the static pictures in V8 (`mini-racer`, ISC: a wheel without dependencies for
+every Python and system); `page/layered.js` is the code around it, for both. No Graphviz, Node or display is
+needed. The alternatives: ELK is thirty times larger (EPL), Graphviz is not a wheel, and the pure Python
+packages have no nested boxes (fast-sugiyama) or are under the GPL (grandalf).
+
+It takes about 0.2 s for 150 cards and 1.5 s for 750.
 """
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
-#: Places of cards and of lines on the levels they cross, in one picture: more take minutes.
-MOST_PLACES = 20_000
+#: At most this many positions in one picture: of cards, and of lines on each rank they cross.
+MOST_POSITIONS = 20_000
+#: At most this many positions on the borders of frames.
+MOST_BORDERS = 2_000_000
 INSTALL = "pip install 'jaxprop-toolkit[show]'"
 
 
@@ -35,138 +39,149 @@ class Rect(NamedTuple):
     height: float
 
 
-class Wire(NamedTuple):
-    """A connection to lay out: ids of its ends, and room for its label."""
+class Connection(NamedTuple):
+    """A connection to lay out: the ids of its ends, and the size of its label."""
 
     source: str
     target: str
     label: Size
 
 
-class Route(NamedTuple):
-    """The way of a connection: its bends from source to target, and the middle of its label."""
+class Polyline(NamedTuple):
+    """A connection in the layout: its points from source to target, and the centre of its label."""
 
     points: tuple[tuple[float, float], ...]
     label: tuple[float, float]
 
 
 class Layout(NamedTuple):
-    """Places of everything; the picture reaches from (0, 0) to `size`."""
+    """The positions of everything, in a picture from (0, 0) to `size`."""
 
     size: Size
     cards: dict[str, Rect]
     frames: dict[str, Rect]
-    routes: tuple[Route, ...]
+    lines: tuple[Polyline, ...]
 
 
 def lay_out(
-    cards: dict[str, Size],
+    cards: Mapping[str, Size],
     frames: Sequence[str],
-    parents: dict[str, str],
-    wires: Sequence[Wire],
+    parents: Mapping[str, str],
+    connections: Sequence[Connection],
     direction: str = "down",
 ) -> Layout:
     """Lay out cards inside frames.
 
     Args:
-        cards: their sizes, by id.
-        frames: ids of the frames, parents first.
-        parents: the frame each card or frame lies in, if any.
-        wires: what connects the cards.
-        direction: `down` or `right`: where the forward pass goes.
+        cards: their sizes, by id, in program order.
+        frames: ids of the frames, outer ones first.
+        parents: the frame around each card or frame, if any.
+        connections: the connections between cards.
+        direction: the direction of the forward pass, `down` or `right`.
 
     Raises:
         ImportError: the extra `show` is not installed.
+        RuntimeError: the picture is too large.
     """
     if not cards:
         return Layout(Size(0, 0), {}, {}, ())
+    _check_size(list(cards), frames, parents, connections)
+    items = [{"id": f"n{i}"} for i in frames]
+    items += [{"id": f"n{i}", "width": w, "height": h} for i, (w, h) in cards.items()]
+    for item in items:
+        if item["id"][1:] in parents:
+            item["parent"] = f"n{parents[item['id'][1:]]}"
     problem = {
         "options": {
             "rankdir": "TB" if direction == "down" else "LR",
             "nodesep": 26, "ranksep": 34, "edgesep": 14, "marginx": 0, "marginy": 0,
         },
-        "nodes": [{"id": f"n{i}", "w": w, "h": h, "p": _parent(parents, i)} for i, (w, h) in cards.items()],
-        "frames": [{"id": f"n{i}", "p": _parent(parents, i)} for i in frames],
-        "edges": [{"s": f"n{s}", "t": f"n{t}", "w": w, "h": h} for s, t, (w, h) in wires],
+        "items": items,
+        "edges": [
+            {"from": f"n{source}", "to": f"n{target}", "width": w, "height": h, "labelpos": "c"}
+            for source, target, (w, h) in connections
+        ],
     }  # fmt: skip
-    _check_size(list(cards), wires)
-    answer = json.loads(_engine().call("layOut", json.dumps(problem)))
-    places = {name[1:]: Rect(*rect) for name, rect in answer["nodes"].items()}
+    answer = json.loads(_engine().call("layeredJson", json.dumps(problem)))
+    places = {name[1:]: Rect(*rect) for name, rect in answer["items"].items()}
     return Layout(
         size=Size(answer["width"], answer["height"]),
         cards={i: places[i] for i in cards},
         frames={i: places[i] for i in frames},
-        routes=tuple(Route(tuple(map(tuple, e["points"])), tuple(e["label"])) for e in answer["edges"]),
+        lines=tuple(
+            Polyline(tuple((x, y) for x, y in edge["points"]), tuple(edge["label"])) for edge in answer["edges"]
+        ),
     )
 
 
-def _check_size(cards: Sequence[str], wires: Sequence[Wire]) -> None:
-    """Refuse what would take minutes: dagre gives a connection a place on each level it crosses."""
-    after: dict[str, list[str]] = {}
-    for wire in wires:
-        after.setdefault(wire.source, []).append(wire.target)
-    level = dict.fromkeys(cards, 0)
-    for card in cards:  # in program order, so makers come first
-        for reader in after.get(card, []):
-            level[reader] = max(level[reader], level[card] + 1)
-    places = len(cards) + sum(max(0, level[wire.target] - level[wire.source]) for wire in wires)
-    if places > MOST_PLACES:
-        raise RuntimeError(
-            f"a picture of {len(cards):,} cards with lines this long would take minutes to lay out. "
-            "Draw fewer: `collapse=` closes frames, `to=` keeps what leads from one value; the HTML page opens "
-            "frames one by one."
-        )
+def _check_size(
+    cards: Sequence[str], frames: Sequence[str], parents: Mapping[str, str], connections: Sequence[Connection]
+) -> None:
+    """Refuse what would take minutes: dagre gives lines and frames a position on every rank they cross."""
+    rank = _ranks(cards, connections)
+    crossed = sum(max(0, rank[c.target] - rank[c.source]) for c in connections)
+    if len(cards) + crossed > MOST_POSITIONS:
+        reason = "such long connections"
+    elif _border_positions(rank, frames, parents) > MOST_BORDERS:
+        reason = "frames nested so deep"
+    else:
+        return
+    raise RuntimeError(
+        f"a picture of {len(cards):,} cards with {reason} would take minutes to lay out. Draw fewer cards: "
+        "`collapse=` closes frames, `to=` keeps the part that depends on one value. The HTML page has no such "
+        "limit."
+    )
 
 
-def _parent(parents: dict[str, str], item: str) -> str | None:
-    return f"n{parents[item]}" if item in parents else None
+def _ranks(cards: Sequence[str], connections: Sequence[Connection]) -> dict[str, int]:
+    """The longest path to each card; cards are in program order, so producers come before consumers."""
+    consumers: dict[str, list[str]] = {}
+    for connection in connections:
+        consumers.setdefault(connection.source, []).append(connection.target)
+    rank = dict.fromkeys(cards, 0)
+    for card in cards:
+        for consumer in consumers.get(card, []):
+            rank[consumer] = max(rank[consumer], rank[card] + 1)
+    return rank
 
 
-# Of a browser's functions dagre uses one that a bare engine lacks: to copy the options of a graph.
-_MISSING = "globalThis.structuredClone ??= (data) => JSON.parse(JSON.stringify(data));"
-_GLUE = """
-function layOut(text) {
-  const problem = JSON.parse(text);
-  const g = new dagre.graphlib.Graph({ compound: true, multigraph: true });
-  g.setGraph(problem.options);
-  g.setDefaultEdgeLabel(() => ({}));
-  for (const f of problem.frames) g.setNode(f.id, {});
-  for (const n of problem.nodes) g.setNode(n.id, { width: n.w, height: n.h });
-  for (const n of [...problem.frames, ...problem.nodes]) if (n.p) g.setParent(n.id, n.p);
-  problem.edges.forEach((e, i) =>
-    g.setEdge(e.s, e.t, { width: e.w, height: e.h, labelpos: "c" }, "e" + i));
-  dagre.layout(g);
-  const round = (x) => Math.round(x * 10) / 10;
-  const nodes = {};
-  for (const v of g.nodes()) {
-    const n = g.node(v);
-    nodes[v] = [n.x - n.width / 2, n.y - n.height / 2, n.width, n.height].map(round);
-  }
-  const edges = problem.edges.map((e, i) => {
-    const found = g.edge(e.s, e.t, "e" + i);
-    const middle = found.points[Math.floor(found.points.length / 2)];
-    return {
-      points: found.points.map((p) => [round(p.x), round(p.y)]),
-      label: [round(found.x ?? middle.x), round(found.y ?? middle.y)],
-    };
-  });
-  const size = g.graph();
-  return JSON.stringify({ width: round(size.width), height: round(size.height), nodes, edges });
-}
-"""
+def _border_positions(rank: Mapping[str, int], frames: Sequence[str], parents: Mapping[str, str]) -> int:
+    """Positions on the borders of frames: two on each rank, and dagre adds ranks for each level of frames."""
+    depth: dict[str, int] = {}
+    for frame in frames:
+        depth[frame] = depth[parents[frame]] + 1 if frame in parents else 1
+    spans: dict[str, tuple[int, int]] = {}
+    for item, at in rank.items():
+        while item in parents:
+            item = parents[item]
+            low, high = spans.get(item, (at, at))
+            spans[item] = min(low, at), max(high, at)
+    ranks_per_rank = 2 * max(depth.values(), default=0) + 1
+    return sum(2 * (high - low + 1) * ranks_per_rank for low, high in spans.values())
+
+
+class Engine(Protocol):
+    """The part of `py_mini_racer.MiniRacer` that is used here."""
+
+    def eval(self, code: str) -> object: ...
+    def call(self, expr: str, *args: object) -> str: ...
 
 
 @functools.cache
-def _engine() -> Any:
+def _engine() -> Engine:
     try:
         from py_mini_racer import MiniRacer
     except ImportError as error:
         raise ImportError(
-            f"pictures are laid out with mini-racer, which is not installed: {INSTALL}. Without it, "
+            f"static pictures are laid out with mini-racer, which is not installed: {INSTALL}. Without it, "
             "`draw(...).dot()`, `.mermaid()`, `.json()` and the HTML page work."
         ) from error
-    engine = MiniRacer()
-    engine.eval(_MISSING)
-    dagre = resources.files(__package__ or "jaxprop.show").joinpath("assets", "dagre.min.js")
-    engine.eval(dagre.read_text("utf-8") + _GLUE)
+    engine: Engine = MiniRacer()
+    folder = resources.files("jaxprop.show.drawing")
+    engine.eval(SHIM + (folder / "assets" / "dagre.min.js").read_text("utf-8"))
+    engine.eval((folder / "page" / "layered.js").read_text("utf-8"))
     return engine
+
+
+#: The one browser function that dagre needs and a bare engine lacks; it copies the options of a graph.
+SHIM = "globalThis.structuredClone ??= (data) => JSON.parse(JSON.stringify(data));"

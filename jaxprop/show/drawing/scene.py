@@ -1,30 +1,37 @@
-"""The one intermediate form of all pictures: plain frozen data, made from a `Graph` or a `Tape`, JSON-able.
+"""The intermediate representation of every picture: plain frozen data, built from a `Graph` or a `Tape`.
 
-A scene holds everything a renderer may want and nothing it has to compute. It is the same, byte for byte, for
-the same function at the same point.
+A scene holds what a renderer needs, ready to be written: names and their LaTeX, values as text, statistics,
+heat maps, formulas, source lines. It holds no arrays, and the same function at the same point gives the same
+scene, byte for byte.
 
-Numbers in JSON have at most seven significant digits; NaN and infinities are the strings "nan", "inf", "-inf".
-What is None, False, "" or empty is left out.
+In JSON (`Scene.json`), numbers have at most seven significant digits; NaN and the infinities are the strings
+"nan", "inf" and "-inf". Fields that are None, False, "" or empty are left out.
 """
 
 import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
-VERSION = 1
+#: A node and one of its outputs, or a node and the position of one of its operands.
+Endpoint: TypeAlias = tuple[int, int]
+
+#: What JSON can hold.
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """A small heat map of an array: block means.
+    """A thumbnail of an array: a heat map of block means.
 
     Attributes:
         rows, cols: its size, at most 16 by 16 (1 by 32 for a vector).
-        data: row by row, in percent of `absmax`, from -100 to 100; None where a block is not finite.
+        data: the block means row by row, in percent of `absmax`, from -100 to 100; None for a block that is not
+            finite.
         absmax: the largest absolute block mean, in units of the array.
     """
 
@@ -35,15 +42,15 @@ class Thumb:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """A value at steps of the scans around it, as columns: one item for each step shown.
+class PerStep:
+    """A value at the steps of the scans around it, as columns: one item for each step that is shown.
 
     Attributes:
-        at: numbers of the steps shown, first to last; of nested scans counted through, the inner fastest.
-        text: what to write for each.
-        norm: 2-norm at each, in units of the value.
-        nonfinite: count of non-finite numbers at each; empty where there are none at all.
-        thumbs: a heat map of each, where there is room.
+        at: indices of the steps shown, in order; nested scans are flattened, the innermost varies fastest.
+        text: the value as text, for each step.
+        norm: its 2-norm at each step, in units of the value.
+        nonfinite: the count of non-finite numbers at each step; empty if there are none at all.
+        thumbs: a thumbnail for each step; empty for scalars.
     """
 
     at: tuple[int, ...]
@@ -58,13 +65,13 @@ class Shown:
     """What is shown of a number or an array; inside scans, of all steps together.
 
     Attributes:
-        text: a number as it is, the first entries of a short vector, else the norm: `‖·‖ 3.46`.
-        norm: 2-norm. This, mean, std, min and max are in units of the value.
-        number: the number, of a scalar.
-        mean, std, min, max: of an array.
-        zeros: fraction of exact zeros.
-        nonfinite: count of NaN and infinite numbers.
-        thumb: a heat map, of an array (over its steps: the first axis is time).
+        text: a scalar or a short vector in full, otherwise the norm: `‖·‖ 3.46`.
+        norm: the 2-norm. Like `mean`, `std`, `min` and `max`, in units of the value.
+        number: the value of a scalar.
+        mean, std, min, max: statistics of an array.
+        zeros: the fraction of elements that are exactly zero.
+        nonfinite: the count of NaN and infinite elements.
+        thumb: a thumbnail of an array; inside scans the first axis is time.
         steps: the value step by step, inside scans.
     """
 
@@ -78,20 +85,22 @@ class Shown:
     zeros: float | None = None
     nonfinite: int = 0
     thumb: Thumb | None = None
-    steps: Steps | None = None
+    steps: PerStep | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One value a node makes.
+    """One output of a node.
 
     Attributes:
-        name: its name in the graph, "" for one that nobody keeps.
+        name: its name in the graph, "" for an output that is not used.
         type: its type as JAX writes it: `f32[2,3]`, without step axes.
-        shape, dtype: the same in parts.
+        shape, dtype: the type in parts.
         active: whether a cotangent can reach it.
-        value: the value, where it was recorded.
-        cotangent: `d loss / d value`, where it was recorded and one comes.
+        value: the value, if it was recorded.
+        cotangent: `d loss / d value`, if it was recorded and a cotangent arrives.
+        short: the name without its scope, as formulas write it; "" if that is the name itself.
+        latex: the short name in LaTeX: `\\hat{y}` for `y_hat`.
     """
 
     name: str
@@ -101,30 +110,36 @@ class Output:
     active: bool
     value: Shown | None = None
     cotangent: Shown | None = None
+    short: str = ""
+    latex: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneNode:
-    """One operation.
+    """One operation, or one input of the program or of a body.
 
     Attributes:
-        id: its number in the graph, in program order.
-        name: the name of its first output that is kept.
-        primitive: the JAX primitive, or the function of a custom rule.
-        kind: `parameter` (an argument one differentiates by), `data` (another argument), `const` (a closed-over
-            array), `op`, `loss` (what is returned), or in a body `constant`, `carry`, `slice`, `operand`.
+        id: its index in the graph, in program order.
+        name: the name of its first output that is used.
+        primitive: the JAX primitive, or the function that has a custom rule.
+        kind: `parameter` (a differentiated argument), `data` (another argument), `const` (a closed-over
+            array), `op`, `loss` (a returned value), or an input of a body: `constant` (the same in every step),
+            `carry`, `slice`, `operand`.
         label: its expression in the source.
-        call: the operation with names and literals in place: `mul(w, 2.0)`.
-        outputs: the values it makes.
-        active: whether a cotangent can reach it.
-        box: the box it lies in.
-        scope: named scopes around it, joined by `/`.
-        source: its place in `Scene.sources`.
-        level: the longest way to it from the inputs of its graph. Nodes of one level may run in parallel.
+        call: the operation with the names of its operands: `mul(w, 2.0)`.
+        outputs: its outputs.
+        active: whether a cotangent can reach any of them.
+        box: the id of the box it is in.
+        scope: the named scopes around it, joined by `/`.
+        source: the index of its line in `Scene.sources`.
+        level: the length of the longest path to it from the inputs of its graph. Nodes of equal level do not
+            depend on each other.
         steps: lengths of the scans around it, outermost first.
-        taken: in a branch of a `cond`: the fraction of steps in which it was taken (1 or 0 outside scans).
-        keeps: bytes the backward pass keeps of its forward pass beside operands and outputs.
-        constant: it depends on no argument: a NaN there is meant, not found.
+        taken: in a branch of a `cond`, the fraction of steps in which that branch was taken (0 or 1 outside
+            scans).
+        constant: whether it depends on no argument and on no closed-over array. A NaN there was written by the
+            user.
+        rule_bytes: the size of the intermediates that its VJP stores besides operands and outputs.
     """
 
     id: int
@@ -141,19 +156,19 @@ class SceneNode:
     level: int = 0
     steps: tuple[int, ...] = ()
     taken: float | None = None
-    keeps: int = 0
     constant: bool = False
+    rule_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LocalText:
-    """A local gradient on an edge: `d output / d operand`.
+    """The local gradient on an edge: `d output / d operand`.
 
     Attributes:
-        text: as a formula, "" where there is none.
-        latex: the same for LaTeX.
-        kind: what sort of map it is.
-        number: for a scalar of a scalar, where the tape has the numbers.
+        text: the formula, "" if there is none.
+        latex: the formula in LaTeX.
+        kind: the kind of linear map, in a word: `elementwise`, `contraction`, ...
+        number: its value, for a scalar with respect to a scalar on a tape.
     """
 
     text: str = ""
@@ -164,24 +179,24 @@ class LocalText:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A value on its way from where it is made to where it is read.
+    """A value between its producer and one of its consumers.
 
     Attributes:
-        id: its number.
-        source: node and number of its output.
-        target: node and position of its operand.
+        id: its index.
+        source: the producer: id of the node, index of the output.
+        target: the consumer: id of the node, position of the operand.
         name: the name of the value.
-        kind: `data`; `enter`: from an operand of a node into its body; `leave`: from a result of the body to an
-            output of its node (then `target` names that output); `carry`: to the next step.
+        kind: `data`; `enter`: from an operand of a node into its body; `leave`: from an output of the body to
+            an output of its node (then `target` is that output); `carry`: to the next step of a scan.
         active: whether a cotangent flows back along it.
-        local: the local gradient of the target by this operand.
-        share: what this reader sends back: its part of the value's cotangent; from all positions together
-            where it reads the value in several.
+        local: the local gradient of the consumer with respect to this operand.
+        share: the consumer's contribution to the value's cotangent. If the consumer reads the value at several
+            positions, the sum of their contributions, on each of them.
     """
 
     id: int
-    source: tuple[int, int]
-    target: tuple[int, int]
+    source: Endpoint
+    target: Endpoint
     name: str
     kind: str
     active: bool
@@ -195,19 +210,21 @@ class Box:
 
     Attributes:
         id: its id.
-        name: what to write on it.
+        name: its title.
         path: the full scope.
-        kind: `scope`, `function` (a function of the source), `range` (neighbours in program order), or the
-            inside of a node: `scan`, `cond`, `checkpoint`, `while`, `custom`.
-        parent: the box it lies in.
-        node: the node it is the inside of.
-        branch: the number of the branch, of a `cond`.
-        taken: as of `SceneNode`.
-        length: number of steps, of a scan.
-        count: number of nodes in it, those of inner boxes included.
+        kind: `scope`, `function` (a function of the source), `range` (consecutive nodes of a long program), or
+            the body of a node: `scan`, `cond`, `checkpoint`, `while`, `custom`.
+        parent: the id of the box around it.
+        node: the id of the node whose body it is.
+        branch: the index of the branch, for a `cond`.
+        taken: as in `SceneNode`.
+        length: the number of steps, for a scan.
+        count: the number of nodes in it, including inner boxes.
         cotangent: the largest norm of a cotangent in it.
-        nonfinite: number of nodes in it that hold non-finite values or cotangents, constants aside.
-        active: whether any of its nodes is.
+        nonfinite: the number of nodes in it with non-finite values or cotangents, not counting constants.
+        active: whether any of its nodes is active.
+        opaque: whether it is the body of a node that is differentiated as one operation (a custom rule, a
+            `while`). Nothing in it was recorded; the cotangent passes through the node.
     """
 
     id: str
@@ -223,35 +240,43 @@ class Box:
     cotangent: float | None = None
     nonfinite: int = 0
     active: bool = False
+    opaque: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Residual:
-    """A value the backward pass of a node reads, kept from the forward pass.
+class RuleRead:
+    """A value of the forward pass that the VJP of one operation reads.
+
+    This is a property of that operation alone, taken from the program JAX derives for it. What is live between
+    the two passes of the whole program is measured by `jaxprop.residuals`.
 
     Attributes:
-        source: node and number of the output that is kept.
-        target: the node whose vjp reads it.
+        source: the value: id of the node, index of the output.
+        target: the id of the node whose VJP reads it.
         name: the name of the value.
-        bytes: its size, all steps of scans around it together.
-        recomputed: whether it is not kept but computed again (`jax.checkpoint`).
+        bytes: its size, over all steps of the scans around it.
+        size: the same as text: `1.5 KiB`.
+        checkpointed: whether the reader is inside `jax.checkpoint`: then its policy decides whether the value
+            is kept or recomputed.
     """
 
-    source: tuple[int, int]
+    source: Endpoint
     target: int
     name: str
     bytes: int
-    recomputed: bool = False
+    size: str
+    checkpointed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SourceText:
-    """A place in the source.
+    """A line of the source.
 
     Attributes:
-        file, line, function: where; the file by its last part.
+        file, line, function: where it is; the file without its directory.
         text: the line.
-        context: the lines around it: number of the first, and the lines.
+        first: the number of the first line of `context`.
+        context: the line with those around it.
     """
 
     file: str
@@ -264,32 +289,42 @@ class SourceText:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A program to draw.
+    """A program to draw: the intermediate representation that every renderer reads.
 
     Attributes:
-        title: the name of what it returns.
-        nodes: operations in program order, those of bodies after their node.
-        edges: who reads what.
-        boxes: groups, each after the one it lies in.
-        loss: nodes and outputs returned.
-        value: the value returned, as text.
-        residuals: what the backward pass keeps.
-        kept_bytes: size of all that it keeps, each value once.
-        sources: places in the source.
-        scale: log10 of the norms of cotangents at the ends of the scale of colours: it holds those of active
-            nodes, spans at least two powers of ten, and at most eight (smaller norms are shown at its end).
-        numbers: whether there are any: `none` (a graph), `full` or `summary`.
+        title: the name of the returned value.
+        nodes: the operations in program order; those of a body follow their node.
+        edges: producers and consumers.
+        boxes: groups of nodes, each after the box around it.
+        loss: the returned values: id of the node, index of the output.
+        value: the returned value as text.
+        latex: the title in LaTeX.
+        reads: the values of the forward pass that the VJP of each operation reads.
+        sources: the source lines.
+        scale: log10 of the norms of cotangents at the two ends of the colour scale. It covers the active nodes
+            and spans two to eight powers of ten; smaller norms have the colour of its lower end.
+        numbers: `none` (a graph), `full` or `summary` (a tape).
         notes: what was left out, and why.
+        version: the version of this format.
+
+    Examples:
+        A renderer is any function of a scene:
+
+        >>> import jaxprop as jp
+        >>> def consumers(scene):
+        ...     return ", ".join(f"{edge.name} -> {edge.target[0]}" for edge in scene.edges)
+        >>> print(jp.draw(jp.trace(lambda w, x: w * x)(1.0, 2.0)).to(consumers))
+        w -> 2, x -> 2
     """
 
     title: str
     nodes: tuple[SceneNode, ...]
     edges: tuple[Edge, ...]
     boxes: tuple[Box, ...]
-    loss: tuple[tuple[int, int], ...]
+    loss: tuple[Endpoint, ...]
     value: str = ""
-    residuals: tuple[Residual, ...] = ()
-    kept_bytes: int = 0
+    latex: str = ""
+    reads: tuple[RuleRead, ...] = ()
     sources: tuple[SourceText, ...] = ()
     scale: tuple[float, float] | None = None
     numbers: str = "none"
@@ -297,12 +332,12 @@ class Scene:
     version: int = VERSION
 
     def json(self, indent: int | None = None) -> str:
-        """The scene as JSON, keys in the order of the fields."""
+        """Write the scene as JSON, its keys in the order of the fields."""
         separators = (",", ":") if indent is None else None
         return json.dumps(as_data(self), ensure_ascii=False, indent=indent, separators=separators)
 
 
-#: Zero is something to say, as is the first line, node or level: these fields are kept even when falsy.
+#: Fields that are written even if they are zero.
 _ALWAYS = frozenset(
     (
         *("id", "number", "norm", "mean", "std", "min", "max", "absmax", "data", "at"),
@@ -311,16 +346,14 @@ _ALWAYS = frozenset(
 )
 
 
-def as_data(x: Any) -> Any:
-    """Plain data of a scene or a part of one: dicts, lists, strings and finite numbers."""
+def as_data(x: object) -> Json:
+    """Convert a scene or a part of one to plain data: dicts, lists, strings and finite numbers."""
     if isinstance(x, bool | str | int) or x is None:
         return x
     if isinstance(x, float):
-        return number(x)
+        return json_number(x)
     if isinstance(x, tuple | list):
         return [as_data(item) for item in x]
-    if isinstance(x, Mapping):
-        return {key: as_data(value) for key, value in x.items()}
     return {
         name: as_data(value)
         for name in _fields(type(x))
@@ -333,8 +366,8 @@ def _fields(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
-def number(x: float) -> float | int | str:
-    """A float with seven significant digits, or its name where JSON knows no such number."""
+def json_number(x: float) -> float | int | str:
+    """Round a float to seven significant digits; NaN and infinities, which JSON lacks, become strings."""
     if not math.isfinite(x):
         return str(x)
     short = float(f"{x:.7g}")

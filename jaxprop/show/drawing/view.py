@@ -1,27 +1,30 @@
-"""What of a scene is drawn: which boxes are open, which nodes and edges are seen then."""
+"""Which part of a scene is drawn: the boxes that are open, and the cards and lines this leaves."""
 
 import dataclasses
 import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 from ...core.selectors import nearest
-from .scene import Box, Edge, Scene, SceneNode
+from .scene import Box, Edge, Endpoint, Scene, SceneNode
 
-#: By default so many boxes are opened that at most this number of cards is drawn.
+#: Which boxes are drawn closed, see `draw`.
+Collapse: TypeAlias = None | bool | int | str | Sequence[str]
+
+#: By default boxes are opened level by level while at most this many cards are drawn.
 MOST_CARDS = 150
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What is drawn between two cards: one edge, or several that run together.
+    """What is drawn between two cards: one edge, or several.
 
     Attributes:
         source, target: ids of the cards.
         edges: the edges, in the order of the scene.
-        active: whether a cotangent flows back along it: not from a branch that was not taken.
+        active: whether a cotangent flows back along it. It does not from a branch that was not taken.
     """
 
     source: str
@@ -31,15 +34,15 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class SceneView:
     """A scene with some of its boxes open.
 
     Attributes:
         scene: the scene.
-        open: the boxes drawn as frames, parents first.
+        open: the boxes drawn as frames, outer ones first.
         nodes: the nodes drawn as cards.
         closed: the boxes drawn as cards.
-        lines: what connects the cards.
+        lines: the lines between cards.
         notes: what is not drawn, and why.
     """
 
@@ -50,67 +53,113 @@ class View:
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
 
+    def parents(self) -> dict[str, str]:
+        """The frame around each card and each frame; those outside all frames are missing."""
+        frames = {box.id for box in self.open}
+        items = [(str(node.id), node.box) for node in self.nodes]
+        items += [(box.id, box.parent) for box in (*self.closed, *self.open)]
+        return {item: box for item, box in items if box in frames}
 
-def view_of(scene: Scene, collapse: Any = None, to: str | None = None) -> View:
-    """Choose what is drawn.
+    def nested(self) -> Iterator[tuple[str, str | Box, int]]:
+        """Traverse the frames: `("card", id, depth)`, `("open", box, depth)` and `("close", box, depth)`."""
+        parents = self.parents()
+        cards: dict[str | None, list[str]] = {}
+        frames: dict[str | None, list[Box]] = {}
+        for item in (*(str(node.id) for node in self.nodes), *(box.id for box in self.closed)):
+            cards.setdefault(parents.get(item), []).append(item)
+        for box in self.open:
+            frames.setdefault(parents.get(box.id), []).append(box)
+        for item in cards.get(None, ()):
+            yield "card", item, 0
+        stack = [(box, 0) for box in reversed(frames.get(None, ()))]
+        ends: list[tuple[Box, int]] = []
+        while stack:
+            box, depth = stack.pop()
+            while ends and ends[-1][1] >= depth:
+                yield "close", *ends.pop()
+            yield "open", box, depth
+            ends.append((box, depth))
+            for item in cards.get(box.id, ()):
+                yield "card", item, depth + 1
+            stack += [(inner, depth + 1) for inner in reversed(frames.get(box.id, ()))]
+        while ends:
+            yield "close", *ends.pop()
 
-    Args:
-        collapse: None: as many levels of boxes are open as fit; a number: so many levels are open; True: none;
-            False: all; a glob or several on names and paths of boxes: these are closed.
-        to: the name of a value: only what lies between it and the result is drawn.
+
+def view_of(scene: Scene, collapse: Collapse = None, to: str | None = None) -> SceneView:
+    """Choose what is drawn; the arguments are those of `draw`.
 
     Raises:
-        KeyError: there is no value named `to`, no box that `collapse` names.
-        TypeError: `collapse` is none of these.
+        KeyError: there is no value named `to`, or no box that `collapse` matches.
+        TypeError: `collapse` has another type.
     """
     if to is not None:
         scene = between(scene, to)
-    open_ids = _open_boxes(scene, collapse)
-    drawn = _Drawn(scene, open_ids)
+    visible = _Visible(scene, _open_boxes(scene, collapse))
     notes = list(scene.notes)
-    if drawn.closed and any(box.kind != "custom" for box in drawn.closed):
-        inside = sum(box.count for box in drawn.closed)
-        boxes = "1 box" if len(drawn.closed) == 1 else f"{len(drawn.closed)} boxes"
+    if any(not box.opaque for box in visible.closed):
+        inside = sum(box.count for box in visible.closed)
+        boxes = "1 box" if len(visible.closed) == 1 else f"{len(visible.closed)} boxes"
         notes.append(f"{inside:,} of {len(scene.nodes):,} nodes are inside {boxes} drawn closed.")
     if to is not None:
-        notes.append(f"Only what lies between {to} and {scene.title} is drawn.")
-    return View(scene, drawn.open, drawn.nodes, drawn.closed, tuple(drawn.lines()), tuple(notes))
+        notes.append(f"Only the nodes between {to} and {scene.title} are drawn.")
+    return SceneView(scene, visible.open, visible.nodes, visible.closed, tuple(visible.lines()), tuple(notes))
 
 
 def display_name(node: SceneNode, boxes: Mapping[str, Box]) -> str:
-    """A node's name without the scope that the boxes around it say already."""
-    return _shorter(node.name, node.box, boxes)
-
-
-def _shorter(name: str, box: str | None, boxes: Mapping[str, Box]) -> str:
+    """A node's name without the scope that the title of a box around it gives already."""
+    box = node.box
     while box is not None:
         path = boxes[box].path
-        if boxes[box].kind == "scope" and name.startswith(path + "/"):
-            return name[len(path) + 1 :]
+        if boxes[box].kind == "scope" and node.name.startswith(path + "/"):
+            return node.name[len(path) + 1 :]
         box = boxes[box].parent
-    return name
+    return node.name
 
 
 # --- which boxes are open --------------------------------------------------------------------------
 
 
-def _open_boxes(scene: Scene, collapse: Any) -> frozenset[str]:
-    depths = _depths(scene.boxes)
+def _open_boxes(scene: Scene, collapse: Collapse) -> frozenset[str]:
     if collapse is None:
-        return _fitting(scene, depths)
+        return fitting(scene, MOST_CARDS)
     if collapse is True or collapse is False:
-        return frozenset() if collapse else frozenset(depths)
+        return frozenset() if collapse else frozenset(box.id for box in scene.boxes)
     if isinstance(collapse, int):
-        return frozenset(b.id for b in scene.boxes if depths[b.id] < collapse and b.kind != "custom")
+        return _outer_levels(scene, collapse)
     patterns = [collapse] if isinstance(collapse, str) else collapse
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
         raise TypeError(
-            f"`collapse` is None, a number of levels, True, False, a glob or a list of globs; got {collapse!r}."
+            "`collapse` must be None, a number of levels, True, False, a glob or a list of globs, "
+            f"got {collapse!r}."
         )
-    return _without(scene, patterns)
+    return _all_but(scene, patterns)
 
 
-def _without(scene: Scene, patterns: Sequence[str]) -> frozenset[str]:
+def fitting(scene: Scene, most: int) -> frozenset[str]:
+    """The boxes of as many levels as give at most `most` cards. Opaque boxes are opened on request only."""
+    found: frozenset[str] = frozenset()
+    for levels in range(1, max(_depths(scene.boxes).values(), default=0) + 2):
+        tried = _outer_levels(scene, levels)
+        if _Visible(scene, tried).cards > most:
+            break
+        found = tried
+    return found
+
+
+def _outer_levels(scene: Scene, levels: int) -> frozenset[str]:
+    depths = _depths(scene.boxes)
+    return frozenset(box.id for box in scene.boxes if depths[box.id] < levels and not box.opaque)
+
+
+def _depths(boxes: Iterable[Box]) -> dict[str, int]:
+    depths: dict[str, int] = {}
+    for box in boxes:
+        depths[box.id] = 0 if box.parent is None else depths[box.parent] + 1
+    return depths
+
+
+def _all_but(scene: Scene, patterns: Sequence[str]) -> frozenset[str]:
     closed = set()
     for pattern in patterns:
         escaped = pattern.replace("[", "[[]")
@@ -124,119 +173,102 @@ def _without(scene: Scene, patterns: Sequence[str]) -> frozenset[str]:
         closed |= found
     open_ids: set[str] = set()
     for box in scene.boxes:
-        inside = box.parent is None or box.parent in open_ids
-        if inside and box.id not in closed and box.kind != "custom":
+        if (box.parent is None or box.parent in open_ids) and box.id not in closed and not box.opaque:
             open_ids.add(box.id)
     return frozenset(open_ids)
-
-
-def _depths(boxes: Iterable[Box]) -> dict[str, int]:
-    depths: dict[str, int] = {}
-    for box in boxes:
-        depths[box.id] = 0 if box.parent is None else depths[box.parent] + 1
-    return depths
-
-
-def _fitting(scene: Scene, depths: Mapping[str, int]) -> frozenset[str]:
-    """As many levels as fit into `MOST_CARDS`; the insides of custom rules are not for everyone."""
-    found: frozenset[str] = frozenset()
-    for depth in range(1, max(depths.values(), default=0) + 2):
-        tried = frozenset(b.id for b in scene.boxes if depths[b.id] < depth and b.kind != "custom")
-        drawn = _Drawn(scene, tried)
-        if len(drawn.nodes) + len(drawn.closed) > MOST_CARDS:
-            break
-        found = tried
-    return found
 
 
 # --- what is drawn then ----------------------------------------------------------------------------
 
 
-class _Drawn:
-    """Cards and frames of a scene, given which boxes are open."""
+class _Visible:
+    """The cards and frames of a scene, given which boxes are open."""
 
     def __init__(self, scene: Scene, open_ids: frozenset[str]) -> None:
-        self.scene = scene
-        self.boxes = {box.id: box for box in scene.boxes}
-        self.open = tuple(box for box in scene.boxes if box.id in open_ids and self._shown(box, open_ids))
-        self.open_nodes = {box.node for box in self.open if box.node is not None}
-        self.hosts: dict[int, str | None] = {}  # the card that stands for a node; None where a frame does
+        self._scene = scene
+        self._boxes = {box.id: box for box in scene.boxes}
+        self.open = tuple(
+            box
+            for box in scene.boxes
+            if box.id in open_ids and self._closed_around(box.parent, open_ids) is None
+        )
+        self._open_nodes = {box.node for box in self.open if box.node is not None}
+        self._card_of: dict[int, str | None] = {}  # by node; None if it is drawn as a frame, or not at all
         nodes: list[SceneNode] = []
         closed: dict[str, Box] = {}
         for node in scene.nodes:
             box = self._closed_around(node.box, open_ids)
-            if box is None and node.id not in self.open_nodes:
-                self.hosts[node.id] = str(node.id)
+            if box is None and node.id not in self._open_nodes:
+                self._card_of[node.id] = str(node.id)
                 nodes.append(node)
-            elif box is not None and (box.node is None or box.node in self.open_nodes):
-                self.hosts[node.id] = box.id
+            elif box is not None and (box.node is None or box.node in self._open_nodes):
+                self._card_of[node.id] = box.id
                 closed[box.id] = box
             else:
-                self.hosts[node.id] = None
+                self._card_of[node.id] = None
         self.nodes, self.closed = tuple(nodes), tuple(closed.values())
-        self.idle = {str(node.id) for node in nodes if node.taken == 0.0}
+        self._not_taken = {str(node.id) for node in nodes if node.taken == 0.0}
 
-    def _shown(self, box: Box, open_ids: frozenset[str]) -> bool:
-        parent = box.parent
-        while parent is not None:
-            if parent not in open_ids:
-                return False
-            parent = self.boxes[parent].parent
-        return True
+    @property
+    def cards(self) -> int:
+        return len(self.nodes) + len(self.closed)
 
     def _closed_around(self, box: str | None, open_ids: frozenset[str]) -> Box | None:
-        """The outermost box around that is closed."""
+        """The outermost closed box around."""
         found = None
         while box is not None:
             if box not in open_ids:
-                found = self.boxes[box]
-            box = self.boxes[box].parent
+                found = self._boxes[box]
+            box = self._boxes[box].parent
         return found
 
     def lines(self) -> Iterator[Line]:
-        leaves: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for edge in self.scene.edges:
+        """The lines between cards, edges between the same two cards together."""
+        results: dict[Endpoint, list[Endpoint]] = {}
+        for edge in self._scene.edges:
             if edge.kind == "leave":
-                leaves.setdefault(edge.target, []).append(edge.source)
+                results.setdefault(edge.target, []).append(edge.source)
         together: dict[tuple[str, str], list[Edge]] = {}
-        for edge in self.scene.edges:
-            if edge.kind not in ("data", "enter"):
+        for edge in self._scene.edges:
+            target = self._card_of.get(edge.target[0])
+            if edge.kind not in ("data", "enter") or target is None:
                 continue
-            target = self.hosts.get(edge.target[0])
-            if target is None:
-                continue
-            for source in self._sources(edge.source, leaves):
+            for source in self._producers(edge.source, results):
                 if source != target:
                     together.setdefault((source, target), []).append(edge)
         for (source, target), edges in together.items():
-            active = any(edge.active for edge in edges) and not {source, target} & self.idle
+            active = any(edge.active for edge in edges) and not {source, target} & self._not_taken
             yield Line(source, target, tuple(edges), active)
 
-    def _sources(
-        self, place: tuple[int, int], leaves: Mapping[tuple[int, int], list[tuple[int, int]]]
-    ) -> Iterator[str]:
-        """The cards a value comes from: through the results of bodies that are open."""
-        if place[0] in self.open_nodes:
-            for inner in leaves.get(place, []):
-                yield from self._sources(inner, leaves)
-            return
-        host = self.hosts.get(place[0])
-        if host is not None:
-            yield host
+    def _producers(self, start: Endpoint, results: Mapping[Endpoint, list[Endpoint]]) -> Iterator[str]:
+        """The cards that produce a value; of an open body, those that produce its results."""
+        stack = [start]
+        while stack:
+            end = stack.pop()
+            if end[0] in self._open_nodes:
+                stack += reversed(results.get(end, ()))
+                continue
+            card = self._card_of.get(end[0])
+            if card is not None:
+                yield card
 
 
-# --- only the way to one value ---------------------------------------------------------------------
+# --- the part that depends on one value ------------------------------------------------------------
 
 
 def between(scene: Scene, name: str) -> Scene:
-    """The part of a scene that lies between one value and the result."""
-    made = {out.name: node.id for node in scene.nodes for out in node.outputs if out.name}
-    if name not in made:
-        raise KeyError(f"there is no value named {name!r} in the graph.{nearest(name, made)}")
-    onward, back = _reached(scene, made[name])
-    keep = (onward & back) | {made[name]}
+    """The part of a scene between one value and the result."""
+    produced = {out.name: node.id for node in scene.nodes for out in node.outputs if out.name}
+    if name not in produced:
+        raise KeyError(f"there is no value named {name!r} in the graph.{nearest(name, produced)}")
+    consumers: dict[int, list[int]] = {}
+    producers: dict[int, list[int]] = {}
+    for edge in scene.edges:
+        consumers.setdefault(edge.source[0], []).append(edge.target[0])
+        producers.setdefault(edge.target[0], []).append(edge.source[0])
+    dependents = _reachable([produced[name]], consumers)
+    keep = (dependents & _reachable([node for node, _ in scene.loss], producers)) | {produced[name]}
     nodes = tuple(node for node in scene.nodes if node.id in keep)
-    edges = tuple(e for e in scene.edges if e.source[0] in keep and e.target[0] in keep)
     counts: Counter[str] = Counter()
     parents = {box.id: box.parent for box in scene.boxes}
     for node in nodes:
@@ -244,24 +276,19 @@ def between(scene: Scene, name: str) -> Scene:
         while box is not None:
             counts[box] += 1
             box = parents[box]
-    boxes = tuple(dataclasses.replace(b, count=counts[b.id]) for b in scene.boxes if counts[b.id])
-    residuals = tuple(r for r in scene.residuals if r.source[0] in keep and r.target in keep)
-    return dataclasses.replace(scene, nodes=nodes, edges=edges, boxes=boxes, residuals=residuals)
+    return dataclasses.replace(
+        scene,
+        nodes=nodes,
+        edges=tuple(e for e in scene.edges if e.source[0] in keep and e.target[0] in keep),
+        boxes=tuple(dataclasses.replace(b, count=counts[b.id]) for b in scene.boxes if counts[b.id]),
+        reads=tuple(r for r in scene.reads if r.source[0] in keep and r.target in keep),
+    )
 
 
-def _reached(scene: Scene, start: int) -> tuple[set[int], set[int]]:
-    readers: dict[int, list[int]] = {}
-    makers: dict[int, list[int]] = {}
-    for edge in scene.edges:
-        readers.setdefault(edge.source[0], []).append(edge.target[0])
-        makers.setdefault(edge.target[0], []).append(edge.source[0])
-    return _closure([start], readers), _closure([node for node, _ in scene.loss], makers)
-
-
-def _closure(starts: Iterable[int], neighbours: Mapping[int, list[int]]) -> set[int]:
+def _reachable(starts: Iterable[int], neighbours: Mapping[int, Sequence[int]]) -> set[int]:
     seen, stack = set(starts), list(starts)
     while stack:
-        for item in neighbours.get(stack.pop(), []):
+        for item in neighbours.get(stack.pop(), ()):
             if item not in seen:
                 seen.add(item)
                 stack.append(item)

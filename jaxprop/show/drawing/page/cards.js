@@ -1,11 +1,22 @@
-// What one node, one closed box, one frame and one edge look like. A card is drawn once it comes into sight, and
+// What a node, a closed box, a frame and the label of an edge look like. A card is drawn when it comes into view, and
 // again when the step or a slider changes what it shows.
 
 const BINS = 9;
-const CARD = { pad: 12, title: 20, label: 17, cell: 26, tall: 34, thumb: 24, gap: 6, most: 270, least: 84 };
+const CARD = {
+  pad: 12,
+  title: 20,
+  label: 17,
+  cell: 26,
+  tall: 34,
+  thumb: 24,
+  gap: 6,
+  toggle: 26,
+  most: 270,
+  least: 84,
+};
 const FONTS = { title: "600 13px ", label: "11px ", cell: "12px ", tag: "600 9px ", chip: "11px " };
 
-/** Widths of text, measured once each. */
+/** Widths of texts, cached. */
 const measureText = (() => {
   const context = document.createElement("canvas").getContext("2d");
   const known = new Map();
@@ -28,27 +39,27 @@ const KIND_WORDS = {
   data: "data",
   const: "constant",
   loss: "loss",
-  constant: "same every step",
-  carry: "carried",
+  constant: "loop constant",
+  carry: "carry",
   slice: "slice",
   operand: "operand",
 };
 const BOX_WORDS = {
   scope: "scope",
   function: "function",
-  range: "neighbours",
+  range: "consecutive operations",
   scan: "scan",
-  cond: "branch",
+  cond: "cond",
   checkpoint: "checkpoint",
-  while: "while",
-  custom: "custom rule",
+  while: "while loop",
+  custom: "differentiated as one operation",
 };
 
 const expressionOf = (node) =>
   node.kind === "op" || node.kind === "loss" || node.label ? node.label || node.call || node.primitive : "";
 const typeOf = (node) => ((node.main.shape || []).length ? node.main.type : "");
 
-/** The longest text a cell will hold, whatever the step. */
+/** The longest text of a cell at any step. */
 function longest(shown) {
   if (!shown.steps) return brief(shown);
   return shown.steps.text
@@ -56,14 +67,14 @@ function longest(shown) {
     .reduce((a, b) => (b.length > a.length ? b : a));
 }
 
-/** A value as a card has room for it: long vectors by their norm. */
+/** A value as a card shows it: long vectors by their norm. */
 const brief = (shown) =>
   shown.text.length > 20 && shown.norm !== undefined ? `‖·‖ ${number(shown.norm)}` : number(shown.text);
 
 const hasThumb = (shown) =>
   Boolean(shown) && Boolean(shown.steps ? (shown.steps.thumbs || []).length : shown.thumb);
 
-/** Widths in steps, so that like boxes have like cards and share a layout. */
+/** Widths in multiples of 16, so that similar boxes have cards of equal size and share a layout. */
 const grid = (width) => Math.ceil(width / 16) * 16;
 
 function planCard(model, node) {
@@ -75,6 +86,7 @@ function planCard(model, node) {
   const value = node.main.value;
   const cotangent = node.main.cotangent;
   const tall = hasThumb(value) || hasThumb(cotangent);
+  const toggle = node.bodies.length ? CARD.toggle : 0;
   const cellWidth = (shown, sign) =>
     shown ? grid(measureText(sign + longest(shown), "cell") + 16) + (hasThumb(shown) ? CARD.thumb + 6 : 0) : 0;
   const cells = [cellWidth(value, ""), cellWidth(cotangent, "∂ ")];
@@ -82,12 +94,13 @@ function planCard(model, node) {
   const top =
     measureText(title, "title") +
     (tag ? measureText(tag.toUpperCase(), "tag") * 1.1 + 16 : 0) +
-    (type ? measureText(type, "label") + 12 : 0);
+    (type ? measureText(type, "label") + 12 : 0) +
+    toggle;
   const inner = Math.max(top, measureText(label, "label"), cells[0] + cells[1] + gap);
   const width = grid(Math.max(CARD.least, inner + 2 * CARD.pad));
   const row = cells[0] || cells[1] ? (tall ? CARD.tall : CARD.cell) + 6 : 0;
   const height = CARD.pad + CARD.title + (label ? CARD.label : 0) + row + CARD.pad - 4;
-  node.plan = { title, tag, type, label, cells, gap, row, tall, width, height };
+  node.plan = { title, tag, type, label, cells, gap, row, tall, toggle, width, height };
   return node.plan;
 }
 
@@ -118,14 +131,14 @@ function planBox(box) {
 function boxWords(box) {
   const parts = [plural(box.count, "operation")];
   if (box.kind === "scan" && box.length) parts.unshift(`scan of ${plural(box.length, "step")}`);
-  else if (box.kind !== "scope" && BOX_WORDS[box.kind]) parts.unshift(BOX_WORDS[box.kind]);
+  else if (box.kind !== "scope" && box.branch === undefined) parts.unshift(BOX_WORDS[box.kind] || box.kind);
   if (box.taken === 0) parts.push("not taken");
   return parts.join(" · ");
 }
 
 /** The size of a child that is drawn as a card. */
 function measureChild(model, child) {
-  return child.box ? planBox(child.box) : planCard(model, child.node);
+  return isGroup(child) ? planBox(child.box) : planCard(model, child.node);
 }
 
 // --- colour -----------------------------------------------------------------------------------------
@@ -136,14 +149,14 @@ function colourClass(model, norm, nonfinite) {
   if (norm === null || norm === undefined) return "";
   if (norm === 0 || !model.scale) return "zero";
   const [low, high] = model.scale;
-  const part = high - low < 1e-9 ? 0.6 : (Math.log10(norm) - low) / (high - low);
+  const part = (Math.log10(norm) - low) / (high - low);
   return `c${Math.max(0, Math.min(BINS - 1, Math.floor(part * BINS)))}`;
 }
 
 const colourOf = (model, shown) => (shown ? colourClass(model, shown.norm, bad(shown)) : "");
 const boxColour = (model, box) => colourClass(model, box.cotangent, box.badCotangents);
 
-/** A heat map as a picture: blue below zero, warm above, a cross where a number is not finite. */
+/** A heat map as an image: blue below zero, amber above, a cross for a block that is not finite. */
 function heatMap(thumb, cell = 1) {
   const theme = document.documentElement.dataset.theme;
   const key = `${theme}${cell}`;
@@ -188,7 +201,7 @@ const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.trim().slice(i, i + 2), 1
 
 // --- cards ------------------------------------------------------------------------------------------
 
-/** Fill the group of a node's card. `state`: {value, cotangent: whether revealed yet, kept: bytes or null}. */
+/** Draw the card of a node. `state`: {value, cotangent: whether they are revealed, reads: the text of a badge}. */
 function drawNode(model, group, node, state) {
   const plan = planCard(model, node);
   const value = valueOf(node);
@@ -206,7 +219,8 @@ function drawNode(model, group, node, state) {
   group.append(s("rect", { class: "body", width: plan.width, height: plan.height, rx: round }));
   const base = CARD.pad + 13 - 4;
   group.append(s("text", { class: "name", x: CARD.pad, y: base }, plan.title));
-  let right = plan.width - CARD.pad;
+  let right = plan.width - CARD.pad - plan.toggle;
+  if (plan.toggle) group.append(toggleSign(plan.width - 27, 6, ICONS.open));
   if (warn) {
     group.append(warningSign(right - 12, base - 11));
     right -= 18;
@@ -217,7 +231,7 @@ function drawNode(model, group, node, state) {
   if (plan.type) group.append(s("text", { class: "type", x: right, y: base, "text-anchor": "end" }, plan.type));
   if (plan.label) group.append(s("text", { class: "label", x: CARD.pad, y: base + CARD.label }, plan.label));
   if (plan.row) drawCells(model, group, plan, state, value, cotangent);
-  if (state.kept) group.append(keptBadge(plan, state.kept));
+  if (state.reads) group.append(readBadge(plan, state.reads));
 }
 
 function drawCells(model, group, plan, state, value, cotangent) {
@@ -284,18 +298,18 @@ function warningSign(x, y) {
   );
 }
 
-function keptBadge(plan, text) {
+function readBadge(plan, text) {
   const width = measureText(text, "chip") + 24;
   return s(
     "g",
-    { class: "kept-badge", transform: `translate(${plan.width - width - 8} ${plan.height - 8})` },
+    { class: "read-badge", transform: `translate(${plan.width - width - 8} ${plan.height - 8})` },
     s("rect", { width, height: 17, rx: 8.5 }),
     s("path", { d: "M8 4.5h6v8l-3-2.4-3 2.4z" }),
     s("text", { x: 18, y: 12.5 }, text),
   );
 }
 
-/** Fill the group of a closed box. */
+/** Draw the card of a closed box. */
 function drawClosed(model, group, box, state) {
   const plan = planBox(box);
   group.replaceChildren();
@@ -331,7 +345,7 @@ function toggleSign(x, y, path) {
   );
 }
 
-/** Fill the two groups of an open box: its ground, under the edges, and its head, above them. */
+/** Draw an open box: its ground, under the edges, and its head, above them. */
 function drawFrame(ground, head, box, item) {
   ground.replaceChildren(s("rect", { class: "frame-body", width: item.width, height: item.height, rx: 12 }));
   const title = frameTitle(box);
@@ -352,7 +366,7 @@ const frameTitle = (box) => cut(box.name || box.path || box.kind, 40);
 
 // --- edges ------------------------------------------------------------------------------------------
 
-/** What stands on an edge: its local gradient, and its share where the value has several readers. */
+/** The label of an edge: its local gradient, and the contribution if the value has several consumers. */
 function chipLines(model, edges) {
   const lines = [];
   for (const edge of edges) {
@@ -360,8 +374,8 @@ function chipLines(model, edges) {
     if (!local) continue;
     const text = chipText(edge, local);
     if (text) lines.push({ kind: "local", text });
-    const readers = edge.from.readers.filter((other) => other.share).length;
-    if (shareOf(edge) && readers > 1) lines.push({ kind: "share", text: `share ${brief(edge.share)}` });
+    const consumers = edge.from.consumers.filter((other) => other.share).length;
+    if (shareOf(edge) && consumers > 1) lines.push({ kind: "share", text: `∂ ${brief(edge.share)}` });
   }
   return lines.length > 4 ? [] : lines;
 }
@@ -380,76 +394,4 @@ function chipSize(lines) {
     width: Math.max(...lines.map(({ text }) => measureText(text, "chip"))) + 14,
     height: 15 * lines.length + 5,
   };
-}
-
-/**
- * A smooth path through points, leaving and arriving along the direction of the graph. It never swings past its
- * points (the slopes are those of monotone cubic interpolation).
- */
-function pathOf(points, across) {
-  const at = points.map(({ x, y }) => (across ? [x, y] : [y, x]));
-  const show = ([t, c]) => (across ? `${round1(t)} ${round1(c)}` : `${round1(c)} ${round1(t)}`);
-  const slopes = at.map(([t, c], i) => {
-    if (i === 0 || i === at.length - 1) return 0;
-    const before = (c - at[i - 1][1]) / (t - at[i - 1][0]);
-    const after = (at[i + 1][1] - c) / (at[i + 1][0] - t);
-    return before * after > 0 ? (2 * before * after) / (before + after) : 0;
-  });
-  let path = `M${show(at[0])}`;
-  for (let i = 1; i < at.length; i += 1) {
-    const [[t0, c0], [t1, c1]] = [at[i - 1], at[i]];
-    const reach = (t1 - t0) * (slopes[i - 1] || slopes[i] ? 1 / 3 : 0.5);
-    path += `C${show([t0 + reach, c0 + slopes[i - 1] * reach])} ${show([t1 - reach, c1 - slopes[i] * reach])} ${show([t1, c1])}`;
-  }
-  return path;
-}
-
-/** Straight lines with rounded corners. */
-function corneredPath(points, radius = 9) {
-  let path = `M${round1(points[0].x)} ${round1(points[0].y)}`;
-  for (let i = 1; i < points.length - 1; i += 1) {
-    const toward = (other) => {
-      const length = Math.hypot(other.x - points[i].x, other.y - points[i].y) || 1;
-      const part = Math.min(radius, length / 2) / length;
-      return `${round1(points[i].x + (other.x - points[i].x) * part)} ${round1(points[i].y + (other.y - points[i].y) * part)}`;
-    };
-    path += `L${toward(points[i - 1])}Q${round1(points[i].x)} ${round1(points[i].y)} ${toward(points[i + 1])}`;
-  }
-  return `${path}L${round1(points[points.length - 1].x)} ${round1(points[points.length - 1].y)}`;
-}
-
-const round1 = (x) => Math.round(x * 10) / 10;
-
-/** A line moved sideways. */
-function beside(points, distance, across) {
-  return points.map(({ x, y }) => (across ? { x, y: y + distance } : { x: x + distance, y }));
-}
-
-/** A line of straight pieces along the axes, moved to its right. */
-function laneBeside(points, distance) {
-  const normals = points.slice(1).map(({ x, y }, i) => {
-    const length = Math.hypot(x - points[i].x, y - points[i].y) || 1;
-    return { x: -(y - points[i].y) / length, y: (x - points[i].x) / length };
-  });
-  return points.map(({ x, y }, i) => {
-    const around = [normals[i - 1], normals[i]].filter(Boolean);
-    return {
-      x: x + distance * around.reduce((sum, n) => sum + n.x, 0),
-      y: y + distance * around.reduce((sum, n) => sum + n.y, 0),
-    };
-  });
-}
-
-/** The line a little shorter at its end, so that an arrow's tip does not touch. */
-function shorten(points, by) {
-  const result = [...points];
-  const last = result[result.length - 1];
-  const before = result[result.length - 2];
-  const length = Math.hypot(last.x - before.x, last.y - before.y) || 1;
-  if (length > by)
-    result[result.length - 1] = {
-      x: last.x - ((last.x - before.x) / length) * by,
-      y: last.y - ((last.y - before.y) / length) * by,
-    };
-  return result;
 }

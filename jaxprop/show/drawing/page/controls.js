@@ -1,4 +1,4 @@
-// The page's controls: bar, zoom, legend, player, sliders of scans, help.
+// The controls: bar, zoom, legend, player, sliders of scans, help.
 
 const SPEEDS = [0.5, 1, 2, 4];
 
@@ -26,9 +26,9 @@ class Controls extends State {
     const words = [
       value,
       parameters.length && parameters.length <= 4
-        ? `by ${parameters.join(", ")}`
+        ? `w.r.t. ${parameters.join(", ")}`
         : parameters.length
-          ? `by ${plural(parameters.length, "parameter")}`
+          ? `w.r.t. ${plural(parameters.length, "parameter")}`
           : "",
       plural(this.model.order.length, "node"),
       source ? `${source.file}:${source.line}` : "",
@@ -38,19 +38,18 @@ class Controls extends State {
     document
       .getElementById("title")
       .append(h("span", { class: "word" }, this.model.lossName), h("span", { class: "of" }, words));
-    const kept = scene.kept_bytes ? ` (${bytes(scene.kept_bytes)} in all)` : "";
     const flip = (event, isOn) => event.currentTarget.setAttribute("aria-pressed", String(isOn));
     const tools = [
       this.tool(
-        "What the backward pass keeps",
-        ICONS.kept,
-        (event) => ((this.kept = !this.kept), flip(event, this.kept), this.sheet.redraw()),
+        "Values that VJPs read",
+        ICONS.reads,
+        (event) => ((this.reads = !this.reads), flip(event, this.reads), this.showReads()),
         {
-          title: `What the backward pass keeps${kept} (R)`,
-          attributes: { "aria-pressed": "false", id: "kept", hidden: !(scene.residuals || []).length },
+          title: "Values of the forward pass that the VJP of each operation reads (R)",
+          attributes: { "aria-pressed": "false", id: "reads", hidden: !(scene.reads || []).length },
         },
       ),
-      this.tool("Turn the graph", ICONS.turn, () => this.turn(), {
+      this.tool("Change the direction", ICONS.turn, () => this.turn(), {
         title: "Down or across (T)",
         class: "only-full",
       }),
@@ -74,86 +73,59 @@ class Controls extends State {
     document.getElementById("zoom").append(...tools);
   }
 
+  /** A strip under the sheet, so that it never covers anything. */
   buildLegend() {
     const { scale, scene } = this.model;
     const key = (...shapes) => s("svg", { class: "key", viewBox: "0 0 28 14", "aria-hidden": "true" }, shapes);
-    const rows = [
-      [
-        key(
-          s("path", { class: "forward", d: "M1 7h21" }),
-          s("path", { class: "forward-tip", d: "M21 3.5L27 7l-6 3.5z" }),
-        ),
-        "forward: values",
-      ],
-      [
-        key(
-          s("path", { class: "backward", d: "M27 7H6" }),
-          s("path", { class: "backward-tip", d: "M7 3.5L1 7l6 3.5z" }),
-        ),
-        "backward: cotangents",
-      ],
-      [key(s("rect", { class: "given", x: 1, y: 1, width: 26, height: 12, rx: 6 })), "parameter"],
-      [key(s("rect", { class: "off", x: 1, y: 1, width: 26, height: 12, rx: 6 })), "no gradient goes there"],
-    ];
-    if ((scene.residuals || []).length)
-      rows.push([key(s("path", { class: "kept", d: "M2 7h25" })), "kept for the backward pass"]);
+    const arrow = (kind, line, tip) =>
+      key(s("path", { class: kind, d: line }), s("path", { class: `${kind}-tip`, d: tip }));
+    const pill = (kind) => key(s("rect", { class: kind, x: 1, y: 1, width: 26, height: 12, rx: 6 }));
+    const kinds = new Set(this.model.order.map((node) => node.kind));
     const notFinite = this.notFinite();
-    if (notFinite.length)
-      rows.push([
-        key(s("rect", { class: "bad", x: 1, y: 1, width: 26, height: 12, rx: 3 })),
+    const entries = [
+      [arrow("forward", "M1 7h21", "M21 3.5L27 7l-6 3.5z"), "forward: values"],
+      [arrow("backward", "M27 7H6", "M7 3.5L1 7l6 3.5z"), "backward: cotangents ∂"],
+      kinds.has("parameter") && [pill("given"), "parameter"],
+      kinds.has("loss") && [pill("result"), "result"],
+      this.model.order.some((node) => !node.active) && [pill("off"), "no gradient"],
+      notFinite.length && [
+        pill("bad"),
         h(
           "button",
           { class: "link", title: "Show the next one (N)", onclick: () => this.nextNotFinite() },
           `NaN or infinite: ${notFinite.length}`,
         ),
-      ]);
-    const ramp = scale
-      ? [
-          h("div", {}, "norm of the cotangent"),
-          h(
-            "div",
-            { class: "ramp", "aria-hidden": "true" },
-            Array.from({ length: BINS }, (_, i) => h("span", { class: `swatch c${i}` })),
-          ),
-          h(
-            "div",
-            { class: "ends" },
-            h("span", {}, number(10 ** scale[0], 2)),
-            h("span", {}, number(10 ** scale[1], 2)),
-          ),
-        ]
-      : [];
-    document.getElementById("legend").append(
+      ],
+    ].filter(Boolean);
+    const ramp = scale && [
+      h("span", {}, "norm of ∂"),
+      h("span", {}, number(10 ** scale[0], 2)),
       h(
-        "details",
-        {},
-        h("summary", { onclick: () => (this.legendChosen = true) }, "Legend"),
-        ramp,
-        h(
-          "dl",
-          {},
-          rows.flatMap(([picture, text]) => [h("dt", {}, picture), h("dd", {}, text)]),
-        ),
-        (scene.notes || []).map((note) => h("p", {}, note)),
+        "span",
+        { class: "ramp", "aria-hidden": "true" },
+        Array.from({ length: BINS }, (_, i) => h("span", { class: `swatch c${i}` })),
       ),
-    );
+      h("span", {}, number(10 ** scale[1], 2)),
+    ];
+    const notes = (scene.notes || []).join(" ");
+    document
+      .getElementById("legend")
+      .append(
+        ...(ramp ? [h("span", { class: "entry scale" }, ramp)] : []),
+        ...entries.map((entry) => h("span", { class: "entry" }, entry)),
+        h(
+          "span",
+          { class: "entry reads-entry", hidden: true },
+          key(s("path", { class: "reads", d: "M2 7h25" })),
+          "read by a VJP",
+        ),
+        ...(notes ? [h("span", { class: "entry notes", title: notes }, notes)] : []),
+      );
   }
 
-  /** Nodes with NaN or infinite numbers: those with such cotangents first, then in program order. */ openLegend() {
-    const legend = document.querySelector("#legend details");
-    if (this.legendChosen) return;
-    legend.open = true;
-    const { width, height } = document.getElementById("legend").getBoundingClientRect();
-    const stage = document.getElementById("stage").getBoundingClientRect();
-    const { x, y, k } = this.sheet.camera;
-    const covered = this.sheet.layout.items.some(
-      (item) =>
-        item.x * k + x < width + 20 &&
-        (item.x + item.width) * k + x > 10 &&
-        item.y * k + y < height + 20 &&
-        (item.y + item.height) * k + y > 10,
-    );
-    legend.open = !covered && height < stage.height * 0.8 && width < stage.width * 0.4;
+  showReads() {
+    document.querySelector("#legend .reads-entry").hidden = !this.reads;
+    this.sheet.redraw();
   }
 
   buildPlayer() {
@@ -198,8 +170,8 @@ class Controls extends State {
     const controls = h(
       "div",
       { id: "controls" },
-      this.tool("To the beginning", ICONS.first, go(-Infinity), {
-        title: "To the beginning (Home)",
+      this.tool("To the start", ICONS.first, go(-Infinity), {
+        title: "To the start (Home)",
         class: "ends-only",
       }),
       this.tool("Back", ICONS.back, go(-1), { title: "Back (←)" }),
@@ -279,7 +251,7 @@ class Controls extends State {
     }
   }
 
-  /** A slider stands on the upper edge of its frame, and stays in sight as long as the frame is. */
+  /** A slider is at the upper edge of its frame, and stays in view as long as the frame does. */
   placeSliders() {
     const { x, y, k } = this.sheet.camera;
     const room = document.getElementById("stage").clientWidth;
@@ -295,7 +267,8 @@ class Controls extends State {
     }
   }
 
-  /** How much of the sheet's lower end lies under the panel, on a small screen. */ insets() {
+  /** How much of each side of the sheet is covered: by the zoom buttons, and by the panel on a small screen. */
+  insets() {
     const detail = document.getElementById("detail");
     const over = !detail.hidden && getComputedStyle(detail).position === "fixed";
     const stage = document.getElementById("stage").getBoundingClientRect();
@@ -311,25 +284,25 @@ class Controls extends State {
   buildHelp() {
     const keys = [
       [["Space"], "play or pause"],
-      [["←", "→"], "one step back or on"],
-      [["Home", "End"], "to the beginning, to the end"],
-      [["↑", "↓"], "select what the selected node reads, what reads it"],
-      [["Enter"], "open or close the selected box (or double click)"],
-      [["E", "C"], "open all boxes, close all"],
+      [["←", "→"], "previous step, next step"],
+      [["Home", "End"], "first step, last step"],
+      [["↑", "↓"], "select an operand, a consumer of the selected node"],
+      [["Enter"], "open or close the selected box (or double-click it)"],
+      [["E", "C"], "open all boxes, close all boxes"],
       [["/"], "search"],
       [["+", "−", "F"], "zoom in, zoom out, show all"],
-      [["Shift ←↑↓→"], "move the sheet (or drag it; wheel and pinch zoom)"],
-      [["R"], "show what the backward pass keeps"],
-      [["N"], "the next value that is NaN or infinite"],
-      [["T"], "turn the graph: down or across"],
-      [["D"], "light or dark"],
-      [["Esc"], "close, clear, pause"],
+      [["Shift ←↑↓→"], "move the sheet (or drag it; zoom with the wheel or two fingers)"],
+      [["R"], "mark the values that the VJP of each operation reads"],
+      [["N"], "go to the next value that is NaN or infinite"],
+      [["T"], "change the direction: down or across"],
+      [["D"], "light or dark theme"],
+      [["Esc"], "close, deselect, pause"],
     ];
     document.getElementById("help").append(
       h(
         "header",
         {},
-        h("h2", { id: "help-title" }, "Reading and moving"),
+        h("h2", { id: "help-title" }, "How to read this page"),
         h(
           "button",
           { class: "tool", "aria-label": "Close help", onclick: () => document.getElementById("help").close() },
@@ -339,7 +312,7 @@ class Controls extends State {
       h(
         "p",
         {},
-        "Each card is a value: its name, the expression it comes from, the value itself, and behind the ∂ its cotangent, the derivative of the result by it. Slate arrows carry values forward; warm ones carry cotangents backward. On an edge stands its local gradient: the cotangent of a value is the sum, over its readers, of the reader's cotangent times that local gradient.",
+        "Each card is a value: its name, its expression in the source, the value itself and, after ∂, its cotangent: the derivative of the result with respect to it. Slate arrows carry values in the forward pass, amber arrows carry cotangents in the backward pass. An edge is labelled with its local gradient. The cotangent of a value is the sum, over its consumers, of the consumer's cotangent times the local gradient.",
       ),
       h(
         "dl",

@@ -1,10 +1,10 @@
-// Elements, and numbers as people read them. Text only ever enters the page as text nodes: markup in a name,
-// a scope or a docstring stays what it is, text.
+// Elements, and numbers as text. Text enters the page as text nodes only, so that markup in a name, a scope or a
+// docstring has no effect.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 
-/** Make an element: `h("button", {class: "b", onclick: f}, "text", child)`. Nothing is parsed as HTML. */
+/** Create an element: `h("button", {class: "b", onclick: f}, "text", child)`. Nothing is parsed as HTML. */
 function h(tag, attributes, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
@@ -45,13 +45,13 @@ const ICONS = {
   theme: "M12 3.5a8.5 8.5 0 1 0 0 17zM12 3.5a8.5 8.5 0 1 1 0 17",
   help: "M9 9.2a3 3 0 1 1 4.4 2.7c-.9.5-1.4 1.1-1.4 2.1M12 17.2v.3",
   close: "M6 6l12 12M18 6L6 18",
-  kept: "M7 4.5h10v15l-5-4-5 4z",
+  reads: "M7 4.5h10v15l-5-4-5 4z",
   turn: "M7 4v13M7 17l-3-3M7 17l3-3M12 8h8M20 8l-3-3M20 8l-3 3",
   open: "M12 6v12M6 12h12",
   fold: "M6 12h12",
 };
 
-/** A number in at most `digits` significant digits, with a true minus sign; words where it is not finite. */
+/** A number with at most `digits` significant digits and a true minus sign; a word if it is not finite. */
 function number(x, digits = 4) {
   if (x === null || x === undefined) return "";
   if (typeof x === "string") return x.replace(/^-/, "−").replace("inf", "∞").replace("nan", "NaN");
@@ -70,28 +70,17 @@ function number(x, digits = 4) {
 
 const isBad = (x) => typeof x === "string" && /nan|inf/i.test(x);
 
-/** 4096 -> "4 kB". */
-function bytes(count) {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  let unit = 0;
-  while (count >= 1000 && unit < units.length - 1) {
-    count /= 1000;
-    unit += 1;
-  }
-  return `${count >= 100 || unit === 0 ? Math.round(count) : Number(count.toPrecision(2))} ${units[unit]}`;
-}
-
 /** 1 -> "1 operation", 2 -> "2 operations". */
 function plural(count, word) {
   return `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 }
 
-/** Cut a text to `length` characters, the end replaced by an ellipsis. */
+/** Cut a text to `length` characters and end it with an ellipsis. */
 function cut(text, length) {
   return text.length <= length ? text : `${text.slice(0, length - 1)}…`;
 }
 
-/** A name cut to `length` characters; of a path into nested arguments the last keys stay. */
+/** A name cut to `length` characters; a path into nested arguments keeps its last keys. */
 function cutName(name, length) {
   if (name.length <= length || !name.endsWith("]")) return cut(name, length);
   const rest = name.slice(1 - length);

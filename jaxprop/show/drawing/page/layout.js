@@ -1,17 +1,16 @@
-// Where everything stands. Each open box is laid out by itself with dagre, its children at the size they have now,
-// from the inside out; results are kept by shape, and shared by boxes of one shape. So opening one scope of a large
-// model lays out that scope and the few around it, and nothing else. An edge is drawn in the box where its two ends first
-// meet; where it crosses a border there is a port.
+// Positions of cards, frames and edges. Each open box is laid out by itself, inner boxes first; results are cached by
+// shape and shared by boxes of equal shape. Opening one scope of a large model thus lays out that scope and those around
+// it only. An edge is drawn in the innermost box that holds both its ends; where it crosses a border there is a port.
 
 const GAP = { node: 26, rank: 46, labelled: 30, frame: 18, head: 34, port: 26 };
-const MANY = 60; // beyond so many children a cheaper ranking is used
+const MANY = 60; // boxes with more children use a cheaper ranking
 
 /**
  * Lay out the visible part of a model.
  *
  * `view`: {model, open: Set of box ids, direction: "TB" | "LR", measure(item) -> {width, height},
- * label(edges) -> {width, height} | null, cache: Map}. Returns {items, edges, width, height} in absolute places:
- * items [{id, kind: "node" | "closed" | "frame", of, x, y, width, height, depth, ports}], edges
+ * label(edges) -> {width, height} | null, cache: Map}. Returns {items, edges, width, height} in absolute coordinates:
+ * items [{id, kind: "node" | "closed" | "frame", child, x, y, width, height, depth, ports}], edges
  * [{id, edges, points, from, to}].
  */
 function layout(view) {
@@ -26,10 +25,10 @@ function layout(view) {
   return out;
 }
 
-/** Which items are seen, and for each box drawn open: its children and the edges that meet in it. */
+/** The visible item of each node, and for each open box its children and the edges drawn in it. */
 function visibleTree(view) {
   const { model, open } = view;
-  const itemOf = new Map(); // node id -> the item that stands for it
+  const itemOf = new Map(); // node id -> its visible item
   const inside = new Map(); // box id -> {children, edges, entering, leaving}
   const walk = (box) => {
     inside.set(box.id, { children: box.children, edges: new Map(), entering: new Map(), leaving: new Map() });
@@ -48,16 +47,20 @@ function visibleTree(view) {
 }
 
 /**
- * The edges as they are drawn: at an open body what goes in goes on to its heads, and what comes out comes from its
- * results. Each is {edge, from, to, value}, its ends nodes that are seen or lie in closed boxes.
+ * The edges as they are drawn: what enters an open body goes to its inputs, and what leaves it comes from its results.
+ * The body of an opaque node is not connected: its edges end at its frame. Each is {edge, from, to, value}; its ends are
+ * nodes that are visible or inside closed boxes.
  */
 function* drawnWires(model, open, itemOf) {
   const isOpen = (node) =>
-    node.bodies.length > 0 && itemOf.get(node.id) === node.item && open.has(node.item.box.id);
-  function* makers(node, output) {
+    node.bodies.length > 0 &&
+    !node.item.box.opaque &&
+    itemOf.get(node.id) === node.item &&
+    open.has(node.item.box.id);
+  function* producers(node, output) {
     const results = isOpen(node) ? node.leaves.filter((edge) => edge.position === output) : [];
     if (!results.length) yield node;
-    for (const edge of results) yield* makers(edge.from, edge.output);
+    for (const edge of results) yield* producers(edge.from, edge.output);
   }
   const entered = new Set();
   for (const edge of model.entering) {
@@ -65,11 +68,11 @@ function* drawnWires(model, open, itemOf) {
     const node = body && model.nodes.get(body.ofNode);
     if (!node || !isOpen(node)) continue;
     entered.add(node);
-    for (const from of makers(edge.from, edge.output)) yield { edge, from, to: edge.to, value: edge.value };
+    for (const from of producers(edge.from, edge.output)) yield { edge, from, to: edge.to, value: edge.value };
   }
   for (const edge of model.edges) {
     if (isOpen(edge.to) && entered.has(edge.to)) continue;
-    for (const from of makers(edge.from, edge.output)) yield { edge, from, to: edge.to, value: edge.value };
+    for (const from of producers(edge.from, edge.output)) yield { edge, from, to: edge.to, value: edge.value };
   }
 }
 
@@ -83,7 +86,7 @@ function liftEdge({ edge, from: source, to: target, value }, itemOf, inside) {
     up.pop();
     down.pop();
   }
-  if (!up.length || !down.length) return; // a value and the frame it lies in
+  if (!up.length || !down.length) return; // a value and the frame it is in
   const top = up[up.length - 1];
   const bottom = down[down.length - 1];
   const meeting = inside.get(top.parent.id);
@@ -125,7 +128,7 @@ function layoutBox(view, shown, box, depth) {
   return { box, here, nested, ...named(view.cache.get(key), here) };
 }
 
-/** One box as numbers only: boxes of one shape (the layers of a model) have one sketch, and are laid out once. */
+/** One box as numbers only: boxes of equal shape, such as the layers of a model, share a sketch and its layout. */
 function sketchOf(view, here, sizes, box) {
   const place = new Map(here.children.map((child, i) => [child.id, i]));
   const ends = (ports) =>
@@ -151,73 +154,72 @@ function sketchOf(view, here, sizes, box) {
   };
 }
 
-/** Lay out a sketch by dagre: places of its children (top left corners), of its ports, and the lines between. */
+/** Lay out a sketch: positions of its children (top left corners), of its ports, and of the lines between them. */
 function placeSketch(sketch) {
-  const graph = new dagre.graphlib.Graph({ multigraph: true });
-  const large = sketch.sizes.length > MANY;
-  graph.setGraph({
+  const items = sketch.sizes.map(([width, height], i) => ({ id: `${i}`, width, height }));
+  const edges = sketch.edges.map(([from, to, weight, width, height]) => ({
+    from: `${from}`,
+    to: `${to}`,
+    weight,
+    labelpos: "c",
+    ...(width ? { width, height } : {}),
+  }));
+  const stubs = { in: [], out: [] }; // indices of the edges between the ports of a side and the children
+  if (sketch.head !== null) for (const side of ["in", "out"]) addPorts(side, sketch, items, edges, stubs[side]);
+  const options = {
     rankdir: sketch.direction,
     nodesep: GAP.node,
     ranksep: sketch.edges.some(([, , , width]) => width) ? GAP.labelled : GAP.rank,
     edgesep: 18,
-    ranker: large ? "tight-tree" : "network-simplex",
-  });
-  graph.setDefaultEdgeLabel(() => ({}));
-  sketch.sizes.forEach(([width, height], i) => graph.setNode(`${i}`, { width, height }));
-  sketch.edges.forEach(([from, to, weight, width, height], i) =>
-    graph.setEdge(`${from}`, `${to}`, { weight, labelpos: "c", ...(width ? { width, height } : {}) }, `${i}`),
-  );
-  if (sketch.head !== null) for (const side of ["in", "out"]) addPorts(graph, side, sketch);
-  dagre.layout(graph);
-  return readPlaces(graph, sketch);
+    ranker: sketch.sizes.length > MANY ? "tight-tree" : "network-simplex",
+  };
+  return readPlaces(layered({ options, items, edges }), sketch, stubs);
 }
 
-/** Ports stand in a rank of their own at the border, held there by a node that is not drawn. */
-function addPorts(graph, side, sketch) {
+/** The ports of a side share a rank at the border, held there by edges to an invisible item. */
+function addPorts(side, sketch, items, edges, stubs) {
   if (!sketch[side].length) return;
   const across = sketch.direction === "LR";
-  const join = (port, other, label, name) =>
-    side === "in" ? graph.setEdge(port, other, label, name) : graph.setEdge(other, port, label, name);
-  graph.setNode(side, { width: 1, height: 1 });
+  const join = (port, other, label) =>
+    edges.push(side === "in" ? { from: port, to: other, ...label } : { from: other, to: port, ...label }) - 1;
+  items.push({ id: side, width: 1, height: 1 });
   sketch[side].forEach((children, i) => {
     const id = `${side}${i}`;
-    graph.setNode(id, { width: across ? 8 : 40, height: across ? 16 : 8 });
+    items.push({ id, width: across ? 8 : 40, height: across ? 16 : 8 });
     join(side, id, { weight: 40 });
-    for (const child of children) join(id, `${child}`, {}, id);
+    stubs.push(children.map((child) => join(id, `${child}`, {})));
   });
 }
 
-function readPlaces(graph, sketch) {
+function readPlaces(plan, sketch, stubs) {
   const across = sketch.direction === "LR";
   const edge = new Bounds();
+  const pointsOf = (i) => plan.edges[i].points.map(([x, y]) => ({ x, y }));
   const places = sketch.sizes.map(([width, height], i) => {
-    const { x, y } = graph.node(`${i}`);
-    edge.take(x - width / 2, y - height / 2, x + width / 2, y + height / 2);
-    return { x: x - width / 2, y: y - height / 2 };
+    const [x, y] = plan.items[`${i}`];
+    edge.take(x, y, x + width, y + height);
+    return { x, y };
   });
-  const lines = sketch.edges.map(([from, to, , width, height], i) => {
-    const { points, x, y } = graph.edge(`${from}`, `${to}`, `${i}`);
+  const lines = sketch.edges.map(([, , , width, height], i) => {
+    const points = pointsOf(i);
+    const [x, y] = plan.edges[i].label;
     for (const point of points) edge.take(point.x - 8, point.y, point.x + 8, point.y);
     if (width) edge.take(x - width / 2, y, x + width / 2, y);
     return { points, label: width ? { x, y, width, height } : null };
   });
   const ports = { in: [], out: [] };
-  const stubs = { in: [], out: [] };
+  const ends = { in: [], out: [] };
   for (const side of ["in", "out"]) {
-    (sketch.head === null ? [] : sketch[side]).forEach((children, i) => {
-      const id = `${side}${i}`;
-      const { x, y } = graph.node(id);
+    stubs[side].forEach((indices, i) => {
+      const [left, top, width, height] = plan.items[`${side}${i}`];
+      const [x, y] = [left + width / 2, top + height / 2];
       if (across) edge.take(edge.left, y - 10, edge.right, y + 10);
       else edge.take(x - 20, edge.top, x + 20, edge.bottom);
       ports[side].push(across ? y : x);
-      stubs[side].push(
-        children.map(
-          (child) => (side === "in" ? graph.edge(id, `${child}`, id) : graph.edge(`${child}`, id, id)).points,
-        ),
-      );
+      ends[side].push(indices.map(pointsOf));
     });
   }
-  return moved(sketch, edge.orNothing(), { places, lines, ports, stubs });
+  return moved(sketch, edge.orNothing(), { places, lines, ports, stubs: ends });
 }
 
 class Bounds {
@@ -237,7 +239,7 @@ class Bounds {
   }
 }
 
-/** Everything moved so that the box begins at (0, 0), with room for its head, its ports and what it carries. */
+/** Move everything so that the box starts at (0, 0), with room for its head, its ports and its carries. */
 function moved(sketch, { left, top, right, bottom }, { places, lines, ports, stubs }) {
   const across = sketch.direction === "LR";
   const framed = sketch.head !== null;
@@ -272,7 +274,7 @@ function moved(sketch, { left, top, right, bottom }, { places, lines, ports, stu
   };
 }
 
-/** A plan of numbers for a box of names. */
+/** The layout of a sketch, for the children and ports of one box. */
 function named(plan, here) {
   const keys = [...here.edges.keys()];
   const sides = { in: [...here.entering.values()], out: [...here.leaving.values()] };
@@ -296,205 +298,4 @@ function named(plan, here) {
     ),
     stubs,
   };
-}
-
-// --- from boxes to the whole sheet ------------------------------------------------------------------
-
-function flattenBox(view, placed, x0, y0, depth, out) {
-  const { here } = placed;
-  const frames = new Map(); // child id -> what was placed for it, with its absolute place
-  for (const child of here.children) {
-    const at = placed.places.get(child.id);
-    const size = placed.nested.get(child.id) || view.measure(child);
-    const item = {
-      id: child.id,
-      child,
-      kind: placed.nested.has(child.id) ? "frame" : child.box ? "closed" : "node",
-      x: x0 + at.x,
-      y: y0 + at.y,
-      width: size.width,
-      height: size.height,
-      depth,
-    };
-    out.items.push(item);
-    frames.set(child.id, item);
-    if (item.kind === "frame") {
-      flattenBox(view, placed.nested.get(child.id), item.x, item.y, depth + 1, out);
-      item.ports = placed.nested.get(child.id).ports;
-    }
-  }
-  for (const line of placed.lines) {
-    const { top, bottom, edges } = here.edges.get(line.key);
-    const points = line.points.map(({ x, y }) => ({ x: x + x0, y: y + y0 }));
-    const label = line.label && { ...line.label, x: line.label.x + x0, y: line.label.y + y0 };
-    for (const group of byPorts(edges, placed, top, bottom)) {
-      out.edges.push({
-        id: `${line.key}:${group.key}`,
-        edges: group.edges,
-        ...attach(
-          points,
-          end(view, frames.get(top.id), "out", group.value, placed.nested.get(top.id)),
-          end(view, frames.get(bottom.id), "in", group.value, placed.nested.get(bottom.id)),
-        ),
-        label,
-        from: top.id,
-        to: bottom.id,
-        depth,
-      });
-    }
-  }
-  flattenStubs(view, placed, x0, y0, depth, frames, out);
-}
-
-/** Edges that share a line, told apart where a frame gives each value a port of its own. */
-function byPorts(edges, placed, top, bottom) {
-  if (!placed.nested.has(top.id) && !placed.nested.has(bottom.id))
-    return [{ key: "", value: null, edges: edges.map(({ edge }) => edge) }];
-  const groups = new Map();
-  for (const { edge, value } of edges) {
-    if (!groups.has(value)) groups.set(value, { key: value, value, edges: [] });
-    groups.get(value).edges.push(edge);
-  }
-  return [...groups.values()];
-}
-
-/** Where a line ends at a frame: its port; null at a card, where dagre has found the border. */
-function end(view, item, side, value, nested) {
-  if (!nested || value === null || !nested.ports[side].has(value)) return null;
-  const at = nested.ports[side].get(value);
-  if (view.direction === "LR") return { x: side === "in" ? item.x : item.x + item.width, y: item.y + at };
-  return { x: item.x + at, y: side === "in" ? item.y : item.y + item.height };
-}
-
-/** Points with their ends at ports, where there are any; `fixed` says at which. */
-function attach(points, first, last) {
-  const result = [...points];
-  if (first) result[0] = first;
-  if (last) result[result.length - 1] = last;
-  return { points: result, fixed: [Boolean(first), Boolean(last)] };
-}
-
-/**
- * Let lines meet their cards on the side they come from, straight where they can, next to one another: dagre aims
- * them all at the middle.
- */
-function spreadEnds(edges, items, across) {
-  const [along, main, size, length] = across ? ["y", "x", "height", "width"] : ["x", "y", "width", "height"];
-  const ends = new Map(); // item and side -> the ends of lines there
-  for (const line of edges) {
-    const count = line.points.length;
-    const direct = withoutBends(line).length === 2;
-    for (const [which, id, at, next, side] of [
-      [0, line.from, 0, 1, 1],
-      [1, line.to, count - 1, count - 2, 0],
-    ]) {
-      const item = items.get(id);
-      if (line.fixed[which] || !item) continue;
-      const key = `${id}|${side}`;
-      if (!ends.has(key)) ends.set(key, { item, side, list: [] });
-      const other = items.get(which ? line.from : line.to);
-      const far =
-        line.fixed[1 - which] || !other
-          ? line.points[at ? 0 : count - 1][along]
-          : other[along] + other[size] / 2;
-      ends.get(key).list.push({
-        line,
-        at,
-        wish: direct ? far : line.points[next][along],
-        wide: line.edges.some((edge) => edge.active) ? 22 : 14,
-      });
-    }
-  }
-  for (const { item, side, list } of ends.values()) {
-    list.sort((a, b) => a.wish - b.wish);
-    const margin = Math.min(18, item[size] / 3);
-    const [low, high] = [item[along] + margin, item[along] + item[size] - margin];
-    const gap = Math.min(
-      1,
-      (high - low) /
-        Math.max(
-          1,
-          list.slice(1).reduce((sum, each) => sum + each.wide, 0),
-        ),
-    );
-    let least = low;
-    for (const each of list) {
-      each.place = Math.max(least, Math.min(high, each.wish));
-      least = each.place + each.wide * gap;
-    }
-    let most = high;
-    for (const each of [...list].reverse()) {
-      each.place = Math.min(most, each.place);
-      most = each.place - each.wide * gap;
-    }
-    for (const each of list)
-      each.line.points[each.at] = { [along]: each.place, [main]: item[main] + (side ? item[length] : 0) };
-  }
-}
-
-/** Only the bends a line needs: none where it goes from one rank to the next, unless a label stands in it. */
-function withoutBends(line) {
-  const { points } = line;
-  if (line.label || points.length < 3) return points;
-  return points.length <= 4 ? [points[0], points[points.length - 1]] : points;
-}
-
-/** What goes on to the next step of an open scan: from the body's result, around the outside, to where it enters. */
-function addCarry(carry, itemOf, items, view, out) {
-  const [source, target] = [itemOf.get(carry.from.id), itemOf.get(carry.to.id)];
-  const [from, to] = [items.get(source.id), items.get(target.id)];
-  const body = framesAround(carry.to.item).find((box) => box.kind === "scan");
-  const frame = body && items.get(body.item.id);
-  if (!from || !to || !frame || frame.kind !== "frame" || from === to) return;
-  const lane = 13 + 12 * (out.lanes.get(frame.id) || 0);
-  out.lanes.set(frame.id, (out.lanes.get(frame.id) || 0) + 1);
-  const points =
-    view.direction === "LR"
-      ? [
-          [from.x + from.width / 2, from.y + from.height],
-          [from.x + from.width / 2, frame.y + frame.height - lane],
-          [to.x - 16, frame.y + frame.height - lane],
-          [to.x - 16, to.y + to.height - 14],
-          [to.x, to.y + to.height - 14],
-        ]
-      : [
-          [from.x, from.y + from.height / 2],
-          [frame.x + lane, from.y + from.height / 2],
-          [frame.x + lane, to.y - 16],
-          [to.x + 14, to.y - 16],
-          [to.x + 14, to.y],
-        ];
-  out.edges.push({
-    id: `carry${carry.id}`,
-    edges: [carry],
-    points: points.map(([x, y]) => ({ x, y })),
-    carry: true,
-    label: null,
-    from: from.id,
-    to: to.id,
-    depth: frame.depth + 1,
-  });
-}
-
-/** The lines between a frame's ports and what lies in it. */
-function flattenStubs(view, placed, x0, y0, depth, frames, out) {
-  const across = view.direction === "LR";
-  for (const { side, port, child, points } of placed.stubs) {
-    const at = placed.ports[side].get(port.key);
-    const border = across
-      ? { x: x0 + (side === "in" ? 0 : placed.width), y: y0 + at }
-      : { x: x0 + at, y: y0 + (side === "in" ? 0 : placed.height) };
-    const moved = points.map(({ x, y }) => ({ x: x + x0, y: y + y0 }));
-    const inner = end(view, frames.get(child.id), side, port.key, placed.nested.get(child.id));
-    out.edges.push({
-      id: `${placed.box.id}:${side}:${port.key}:${child.id}`,
-      edges: port.ends.get(child.id).edges,
-      ...(side === "in" ? attach([...moved], border, inner) : attach([...moved], inner, border)),
-      label: null,
-      port: { side, name: port.name, at: border, first: [...port.ends.keys()][0] === child.id },
-      from: side === "in" ? placed.box.id : child.id,
-      to: side === "in" ? child.id : placed.box.id,
-      depth,
-    });
-  }
 }

@@ -1,5 +1,5 @@
-// The page: how it opens, what one can do, and by which keys. `#embed`, `#theme=dark`, `#step=3`, `#node=h`, `#open=all`,
-// `#direction=LR` in the address choose how it opens; several are joined by `&`.
+// The page: how it opens, what can be done, and with which keys. The fragment of the address controls how it opens:
+// `#embed`, `#theme=dark`, `#step=3`, `#node=h`, `#open=all`, `#direction=LR`, joined by `&`.
 
 class Page extends Controls {
   constructor(scene) {
@@ -33,7 +33,6 @@ class Page extends Controls {
     this.sheet.fit(false, true);
     const node = this.model.order.find(({ name }) => name === wish.get("node"));
     if (node) this.reveal(node, false);
-    this.openLegend();
     this.played();
     document.addEventListener("keydown", (event) => this.key(event));
     matchMedia("(prefers-color-scheme: dark)").addEventListener(
@@ -53,7 +52,7 @@ class Page extends Controls {
     showDetail(this, id);
     this.sheet.redraw();
     if (!id) return;
-    this.sheet.keepInSight(id);
+    this.sheet.keepInView(id);
     this.say(this.describe(this.sheet.items.get(id)));
   }
 
@@ -67,7 +66,7 @@ class Page extends Controls {
     this.selected = id;
     this.sheet.relayout(id);
     if (!document.getElementById("detail").hidden) showDetail(this, id);
-    this.sheet.keepInSight(id);
+    this.sheet.keepInView(id);
     this.say(`${box.name || box.kind} ${this.open.has(box.id) ? "open" : "closed"}`);
   }
 
@@ -81,7 +80,7 @@ class Page extends Controls {
     this.say(isOpen ? "all boxes open" : "all boxes closed");
   }
 
-  /** Open what lies around a node, select it and bring it into the middle. */
+  /** Open the boxes around a node, select it and bring it to the centre. */
   reveal(node, animate = true) {
     this.revealItem(node.item, animate);
   }
@@ -96,7 +95,6 @@ class Page extends Controls {
     if (closed.length) this.sheet.relayout();
     this.select(item.id);
     this.sheet.centre(item.id, animate);
-    if (!this.legendChosen) document.querySelector("#legend details").open = false;
   }
 
   setStep(box, step) {
@@ -114,6 +112,23 @@ class Page extends Controls {
     this.sayStep();
   }
 
+  /** Bring the card of the step into view, with its sources. */
+  showStep() {
+    const { step } = this.player;
+    if (!step || step.act === "done") return;
+    this.sheet.keepInView(...(step.items || [step.item, ...this.sourcesOf(step)]));
+  }
+
+  /** What the step reads: operands in the forward pass, consumers in the backward pass. */
+  sourcesOf({ act, node }) {
+    if (!node) return [];
+    const sources =
+      act === "backward"
+        ? [...node.consumers, ...node.leaving].filter((edge) => edge.active).map((edge) => edge.to)
+        : [...node.operands, ...node.entered].map((edge) => edge.from);
+    return sources.map((source) => this.sheetItem(source).id);
+  }
+
   /** The player has moved. */
   played() {
     const { step } = this.player;
@@ -122,7 +137,7 @@ class Page extends Controls {
     this.showSteps();
     this.showPlayer();
     this.sayStep();
-    if (step && step.item) this.sheet.keepInSight(step.item);
+    this.showStep();
   }
 
   setTheme(theme) {
@@ -141,6 +156,7 @@ class Page extends Controls {
     this.direction = this.sheet.direction === "TB" ? "LR" : "TB";
     this.sheet.relayout();
     this.sheet.fit(true, true);
+    this.showStep();
   }
 
   nextNotFinite() {
@@ -161,7 +177,7 @@ class Page extends Controls {
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const focused = document.activeElement;
-    const at = focused && focused.closest("dialog:not([open])") ? null : focused; // it may stay in a dialog just closed
+    const at = focused && focused.closest("dialog:not([open])") ? null : focused; // it may be in a dialog that was just closed
     const typing = at && (at.tagName === "INPUT" || at.tagName === "SELECT");
     if (event.key === "Escape") return this.escape();
     if (document.getElementById("help").open) return;
@@ -183,7 +199,7 @@ class Page extends Controls {
       ArrowRight: (event) => (event.shiftKey ? pan(-90, 0) : this.stepBy(1)),
       ArrowLeft: (event) => (event.shiftKey ? pan(90, 0) : this.stepBy(-1)),
       ArrowUp: (event) => (event.shiftKey ? pan(0, 90) : this.walk("operands")),
-      ArrowDown: (event) => (event.shiftKey ? pan(0, -90) : this.walk("readers")),
+      ArrowDown: (event) => (event.shiftKey ? pan(0, -90) : this.walk("consumers")),
       Home: () => this.stepBy(-Infinity),
       End: () => this.stepBy(Infinity),
       "/": () => document.getElementById("query").focus(),
@@ -198,7 +214,7 @@ class Page extends Controls {
       c: () => this.openAll(false),
       t: () => this.turn(),
       d: () => this.setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"),
-      r: () => document.getElementById("kept").click(),
+      r: () => document.getElementById("reads").click(),
       n: () => this.nextNotFinite(),
       "?": () => this.showHelp(),
     };
@@ -211,7 +227,7 @@ class Page extends Controls {
     else this.select(null);
   }
 
-  /** Go from the selected item to one it reads, or to one that reads it. */
+  /** Go from the selected item to one of its operands, or to one of its consumers. */
   walk(side) {
     const item = this.selected && this.childOf(this.selected);
     if (!item) {
@@ -237,5 +253,5 @@ class Page extends Controls {
     if (wish.has("step")) page.player.go(Number(wish.get("step")) || 0);
     if (wish.has("theme")) page.setTheme(wish.get("theme"));
   });
-  window.jaxprop = Object.assign(page, { latexToMath }); // for the console, and for tests
+  window.jaxprop = Object.assign(page, { latexToMath }); // for the console and for tests
 })();

@@ -1,5 +1,5 @@
-// Formulas: the LaTeX that `jaxprop.formula` writes, as MathML, which browsers typeset themselves. No fonts are
-// fetched. What is not understood is shown as its source text rather than guessed at.
+// Formulas: the LaTeX of the scene as MathML, which browsers typeset without fetching fonts. LaTeX that is not
+// supported is shown as its source text.
 
 const LATEX_SYMBOLS = {
   partial: "∂",
@@ -54,6 +54,7 @@ const LATEX_SYMBOLS = {
   equiv: "≡",
   propto: "∝",
   setminus: "∖",
+  sim: "∼",
   backslash: "\\",
   div: "÷",
   neg: "¬",
@@ -125,24 +126,29 @@ function m(tag, attributes, ...children) {
   return fill(document.createElementNS(MATHML, tag), attributes, children);
 }
 
-/** LaTeX as a `<math>` element; null where it holds something not understood. */
+/** LaTeX as a `<math>` element; null if part of it is not supported. */
 function latexToMath(latex, display = false) {
+  const row = latexToRow(latex);
+  return row && m("math", display ? { displaystyle: "true" } : {}, row);
+}
+
+/** LaTeX as an `<mrow>` element; null if part of it is not supported. */
+function latexToRow(latex) {
   if (!latex) return null;
   const tokens = latex.match(/\\(?:[a-zA-Z]+|.)|\d+(?:\.\d+)?|\s+|[^\s]/g) || [];
   const reader = { tokens, at: 0 };
   try {
     const row = readRow(reader, null);
-    if (reader.at < reader.tokens.length) return null;
-    return m("math", display ? { displaystyle: "true" } : {}, row);
+    return reader.at < reader.tokens.length ? null : row;
   } catch (error) {
-    if (error instanceof NotUnderstood) return null;
+    if (error instanceof Unsupported) return null;
     throw error;
   }
 }
 
-class NotUnderstood extends Error {}
+class Unsupported extends Error {}
 
-/** The next token that is no space (spaces mean something in words only). */
+/** The next token that is not a space. Spaces matter in words only. */
 function peek(reader) {
   while (/^\s+$/.test(reader.tokens[reader.at] || "")) reader.at += 1;
   return reader.tokens[reader.at];
@@ -157,7 +163,7 @@ function take(reader) {
 function readRow(reader, end) {
   const parts = [];
   while (peek(reader) !== undefined && peek(reader) !== end) parts.push(readScripts(reader, readAtom(reader)));
-  if (end !== null && take(reader) !== end) throw new NotUnderstood(end);
+  if (end !== null && take(reader) !== end) throw new Unsupported(end);
   return m("mrow", {}, parts);
 }
 
@@ -178,7 +184,7 @@ function readScripts(reader, base) {
 
 function readAtom(reader) {
   const token = take(reader);
-  if (token === undefined) throw new NotUnderstood("the end");
+  if (token === undefined) throw new Unsupported("the end");
   if (token === "{") return readRow(reader, "}");
   if (token.startsWith("\\")) return readCommand(reader, token.slice(1));
   if (/^\d/.test(token)) return m("mn", {}, token);
@@ -187,7 +193,7 @@ function readAtom(reader) {
   if (token === "*") return m("mo", {}, "·");
   if (/^[+=()[\]|/,.;:<>!?@%'"~&−·×⊙]$/.test(token))
     return m("mo", token.match(/[()[\]|]/) ? { stretchy: "false" } : {}, token);
-  if (/^[}_^]$/.test(token)) throw new NotUnderstood(token);
+  if (/^[}_^]$/.test(token)) throw new Unsupported(token);
   return m("mi", { mathvariant: "normal" }, token);
 }
 
@@ -206,7 +212,7 @@ function readCommand(reader, name) {
   if (LATEX_FUNCTIONS.has(name)) return m("mi", { mathvariant: "normal", class: "function" }, name);
   if (name in LATEX_SYMBOLS) return m("mo", {}, LATEX_SYMBOLS[name]);
   if (/^[{}_#$%&]$/.test(name)) return m("mo", { stretchy: "false" }, name);
-  throw new NotUnderstood(name);
+  throw new Unsupported(name);
 }
 
 function readRoot(reader) {
@@ -218,11 +224,11 @@ function readRoot(reader) {
 
 /** `\begin{cases} a & \text{if } b \\ ... \end{cases}`. */
 function readCases(reader) {
-  if (readWord(reader, "text").textContent !== "cases") throw new NotUnderstood("begin");
+  if (readWord(reader, "text").textContent !== "cases") throw new Unsupported("begin");
   const rows = [[[]]];
   for (;;) {
     const token = peek(reader);
-    if (token === undefined) throw new NotUnderstood("cases");
+    if (token === undefined) throw new Unsupported("cases");
     const row = rows[rows.length - 1];
     if (token === "\\end") break;
     if (token === "&") row.push((take(reader), []));
@@ -252,14 +258,14 @@ function readFence(reader) {
   return m("mo", { stretchy: "true" }, token || "");
 }
 
-/** A word of many letters: `\mathrm{y\_hat}`. Its braces hold text, in which `\_` stands for `_`. */
+/** A word of several letters, `\mathrm{y\_hat}`: its braces hold text, in which `\_` is `_`. */
 function readWord(reader, kind) {
-  if (take(reader) !== "{") throw new NotUnderstood(kind);
+  if (take(reader) !== "{") throw new Unsupported(kind);
   let text = "";
   let depth = 0;
   for (;;) {
     const token = reader.tokens[reader.at++];
-    if (token === undefined) throw new NotUnderstood(kind);
+    if (token === undefined) throw new Unsupported(kind);
     if (token === "}" && depth === 0) break;
     if (token === "{") depth += 1;
     else if (token === "}") depth -= 1;
@@ -277,13 +283,6 @@ function readWord(reader, kind) {
     else text += token.replace(/^\\/, "");
   }
   const upright = /rm|text|tt|operatorname|sf/.test(kind);
-  return m("mi", { mathvariant: upright ? "normal" : null, class: kind === "mathbf" ? "bold" : "word" }, text);
-}
-
-/** A formula for people: typeset where its LaTeX is understood, else its text in the typeface of code. */
-function formula(line, display = false) {
-  const math = line.latex ? latexToMath(line.latex, display) : null;
-  return math
-    ? h("span", { class: "formula", title: line.text }, math)
-    : h("code", { class: "formula" }, line.text || line.latex || "");
+  const style = { mathbf: "bold", mathtt: "path", texttt: "path" }[kind] || "word";
+  return m("mi", { mathvariant: upright ? "normal" : null, class: style }, text);
 }

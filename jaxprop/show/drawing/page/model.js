@@ -1,9 +1,9 @@
-// The scene as the page walks through it: nodes with their readers and operands, boxes as a tree of children.
-// The scene itself (made by jaxprop, described in `_scene.py`) is never changed.
+// The scene as a model: nodes with their operands and consumers, boxes as a tree. The scene itself, documented at
+// `jaxprop.show.Scene`, is not changed.
 
 /**
- * Read a scene. A *child* is what stands in a box, `{id, node, box, parent}`: a node, or a box (then `box.node` is
- * the node it is the inside of, if any, and the child stands for that node too).
+ * Read a scene. A *child* is an item of a box, `{id, node, box, parent}`: a node, or a box. If the box is the body of a
+ * node, the child has both.
  */
 function readScene(scene) {
   const boxes = new Map();
@@ -13,12 +13,16 @@ function readScene(scene) {
   const nodes = new Map(scene.nodes.map((node, at) => [node.id, newNode(node, at, scene)]));
   const model = { scene, boxes, root, nodes, order: [...nodes.values()], edges: [], entering: [], carries: [] };
   for (const edge of scene.edges) addEdge(model, edge);
-  for (const residual of scene.residuals || []) addResidual(model, residual);
+  for (const read of scene.reads || []) addRead(model, read);
   growTree(model);
   countInside(model.root);
   model.losses = new Set(scene.loss.map(([id]) => id));
   model.loss = nodes.get(scene.loss.length ? scene.loss[0][0] : undefined);
   model.lossName = scene.title;
+  model.known = new Map(); // values by their short names, for expressions
+  for (const node of model.order)
+    for (const names of node.outputs.map(namesOf))
+      if (!model.known.has(names.short)) model.known.set(names.short, names);
   model.scale = scene.scale || null;
   return model;
 }
@@ -35,26 +39,28 @@ function newNode(node, at, scene) {
   return {
     ...node,
     at, // in program order
-    short: shortName(node.name),
+    short: node.name,
+    latex: "",
+    ...namesOf(outputs.find((output) => output.name === node.name)),
     label: node.label || "",
     call: node.call || "",
     outputs,
     main,
     source: node.source === undefined || node.source === null ? null : scene.sources[node.source],
     operands: [], // data edges into it
-    readers: [], // data edges out of it
-    entered: [], // of a head of a body: where its value comes from
+    consumers: [], // data edges out of it
+    entered: [], // of an input of a body: where its value comes from
     leaves: [], // of a node with a body: results of the body, by output
-    leaving: [], // out of the body it stands in: to an output, or to the next step
-    kept: [], // residuals its own backward pass reads
-    keptFor: [], // residuals that are its values
-    bodies: [], // boxes that are its inside
+    leaving: [], // out of the body it is in: to an output, or to the next step
+    reads: [], // what its VJP reads
+    readBy: [], // whose VJP reads its values
+    bodies: [], // boxes that are its body
     item: null,
   };
 }
 
-/** A name without its scope, as formulas have it: `block0/tanh` is `tanh`; paths into arguments stay whole. */
-const shortName = (name) => (name.includes("[") ? name : name.slice(name.lastIndexOf("/") + 1));
+/** The name of an output without its scope, as text and as LaTeX. */
+const namesOf = (output) => (output ? { short: output.short || output.name, latex: output.latex || "" } : {});
 
 function addEdge(model, data) {
   const from = model.nodes.get(data.source[0]);
@@ -64,7 +70,7 @@ function addEdge(model, data) {
     ...data,
     from,
     to,
-    short: shortName(data.name),
+    ...namesOf(from.outputs[data.source[1]] || { name: data.name }),
     output: data.source[1],
     position: data.target[1],
     value: `${from.id}.${data.source[1]}`,
@@ -82,17 +88,17 @@ function addEdge(model, data) {
   } else {
     model.edges.push(edge);
     to.operands.push(edge);
-    from.readers.push(edge);
+    from.consumers.push(edge);
   }
 }
 
-function addResidual(model, data) {
+function addRead(model, data) {
   const from = model.nodes.get(data.source[0]);
   const to = model.nodes.get(data.target);
   if (!from || !to) return;
-  const residual = { ...data, from, to, value: `${from.id}.${data.source[1]}` };
-  to.kept.push(residual);
-  from.keptFor.push(residual);
+  const read = { ...data, from, to, value: `${from.id}.${data.source[1]}` };
+  to.reads.push(read);
+  from.readBy.push(read);
 }
 
 /** Children in program order. A node with one body is that body's box; with several (branches), a box of boxes. */
@@ -118,6 +124,7 @@ function growBodies(model, node, parent) {
       name: node.name,
       path: node.scope || "",
       kind: box.kind,
+      opaque: box.opaque,
       parent: node.box,
       active: node.active,
     });
@@ -135,7 +142,7 @@ function adopt(box, child) {
   return child;
 }
 
-/** A box stands where its first node that is no argument stands. */
+/** A box is ordered by its first node that is not an argument. */
 function settleOrder(box) {
   for (const child of box.children) {
     if (!child.box) continue;
@@ -152,7 +159,7 @@ function settleOrder(box) {
 const ARGUMENTS = new Set(["parameter", "data", "const", "constant", "carry", "slice", "operand"]);
 const isArgument = (node) => Boolean(node) && ARGUMENTS.has(node.kind);
 
-/** All nodes in each box, and of these the ones that are its inside proper. */
+/** All nodes in each box; `inside` leaves out the node whose body it is. */
 function countInside(box) {
   for (const child of box.children) {
     if (child.box) {
@@ -172,7 +179,7 @@ function countInside(box) {
   box.steps = box.kind === "scan" ? shownSteps(box) : null;
 }
 
-/** Which steps of a scan can be shown: numbers of its own axis, of those its nodes hold. */
+/** The steps of a scan that can be shown: indices along its own axis, of those its nodes hold. */
 function shownSteps(box) {
   for (const node of box.inside) {
     const depth = (node.steps || []).length;
@@ -190,7 +197,7 @@ function shownSteps(box) {
   return null;
 }
 
-/** How many scans lie around this one. */
+/** The number of scans around this one. */
 function scanDepth(box) {
   return framesAround(box.item).filter((outer) => outer.kind === "scan").length;
 }
@@ -202,9 +209,12 @@ function framesAround(child) {
   return found;
 }
 
+/** Whether a child is drawn as a box with totals when closed, and not as the card of its one operation. */
+const isGroup = (child) => Boolean(child.box) && !(child.box.opaque && child.node);
+
 // --- what is shown of a value ----------------------------------------------------------------------
 
-/** A value or cotangent as it is at the steps the scans around it are set to. */
+/** A value or cotangent at the chosen steps of the scans around it. */
 function shownAt(node, shown) {
   if (!shown || !shown.steps || !(node.steps || []).length) return shown || null;
   const scans = framesAround(node.item)
@@ -234,7 +244,7 @@ function shownAt(node, shown) {
   };
 }
 
-/** The value of a node; of the head of a body that holds none, the value that is handed in. */
+/** The value of a node; for an input of a body that has none of its own, the value it is given. */
 function valueOf(node, output = node.main) {
   if (!output.value && node.entered.length === 1 && node.kind !== "slice") {
     const [edge] = node.entered;
@@ -245,8 +255,8 @@ function valueOf(node, output = node.main) {
 
 const cotangentOf = (node, output = node.main) => shownAt(node, output.cotangent);
 
-/** What a reader sends back; inside scans it is known of all steps together only, so not of the one shown. */
+/** The contribution of a consumer. Inside scans only the total over all steps is known, so it is not shown. */
 const shareOf = (edge) => ((edge.to.steps || []).length ? null : edge.share || null);
 
-/** Whether what is shown holds NaN or an infinity. */
+/** Whether something shown holds NaN or an infinity. */
 const bad = (shown) => Boolean(shown) && (Boolean(shown.nonfinite) || isBad(shown.number) || isBad(shown.norm));

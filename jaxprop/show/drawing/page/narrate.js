@@ -1,47 +1,12 @@
-// One step in words: a formula with its numbers, as `explain` writes it, typeset for the eye and as text for the ear.
-// Every number comes from the scene; nothing is computed here.
+// One step in words: a formula with its numbers, typeset and as text for screen readers. Names and their LaTeX, numbers
+// and local gradients come from the scene.
 
-/** A name as a symbol, as a lesson would write it: y_hat with its hat, w1 with its index, alpha as the letter. */
-function symbol(name) {
-  const repeated = name.match(/^(.+)#(\d+)$/);
-  if (repeated)
-    return m(
-      "msup",
-      {},
-      symbol(repeated[1]),
-      m(
-        "mrow",
-        {},
-        m("mo", { stretchy: "false" }, "("),
-        m("mn", {}, repeated[2]),
-        m("mo", { stretchy: "false" }, ")"),
-      ),
-    );
-  const accent = name.match(/^([A-Za-z]+)_(hat|bar|tilde|dot|vec)$/);
-  if (accent && letterOf(accent[1]))
-    return m(
-      "mover",
-      { accent: "true" },
-      m("mi", {}, letterOf(accent[1])),
-      m("mo", { stretchy: "false" }, LATEX_ACCENTS[accent[2]]),
-    );
-  const index = name.match(/^([A-Za-z]+?)_?(\d*)$/);
-  if (index && letterOf(index[1]))
-    return index[2]
-      ? m("msub", {}, m("mi", {}, letterOf(index[1])), m("mn", {}, index[2]))
-      : m("mi", {}, letterOf(index[1]));
-  const word = name.match(/^([A-Za-z]+)_([A-Za-z0-9]+)$/);
-  if (word && letterOf(word[1]))
-    return m(
-      "msub",
-      {},
-      m("mi", {}, letterOf(word[1])),
-      m("mi", { mathvariant: "normal", class: "word" }, word[2]),
-    );
-  return m("mi", { mathvariant: "normal", class: /^\w+$/.test(name) ? "word" : "path" }, name);
-}
+/** The name of a value as mathematics; `named`: a node, an edge or an output with `short` and `latex`. */
+const symbol = ({ short, latex }) =>
+  latexToRow(latex) || m("mi", { mathvariant: "normal", class: /^\w+$/.test(short) ? "word" : "path" }, short);
 
-const letterOf = (name) => (name.length === 1 ? name : LATEX_LETTERS[name] || "");
+/** The returned value. */
+const lossOf = (model) => ({ short: model.lossName, latex: model.scene.latex });
 
 /** `d of / d wrt`. */
 function derivative(of, wrt) {
@@ -53,7 +18,7 @@ function derivative(of, wrt) {
   );
 }
 
-// A long chain may be broken before these signs, so they can stand first: their spaces must be those of the middle.
+// A long chain may be broken before these signs; their spacing at the start of a line must be that of an infix operator.
 const equals = () => m("mo", { form: "infix" }, "=");
 const dot = () => m("mo", {}, "·");
 const plus = () => m("mo", { form: "infix" }, "+");
@@ -65,8 +30,11 @@ function factor(text, first) {
   return m("mrow", {}, m("mo", { stretchy: "false" }, "("), numeral(text), m("mo", { stretchy: "false" }, ")"));
 }
 
-/** Python arithmetic as mathematics; null for anything but names, numbers, + - * / ** @ and brackets. */
-function expressionMath(source, names = {}) {
+/**
+ * Python arithmetic as mathematics; null for anything but names, numbers, + - * / ** @ and brackets. `known`: values by
+ * name, for their LaTeX; `numbers`: texts by name that replace it.
+ */
+function expressionMath(source, known, numbers = {}) {
   const tokens = source.match(/\d+\.?\d*(?:e[-+]?\d+)?|[A-Za-z_]\w*|\*\*|[-+*/()@]|\S/g) || [];
   if (!tokens.length || tokens.some((token) => !/^(\d|[A-Za-z_]|\*\*$|[-+*/()@]$)/.test(token))) return null;
   const stack = [[]];
@@ -94,15 +62,15 @@ function expressionMath(source, names = {}) {
     } else if (/^[-+*/@]$/.test(token))
       stack[stack.length - 1].push(m("mo", {}, { "-": "−", "*": "·" }[token] || token));
     else if (/^\d/.test(token)) put(numeral(token));
-    else if (token in names) put(factor(names[token], false));
-    else
-      put(tokens[i + 1] === "(" ? m("mi", { mathvariant: "normal", class: "function" }, token) : symbol(token));
+    else if (token in numbers) put(factor(numbers[token], false));
+    else if (tokens[i + 1] === "(") put(m("mi", { mathvariant: "normal", class: "function" }, token));
+    else put(symbol(known.get(token) || { short: token }));
   }
   return stack.length === 1 ? m("mrow", {}, stack[0]) : null;
 }
 
-/** The expression with the numbers of its names put in: `s**2` -> `(-1)**2`. Null where a name has no number. */
-function substituted(node) {
+/** The expression with numbers for its names: `s**2` -> `(-1)**2`. Null if a name has no number. */
+function substituted(model, node) {
   const source = node.label || "";
   const numbers = {};
   for (const edge of node.operands) {
@@ -116,7 +84,7 @@ function substituted(node) {
   const text = source.replace(/[A-Za-z_]\w*/g, (word) =>
     numbers[word].startsWith("-") ? `(${numbers[word]})` : numbers[word],
   );
-  return { math: expressionMath(source, numbers), text };
+  return { math: expressionMath(source, model.known, numbers), text };
 }
 
 const code = (text) => h("code", {}, text);
@@ -149,7 +117,7 @@ function sayGiven(model, step) {
         text,
         ...scalars.flatMap((node, i) => [
           i ? h("span", { class: "comma" }, ",") : null,
-          math(symbol(node.short), equals(), numeral(valueOf(node).text)),
+          math(symbol(node), equals(), numeral(valueOf(node).text)),
         ]),
       ),
     );
@@ -176,18 +144,18 @@ function sayGiven(model, step) {
 function sayForward(model, node) {
   const value = valueOf(node);
   const source = expressionOf(node);
-  const typeset = source ? expressionMath(source) : null;
-  const filled = typeset && value && typeof value.number === "number" ? substituted(node) : null;
+  const typeset = source ? expressionMath(source, model.known) : null;
+  const filled = typeset && value && typeof value.number === "number" ? substituted(model, node) : null;
   const isScalar = value && typeof value.number === "number";
   const text = [node.short, source, filled && filled.text, isScalar && value.text].filter(Boolean).join(" = ");
   const parts = typeset
     ? [
-        math(symbol(node.short), equals(), typeset),
+        math(symbol(node), equals(), typeset),
         filled && filled.math ? math(equals(), filled.math) : null,
         isScalar ? math(equals(), numeral(value.text)) : null,
       ]
     : [
-        math(symbol(node.short), equals()),
+        math(symbol(node), equals()),
         code(cut(source, 90)),
         isScalar ? math(equals(), numeral(value.text)) : null,
       ];
@@ -204,7 +172,7 @@ function sayLocal(model, node) {
   return {
     title: "Local gradient",
     lines: uniqueLines(lines),
-    note: lines.length > 1 ? `of ${node.short} by each of its operands` : "",
+    note: lines.length > 1 ? `of ${node.short} w.r.t. each of its operands` : "",
   };
 }
 
@@ -218,47 +186,47 @@ function localLine(node, edge) {
   if (value === null)
     return line(
       local.text || `${ratio}: ${local.kind}`,
-      known || math(derivative(node.short, edge.short)),
+      known || math(derivative(node, edge)),
       known ? null : code(right || local.kind || ""),
     );
   const middle = right && right !== value ? latexToMath(rightSide(local.latex)) || m("mtext", {}, right) : null;
   return line(
     text,
-    math(derivative(node.short, edge.short)),
+    math(derivative(node, edge)),
     middle ? math(equals(), middle) : null,
     math(equals(), numeral(value)),
   );
 }
 
 const numberText = (x) => (typeof x === "string" ? x : number(x, 5).replace(/−/g, "-"));
-/** What stands right of the first equals sign of a formula. */
+/** The right side of a formula. */
 const rightSide = (text) => (text && text.includes(" = ") ? text.slice(text.indexOf(" = ") + 3) : "");
 
 function uniqueLines(lines) {
   return [...new Map(lines.map((each) => [each.text, each])).values()];
 }
 
-/** Who sends a share back to a node's value: readers in its body, and what leaves the body. */
+/** What contributes to the cotangent of a node: its consumers, and what leaves the body it is in. */
 function termsOf(node) {
   const leaving = node.leaving.filter((edge) => edge.active);
   const carries = leaving.filter((edge) => edge.kind === "carry");
   const scan = carries.length ? framesAround(node.item).find((box) => box.kind === "scan") : null;
   const isLast = scan && scan.steps && scan.step === scan.steps.length - 1;
   const results = leaving.filter((edge) => edge.kind !== "carry");
-  // What is carried goes on to the next step; only after the last step does it leave.
+  // A carry is read by the next step; it leaves the scan after the last one.
   const after = !scan ? results : isLast ? results : [...carries, ...results.slice(carries.length)];
-  return { readers: node.readers.filter((edge) => edge.active), leaving: after };
+  return { consumers: node.consumers.filter((edge) => edge.active), leaving: after };
 }
 
 function sayBackward(model, node) {
-  const loss = model.lossName;
+  const loss = lossOf(model);
   const cotangent = cotangentOf(node);
   const total = cotangent ? cotangent.text : "";
   const isScalar = cotangent && typeof cotangent.number === "number";
-  const left = `d${loss}/d${node.short}`;
-  const { readers, leaving } = termsOf(node);
+  const left = `d${loss.short}/d${node.short}`;
+  const { consumers, leaving } = termsOf(node);
   const title = node.kind === "parameter" ? "Gradient" : "Backward";
-  if (!readers.length && !leaving.length) {
+  if (!consumers.length && !leaving.length) {
     const seed = model.losses.has(node.id);
     const text = `${left} = ${total}`;
     return {
@@ -266,32 +234,28 @@ function sayBackward(model, node) {
       lines: [
         line(
           text,
-          math(
-            derivative(loss, node.short),
-            equals(),
-            isScalar ? numeral(total) : m("mtext", {}, number(total)),
-          ),
+          math(derivative(loss, node), equals(), isScalar ? numeral(total) : m("mtext", {}, number(total))),
         ),
       ],
-      note: seed ? "the backward pass begins here" : `${node.main.type}, ${number(total)}`,
+      note: seed ? "the backward pass starts here" : `${node.main.type}, ${number(total)}`,
     };
   }
-  const products = isScalar && !leaving.length ? readers.map(productOf) : [null];
+  const products = isScalar && !leaving.length ? consumers.map(productOf) : [null];
   if (products.includes(null) || !addUp(products, cotangent.number))
-    return { title, ...sayArray(model, node, readers, leaving, cotangent) };
-  const chainText = readers
-    .map((edge) => `d${loss}/d${edge.to.short} * d${edge.to.short}/d${node.short}`)
+    return { title, ...sayArray(model, node, consumers, leaving, cotangent) };
+  const chainText = consumers
+    .map((edge) => `d${loss.short}/d${edge.to.short} * d${edge.to.short}/d${node.short}`)
     .join(" + ");
   const numbersText = products.map(([a, b], i) => `${i ? bracket(a) : a} * ${bracket(b)}`).join(" + ");
-  const chainMath = readers.map((edge, i) =>
-    math(i ? plus() : equals(), derivative(loss, edge.to.short), dot(), derivative(edge.to.short, node.short)),
+  const chainMath = consumers.map((edge, i) =>
+    math(i ? plus() : equals(), derivative(loss, edge.to), dot(), derivative(edge.to, node)),
   );
   const numbersMath = products.map(([a, b], i) =>
     math(i ? plus() : equals(), factor(a, i === 0), dot(), factor(b, false)),
   );
   const sum =
-    readers.length > 1
-      ? `${readers.length} readers: their shares ${readers
+    consumers.length > 1
+      ? `${consumers.length} consumers: their contributions ${consumers
           .map((edge) => (shareOf(edge) ? number(shareOf(edge).text) : ""))
           .filter(Boolean)
           .join(" and ")} add up`
@@ -301,7 +265,7 @@ function sayBackward(model, node) {
     lines: [
       line(
         `${left} = ${chainText} = ${numbersText} = ${total}`,
-        math(derivative(loss, node.short)),
+        math(derivative(loss, node)),
         ...chainMath,
         ...numbersMath,
         math(equals(), numeral(total)),
@@ -313,14 +277,14 @@ function sayBackward(model, node) {
 
 const bracket = (text) => (/^-/.test(text) ? `(${text})` : text);
 
-/** Whether the products make the cotangent. They do not where a rule of the user's changes what flows back. */
+/** Whether the products sum to the cotangent. They do not if a rule of the user changes what is propagated. */
 function addUp(products, total) {
   const terms = products.map(([a, b]) => Number(a) * Number(b));
   const size = terms.reduce((sum, term) => sum + Math.abs(term), Math.abs(total));
   return Math.abs(terms.reduce((sum, term) => sum + term, 0) - total) <= 2e-3 * size;
 }
 
-/** The numbers of one term: the cotangent of the reader, and its local gradient. Null where either is no number. */
+/** The numbers of one term: the cotangent of the consumer, and the local gradient. Null if one is not a number. */
 function productOf(edge) {
   const outer = cotangentOf(edge.to);
   const local = edge.local && edge.local.number;
@@ -328,17 +292,17 @@ function productOf(edge) {
   return [outer.text, numberText(local)];
 }
 
-function sayArray(model, node, readers, leaving, cotangent) {
-  const loss = model.lossName;
+function sayArray(model, node, consumers, leaving, cotangent) {
+  const loss = lossOf(model);
   const lines = [];
   const terms = [
-    ...readers.map((edge) => ({ edge, from: edge.to.short })),
+    ...consumers.map((edge) => ({ edge, from: edge.to.short })),
     ...leaving.map((edge) => ({
       edge,
-      from: edge.kind === "carry" ? "the next step" : `outside, where it is ${edge.to.short}`,
+      from: edge.kind === "carry" ? "the next step" : `outside, as ${edge.to.short}`,
     })),
   ];
-  for (const edge of readers.slice(0, 3)) {
+  for (const edge of consumers.slice(0, 3)) {
     const { local } = edge;
     if (!local) continue;
     const known = local.latex ? latexToMath(local.latex, true) : null;
@@ -347,7 +311,7 @@ function sayArray(model, node, readers, leaving, cotangent) {
       lines.push(
         line(
           local.text || local.kind,
-          math(derivative(edge.to.short, node.short)),
+          math(derivative(edge.to, node)),
           h("span", { class: "colon" }, ":"),
           code(local.text || local.kind),
         ),
@@ -360,18 +324,18 @@ function sayArray(model, node, readers, leaving, cotangent) {
     return `${share ? number(share.text) : unknown === 1 ? "the rest" : "some"} from ${from}`;
   });
   const total = cotangent ? number(cotangent.text) : "";
-  const text = `d${loss}/d${node.short}${total ? `: ${total}` : ""}`;
+  const text = `d${loss.short}/d${node.short}${total ? `: ${total}` : ""}`;
   lines.unshift(
     line(
       text,
-      math(derivative(loss, node.short)),
+      math(derivative(loss, node)),
       h("span", { class: "colon" }, cotangent && typeof cotangent.number === "number" ? "=" : ":"),
       h("span", { class: "total" }, total || node.main.type || ""),
     ),
   );
   return {
     lines: uniqueLines(lines),
-    note: texts.join(", ") + (terms.length > 1 ? "; the shares add up" : ""),
+    note: texts.join(", ") + (terms.length > 1 ? "; the contributions add up" : ""),
   };
 }
 
@@ -387,7 +351,7 @@ function sayBox(model, { act, box }) {
           h("span", { class: "quiet" }, words),
         ),
       ],
-      note: "closed: open it to see its steps",
+      note: "open it to see its steps",
     };
   const most =
     box.cotangent === undefined || box.cotangent === null
@@ -402,55 +366,89 @@ function sayBox(model, { act, box }) {
         h("span", { class: "quiet" }, most || words),
       ),
     ],
-    note: "closed: open it to see its steps",
+    note: "open it to see its steps",
   };
 }
 
 function sayDone(model, step) {
-  const loss = model.lossName;
+  const loss = lossOf(model);
   const gradients = step.nodes;
   const value = model.scene.value;
   const parts = value
     ? [math(symbol(loss), equals(), numeral(value))]
-    : [h("span", { class: "box-name" }, loss)];
+    : [h("span", { class: "box-name" }, loss.short)];
   if (!gradients.length)
     return {
       title: "The graph",
-      lines: [line(value ? `${loss} = ${value}` : loss, parts)],
+      lines: [line(value ? `${loss.short} = ${value}` : loss.short, parts)],
       note: plural(model.order.length, "node"),
     };
   if (gradients.length <= 2)
     return {
       title: "The gradient",
-      lines: [
-        line(
-          gradients.map((node) => gradientText(loss, node)).join(", "),
-          ...gradients.flatMap((node, i) => [
-            i ? h("span", { class: "between" }) : null,
-            ...gradientParts(loss, node),
-          ]),
-        ),
-      ],
-      note: value ? `at ${loss} = ${number(value)}` : "",
+      lines: gradients.map((node) => gradientLine(model, loss, node, roomForFactors())),
+      note: value ? `at ${loss.short} = ${number(value)}` : "",
     };
   const largest = gradients.reduce((a, b) => ((cotangentOf(b).norm ?? 0) > (cotangentOf(a).norm ?? 0) ? b : a));
   return {
     title: "The gradient",
-    lines: [line(`${loss} = ${value}`, parts)],
+    lines: [line(`${loss.short} = ${value}`, parts)],
     note: `${gradients.length} gradients, the largest that of ${largest.short}: ‖·‖ ${number(cotangentOf(largest).norm)}`,
   };
 }
 
-const isNumber = (shown) => typeof shown.number === "number";
-const gradientText = (loss, node) =>
-  `d${loss}/d${node.short} ${isNumber(cotangentOf(node)) ? "= " : ": "}${cotangentOf(node).text}`;
+/** How many factors of a product fit into a line. */
+const roomForFactors = () => clamp(Math.floor(document.getElementById("line").clientWidth / 115), 2, 8);
 
-function gradientParts(loss, node) {
+/** The whole gradient with respect to one argument: the product of the local gradients along each path, if they are few. */
+function gradientLine(model, loss, node, most) {
   const cotangent = cotangentOf(node);
-  if (isNumber(cotangent)) return [math(derivative(loss, node.short), equals(), numeral(cotangent.text))];
-  return [
-    math(derivative(loss, node.short)),
-    h("span", { class: "colon" }, ":"),
-    h("span", { class: "total" }, number(cotangent.text)),
-  ];
+  const left = `d${loss.short}/d${node.short}`;
+  if (typeof cotangent.number !== "number")
+    return line(
+      `${left}: ${cotangent.text}`,
+      math(derivative(loss, node)),
+      h("span", { class: "colon" }, ":"),
+      h("span", { class: "total" }, number(cotangent.text)),
+    );
+  const paths = pathsFrom(model, node, most).filter((path) => path.length > 1);
+  const terms = paths.map((path) => path.map((edge) => numberText(edge.local.number)).reverse());
+  const products = terms.map((numbers) => [numbers.map(Number).reduce((a, b) => a * b, 1), 1]);
+  if (!paths.length || !addUp(products, cotangent.number))
+    return line(`${left} = ${cotangent.text}`, math(derivative(loss, node), equals(), numeral(cotangent.text)));
+  const ratio = (edge) => `d${edge.to.short}/d${edge.short}`;
+  const chainText = paths.map((path) => [...path].reverse().map(ratio).join(" * ")).join(" + ");
+  const numbersText = terms
+    .map((numbers, i) => numbers.map((text, j) => (i || j ? bracket(text) : text)).join(" * "))
+    .join(" + ");
+  const sign = (i, j) => (j ? dot() : i ? plus() : equals());
+  return line(
+    `${left} = ${chainText} = ${numbersText} = ${cotangent.text}`,
+    math(derivative(loss, node)),
+    ...paths.flatMap((path, i) =>
+      [...path].reverse().map((edge, j) => math(sign(i, j), derivative(edge.to, edge))),
+    ),
+    ...terms.flatMap((numbers, i) => numbers.map((text, j) => math(sign(i, j), factor(text, !i && !j)))),
+    math(equals(), numeral(cotangent.text)),
+  );
+}
+
+/** The paths from a node to the returned value, as lists of edges with known local gradients; none if there are many. */
+function pathsFrom(model, node, most) {
+  const found = [];
+  const growing = [{ end: node, path: [] }];
+  while (growing.length) {
+    const { end, path } = growing.pop();
+    const next = end.consumers.filter((edge) => edge.active);
+    if (
+      end.leaving.some((edge) => edge.active) ||
+      next.some(({ local }) => typeof (local || {}).number !== "number")
+    )
+      return [];
+    if (!next.length) found.push(path);
+    for (const edge of next) growing.push({ end: edge.to, path: [...path, edge] });
+    const factors = [...found, ...growing.map((each) => each.path)].reduce((sum, each) => sum + each.length, 0);
+    if (factors > most) return [];
+  }
+  return found.reverse();
 }

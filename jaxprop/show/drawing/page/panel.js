@@ -1,4 +1,4 @@
-// The full entry of what is selected: value, cotangent, operands, readers, source; for a box, what it holds.
+// The details of what is selected: value, cotangent, operands, consumers, source; for a box, its totals.
 
 function showDetail(page, id) {
   const panel = document.getElementById("detail");
@@ -10,12 +10,12 @@ function showDetail(page, id) {
     { class: "tool", "aria-label": "Close details", title: "Close (Esc)", onclick: () => page.select(null) },
     icon(ICONS.close),
   );
-  const content = item.box ? boxDetail(page, item.box) : nodeDetail(page, item.node);
+  const content = isGroup(item) ? boxDetail(page, item.box) : nodeDetail(page, item.node);
   panel.replaceChildren(
     h(
       "header",
       {},
-      h("h2", { tabindex: "-1" }, item.box ? item.box.name || item.box.path : item.node.name),
+      h("h2", { tabindex: "-1" }, isGroup(item) ? item.box.name || item.box.path : item.node.name),
       close,
     ),
     ...content.filter(Boolean),
@@ -49,15 +49,26 @@ function nodeDetail(page, node) {
           tags.map((tag) => h("span", {}, tag)),
         )
       : null,
+    node.bodies.length ? toggleButton(page, node.item.box) : null,
     ...scansAround(page, node.item),
     ...node.outputs
       .filter((output) => output.name || output.value)
       .flatMap((output) => outputDetail(model, node, output)),
     ...operandDetail(page, node),
-    ...readerDetail(page, node),
-    ...keptDetail(page, node),
+    ...consumerDetail(page, node),
+    ...readDetail(node, page),
     ...sourceDetail(node.source),
   ];
+}
+
+function toggleButton(page, box) {
+  const isOpen = page.open.has(box.id);
+  return h(
+    "button",
+    { class: "wide", onclick: () => page.toggle(box.item.id) },
+    icon(isOpen ? ICONS.fold : ICONS.open),
+    isOpen ? "Close" : "Open",
+  );
 }
 
 function outputDetail(model, node, output) {
@@ -73,7 +84,7 @@ function outputDetail(model, node, output) {
       h(
         "div",
         { class: "facts" },
-        h("span", { class: "formula" }, math(derivative(model.lossName, output.name))),
+        h("span", { class: "formula" }, math(derivative(lossOf(model), namesOf(output)))),
       ),
       shownDetail(cotangent, "cotangent"),
     );
@@ -155,9 +166,9 @@ function operandDetail(page, node) {
   ];
 }
 
-function readerDetail(page, node) {
+function consumerDetail(page, node) {
   const out = [
-    ...node.readers.map((edge) => [edge, link(page, edge.to)]),
+    ...node.consumers.map((edge) => [edge, link(page, edge.to)]),
     ...node.leaving.map((edge) => [
       edge,
       h(
@@ -165,7 +176,7 @@ function readerDetail(page, node) {
         {},
         edge.kind === "carry"
           ? ["the next step, as ", link(page, edge.to)]
-          : ["leaves, as ", link(page, edge.to)],
+          : ["outside, as ", link(page, edge.to)],
       ),
     ]),
   ];
@@ -178,55 +189,47 @@ function readerDetail(page, node) {
       name,
       h(
         "span",
-        { class: "amount back", title: "its share of the cotangent" },
+        { class: "amount back", title: "its contribution to the cotangent" },
         share ? `∂ ${number(share.text)}` : "",
       ),
     );
   });
-  const shares = node.readers.filter(shareOf).length;
+  const shares = node.consumers.filter(shareOf).length;
   const cotangent = cotangentOf(node);
   if (shares > 1 && cotangent)
     rows.push(
       h(
         "li",
         { class: "sum" },
-        h("span", {}, "sum of the shares"),
+        h("span", {}, "sum of the contributions"),
         h("span", { class: "amount back" }, `∂ ${number(cotangent.text)}`),
       ),
     );
   return [
-    h("h3", {}, shares ? "readers and what they send back" : "readers"),
+    h("h3", {}, shares ? "consumers and their contributions" : "consumers"),
     h("ul", { class: "rows" }, rows),
   ];
 }
 
-function keptDetail(page, node) {
-  const rows = [];
-  for (const { from, name, bytes: size, recomputed } of node.kept)
-    rows.push(
-      h(
-        "li",
-        {},
-        h("span", {}, "reads ", from === node ? "its own result" : link(page, from)),
-        h("span", { class: "amount" }, recomputed ? "computed again" : bytes(size)),
-        name ? null : null,
-      ),
+/** What the VJP of the node reads of the forward pass, and which VJPs read its values. */
+function readDetail(node, page) {
+  const amount = ({ size, checkpointed }) =>
+    h(
+      "span",
+      { class: "amount" },
+      size,
+      checkpointed ? [" ", h("span", { class: "quiet" }, "in checkpoint")] : null,
     );
-  for (const { to, bytes: size, recomputed } of node.keptFor)
-    if (to !== node)
-      rows.push(
-        h(
-          "li",
-          {},
-          h("span", {}, "kept for ", link(page, to)),
-          h("span", { class: "amount" }, recomputed ? "computed again" : bytes(size)),
-        ),
-      );
-  if (node.keeps)
-    rows.push(
-      h("li", {}, h("span", {}, "keeps for itself"), h("span", { class: "amount" }, bytes(node.keeps))),
-    );
-  return rows.length ? [h("h3", {}, "kept for the backward pass"), h("ul", { class: "rows" }, rows)] : [];
+  const row = (words, read) => h("li", {}, h("span", {}, words), amount(read));
+  const rows = [
+    ...node.reads.map((read) =>
+      row(["reads ", read.from === node ? "its own result" : link(page, read.from)], read),
+    ),
+    ...node.readBy
+      .filter((read) => read.to !== node)
+      .map((read) => row(["is read by the VJP of ", link(page, read.to)], read)),
+  ];
+  return rows.length ? [h("h3", {}, "vector-Jacobian product"), h("ul", { class: "rows" }, rows)] : [];
 }
 
 function sourceDetail(source) {
@@ -270,7 +273,6 @@ function stepInput(page, box) {
 const stepWords = (box) => `step ${box.steps[box.step] + 1} of ${box.length}`;
 
 function boxDetail(page, box) {
-  const isOpen = page.open.has(box.id);
   const { node } = box;
   return [
     h(
@@ -279,18 +281,13 @@ function boxDetail(page, box) {
       boxWords(box),
       box.path && box.path !== box.name ? [" · ", h("code", {}, box.path)] : null,
     ),
-    h(
-      "button",
-      { class: "wide", onclick: () => page.toggle(box.item.id) },
-      icon(isOpen ? ICONS.fold : ICONS.open),
-      isOpen ? "Close it" : "Open it",
-    ),
+    toggleButton(page, box),
     box.steps && box.steps.length > 1
       ? h("label", { class: "panel-slider" }, stepWords(box), stepInput(page, box))
       : null,
     ...scansAround(page, box.item),
     ...(box.cotangent !== undefined && box.cotangent !== null
-      ? [h("h3", {}, "largest cotangent in it"), h("div", { class: "big" }, `‖·‖ ${number(box.cotangent, 4)}`)]
+      ? [h("h3", {}, "largest cotangent inside"), h("div", { class: "big" }, `‖·‖ ${number(box.cotangent, 4)}`)]
       : []),
     ...(box.nonfinite
       ? [
@@ -305,8 +302,8 @@ function boxDetail(page, box) {
       ? node.outputs.filter((output) => output.name).flatMap((output) => outputDetail(page.model, node, output))
       : []),
     ...(node ? operandDetail(page, node) : []),
-    ...(node ? readerDetail(page, node) : []),
-    ...(node ? keptDetail(page, node) : []),
+    ...(node ? consumerDetail(page, node) : []),
+    ...(node ? readDetail(node, page) : []),
     ...(node ? sourceDetail(node.source) : []),
   ];
 }

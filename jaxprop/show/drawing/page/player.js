@@ -1,19 +1,20 @@
-// The script of the play: what is given, the forward pass, the local gradients, the backward pass. It speaks of what
-// is seen: a closed box is one step, an open scan goes through its steps.
+// The script of the play: the arguments, the forward pass, the local gradients, the backward pass. It follows what is
+// visible: a closed box is one step, an open scan is played step by step.
 
 const ACTS = [
-  ["given", "Given", "What is given"],
+  ["given", "Given", "Arguments"],
   ["forward", "Forward", "Forward pass"],
   ["local", "Local", "Local gradients"],
   ["backward", "Backward", "Backward pass"],
-  ["done", "Result", "Result, the gradient"],
+  ["done", "Result", "The gradient"],
 ];
-const MOST_REPEATED = 240; // an open scan is played step by step up to so many steps of the script
+const MOST_REPEATED = 240; // an open scan is played step by step if that takes at most this many steps of the script
 
-/** The script for what is open: {steps, value, local, cotangent}: at which step each item's part is revealed. */
+/** The script for what is open: {steps, value, local, cotangent, starts}; the maps give the step that reveals an item. */
 function writeScript(model, open) {
   const script = { steps: [], value: new Map(), local: new Map(), cotangent: new Map(), starts: {} };
-  const isOpen = (child) => child.box && open.has(child.box.id);
+  // The body of an opaque node has no values of its own: its node is played, open or closed.
+  const isOpen = (child) => isGroup(child) && open.has(child.box.id);
   const add = (step) => script.steps.push(step) - 1;
   const first = (map, id, at) => map.has(id) || map.set(id, at);
   const begin = (act) => (script.starts[act] = script.steps.length);
@@ -32,7 +33,11 @@ function writeScript(model, open) {
   playBox(model.root, false, {});
   begin("local");
   for (const child of leaves(model.root, isOpen)) {
-    if (child.box || child.node.taken === 0 || !child.node.operands.some((edge) => edge.active && edge.local))
+    if (
+      isGroup(child) ||
+      child.node.taken === 0 ||
+      !child.node.operands.some((edge) => edge.active && edge.local)
+    )
       continue;
     first(script.local, child.id, add({ act: "local", node: child.node, item: child.id }));
   }
@@ -52,9 +57,9 @@ function writeScript(model, open) {
       : box.children;
     const opening = script.steps.length;
     for (const child of children) {
-      if ((child.box || child.node).taken === 0) continue; // of a branch that was not taken there is nothing to tell
+      if ((child.box || child.node).taken === 0) continue; // a branch that was not taken
       if (isOpen(child)) playOpen(child.box, back, sets);
-      else if (child.box) playClosed(child, back, sets);
+      else if (isGroup(child)) playClosed(child, back, sets);
       else if (back) playBack(child, sets);
       else if (!isArgument(child.node))
         first(script.value, child.id, add({ act: "forward", node: child.node, item: child.id, sets }));
@@ -82,7 +87,7 @@ function writeScript(model, open) {
   }
 }
 
-/** The children that are seen as cards, in program order. */
+/** The children that are visible as cards, in program order. */
 function* leaves(box, isOpen) {
   for (const child of box.children) {
     if (isOpen(child)) yield* leaves(child.box, isOpen);
@@ -99,7 +104,7 @@ class Player {
     this.timer = null;
   }
 
-  /** A new script, as boxes were opened or closed: stay at the step of the same node, if there is one. */
+  /** Take a new script, after boxes were opened or closed, and stay at the step of the same node if there is one. */
   load(script) {
     const old = this.script.steps[this.at];
     const atEnd = !old || old.act === "done";

@@ -1,5 +1,5 @@
-// Search by name, scope, primitive, expression and source. Best first: a name that is the query, that begins with
-// it, that holds it; then all else.
+// Search by name, scope, primitive, expression and source. The best results first: a name that equals the query, starts
+// with it, contains it; then everything else.
 
 const MOST_HITS = 60;
 
@@ -89,7 +89,7 @@ function setUpSearch(page) {
         hitRow(hit, input.value),
       ),
     );
-    if (!hits.length && input.value.trim()) rows.push(h("li", { class: "none" }, "Nothing by that name."));
+    if (!hits.length && input.value.trim()) rows.push(h("li", { class: "none" }, "No results."));
     if (all.length > hits.length) rows.push(h("li", { class: "none" }, `and ${all.length - hits.length} more`));
     list.replaceChildren(...rows);
     list.hidden = !rows.length;
@@ -111,17 +111,19 @@ function setUpSearch(page) {
 }
 
 function hitRow({ node, box }, query) {
-  const name = node ? node.name : box.name || box.path;
-  const what = node
-    ? node.kind === "op" || node.kind === "loss"
+  const what = !node
+    ? BOX_WORDS[box.kind] || box.kind
+    : node.kind === "op" || node.kind === "loss"
       ? node.primitive
-      : KIND_WORDS[node.kind]
-    : BOX_WORDS[box.kind] || box.kind;
+      : KIND_WORDS[node.kind];
   const where = node
     ? [node.scope, node.source ? `${node.source.file}:${node.source.line}` : ""].filter(Boolean).join(" · ")
     : boxWords(box);
+  const name = node ? node.name : box.name || box.path;
   return [
-    h("span", { class: "hit" }, marked(name, query)),
+    // The end of a long name tells results apart, so its start is cut: text that runs from right to left, in which the
+    // name itself is isolated.
+    h("span", { class: "hit", title: name }, h("bdi", {}, marked(name, query))),
     h("span", { class: "what" }, what),
     where ? h("span", { class: "where" }, where) : null,
   ];

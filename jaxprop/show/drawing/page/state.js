@@ -1,41 +1,28 @@
-// What the page knows: the model, what is open, selected and shown; and how each thing looks at this step.
-
-const OPEN_UP_TO = 60; // a graph of so few operations opens whole
+// The state of the page: the model, what is open, selected and shown; and how each item looks at this step.
 
 class State {
   constructor(scene) {
     this.model = readScene(scene);
     this.open = new Set();
     this.selected = null;
-    this.kept = false;
+    this.reads = false;
     this.labels = "auto";
     this.direction = "auto";
     this.children = new Map();
     for (const box of this.model.boxes.values())
       for (const child of box.children) this.children.set(child.id, child);
-    this.residuals = keptOnEdges(this.model);
+    this.readOn = readsByEdge(this.model);
   }
 
+  /** Open the boxes that the page opens with; `wish`: `all` or `none` of them instead. */
   openFirst(wish) {
-    const { model } = this;
-    const openAll = (box) => {
-      for (const child of box.children) if (child.box) (this.open.add(child.box.id), openAll(child.box));
-    };
-    const chosen = document.body.dataset.open;
-    if (chosen !== undefined && !wish) {
-      for (const id of JSON.parse(chosen)) if (model.boxes.has(id)) this.open.add(id);
-      return;
-    }
-    if (wish === "all" || (wish !== "none" && model.order.length <= OPEN_UP_TO)) openAll(model.root);
-    else if (wish === "none") return;
-    // A sheet with one box on it opens that box: there is nothing else to look at.
-    for (
-      let box = model.root;
-      box.children.filter((child) => child.box).length === 1 && box.children.length <= 6;
-    ) {
-      box = box.children.find((child) => child.box).box;
-      this.open.add(box.id);
-    }
+    const boxes = [...this.model.boxes.values()].filter((box) => box.item);
+    const first = new Set(JSON.parse(document.body.dataset.open));
+    const isWished = (box) => (wish === "all" ? !box.opaque : wish !== "none" && isFirst(box));
+    // A node with several bodies (branches) is a box of boxes, which only the page has.
+    const isFirst = (box) =>
+      first.has(box.id) || box.children.some((child) => child.box && first.has(child.box.id));
+    for (const box of boxes) if (isWished(box)) this.open.add(box.id);
   }
 
   childOf(id) {
@@ -53,7 +40,10 @@ class State {
       value: at === script.steps.length - 1 || revealed(script.value),
       cotangent:
         at === script.steps.length - 1 || (script.cotangent.has(item.id) && revealed(script.cotangent)),
-      kept: this.kept && item.kind !== "frame" ? keptWords(box ? box.all : [item.child.node], !box) : null,
+      reads:
+        this.reads && item.kind !== "frame"
+          ? readWords(isGroup(item.child) ? box.all : [item.child.node])
+          : null,
       dim: (item.child.node ? item.child.node.taken === 0 : false) || (box ? box.taken === 0 : false),
     };
   }
@@ -76,30 +66,28 @@ class State {
       focus,
       flow: focus && act === "forward" ? "flow-forward" : focus && act === "backward" ? "flow-backward" : "",
       touch: this.selected !== null && (line.from === this.selected || line.to === this.selected),
-      kept: this.kept ? this.keptOf(line) : null,
+      reads: this.reads ? this.readsOf(line) : null,
     };
   }
 
-  /** What is seen of a node: itself, or the closed box it lies in. */
+  /** The visible item of a node: its own, or the closed box around it. */
   sheetItem(node) {
     let child = node.item;
     for (const box of framesAround(child)) if (!this.open.has(box.id)) child = box.item;
     return child;
   }
 
-  keptOf(line) {
-    const found = line.edges.map((edge) => this.residuals.get(`${edge.value}>${edge.to.id}`)).filter(Boolean);
+  /** The text of the values on a line that the VJP of its consumer reads. */
+  readsOf(line) {
+    const found = line.edges.map((edge) => this.readOn.get(`${edge.value}>${edge.to.id}`)).filter(Boolean);
     if (!found.length) return null;
-    const size = [...new Map(found.map((residual) => [residual.value, residual.bytes])).values()].reduce(
-      (a, b) => a + b,
-      0,
-    );
-    return found.every((residual) => residual.recomputed) ? "computed again" : bytes(size);
+    const values = new Set(found.map((read) => read.value));
+    return values.size > 1 ? plural(values.size, "value") : found[0].size;
   }
 
   describe(item) {
     const child = item.child;
-    if (child.box)
+    if (isGroup(child) || item.kind === "frame")
       return `${child.box.name || child.box.kind}, ${boxWords(child.box)}, ${item.kind === "frame" ? "open" : "closed"}`;
     const { node } = child;
     const { value: seen, cotangent: back } = this.look(item);
@@ -126,26 +114,18 @@ class State {
       ...order.filter((node) => !has(node, "cotangent") && has(node, "value")),
     ];
   }
-
-  /** The legend lies open where it covers nothing. */
 }
 
-/** Residuals by the edge they run along: value > reader. */
-function keptOnEdges(model) {
+/** What VJPs read, by the edge it is on: value > consumer. */
+function readsByEdge(model) {
   const found = new Map();
-  for (const node of model.order)
-    for (const residual of node.kept) found.set(`${residual.value}>${node.id}`, residual);
+  for (const node of model.order) for (const read of node.reads) found.set(`${read.value}>${node.id}`, read);
   return found;
 }
 
-/** What is kept of these nodes' values, each once. */
-function keptWords(nodes, own) {
-  const sizes = new Map();
-  for (const node of nodes) {
-    for (const residual of node.keptFor) if (!residual.recomputed) sizes.set(residual.value, residual.bytes);
-    if (node.keeps) sizes.set(`own${node.id}`, node.keeps);
-  }
-
-  const total = [...sizes.values()].reduce((a, b) => a + b, 0);
-  return total ? `${own ? "kept" : "keeps"} ${bytes(total)}` : null;
+/** The badge of a card: how many of its values VJPs read. */
+function readWords(nodes) {
+  const values = new Set(nodes.flatMap((node) => node.readBy.map((read) => read.value)));
+  if (!values.size) return null;
+  return nodes.length > 1 ? `${plural(values.size, "value")} read` : "read";
 }

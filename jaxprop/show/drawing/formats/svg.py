@@ -1,26 +1,27 @@
-"""A view as SVG: cards, frames, the two directions of each connection, a legend."""
+"""A view as SVG: cards, frames, both directions of each connection, a legend."""
 
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from . import palette
-from .card import cards_of, draw_card, f
-from .layout import Layout, Rect, Route, Size, Wire, lay_out
-from .scene import Box, LocalText, Scene
-from .text_metrics import MONO_FONTS, SANS, SANS_FONTS, count, escape, minus, shorten, width
-from .view import Line, View
+from ...._text import plural
+from .. import palette
+from ..card import cards_of, draw_card, f
+from ..layout import Connection, Layout, Polyline, Rect, Size, lay_out
+from ..scene import Box, LocalText, Scene
+from ..text_metrics import MONO_FONTS, SANS, SANS_FONTS, escape, minus, shorten, width
+from ..view import Line, SceneView
 
 MARGIN, TITLE, LABEL, NOTE = 22.0, 17.0, 10.5, 10.5
-#: What a frame is higher by for its heading.
+#: The height added to a frame for its heading.
 HEADROOM = 8.0
-#: Up to so many connections are drawn in both directions; up to so many with their local gradients.
+#: Both directions are drawn for up to `PAIRED` connections, local gradients for up to `LABELLED`.
 PAIRED, LABELLED = 80, 40
 LONGEST_LABEL = 38
 
 
 class Label(NamedTuple):
-    """What is written on a connection: the local gradient, and what flows back."""
+    """The texts on a connection: the local gradient, and the contribution that flows back."""
 
     local: str
     share: str
@@ -33,16 +34,17 @@ class Label(NamedTuple):
         return Size(max(width(line, LABEL) for line in lines) + 14, 13.5 * len(lines) + 4)
 
 
-def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
-    """Draw a view."""
+def svg_of(view: SceneView, theme: str = "light", direction: str = "down") -> str:
+    """Draw a view as SVG."""
     cards = cards_of(view)
-    labels = [_label(line, view, direction) for line in view.lines]
+    labels = _labels(view, direction)
     layout = lay_out(
         cards={i: card.size for i, card in cards.items()},
         frames=[box.id for box in view.open],
-        parents=_parents(view),
-        wires=[
-            Wire(line.source, line.target, label.size) for line, label in zip(view.lines, labels, strict=True)
+        parents=view.parents(),
+        connections=[
+            Connection(line.source, line.target, label.size)
+            for line, label in zip(view.lines, labels, strict=True)
         ],
         direction=direction,
     )
@@ -56,10 +58,10 @@ def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
     inside = (MARGIN + (wide - 2 * MARGIN - layout.size.width) / 2, top)
     body = [
         _frames(view, layout),
-        *(_connection(line, route, view) for line, route in zip(view.lines, layout.routes, strict=True)),
+        *(_connection(line, route, view) for line, route in zip(view.lines, layout.lines, strict=True)),
         _headings(view, layout),
         *(draw_card(card, layout.cards[i]) for i, card in cards.items()),
-        *(_written(label, route) for label, route in zip(labels, layout.routes, strict=True)),
+        *(_written(label, route) for label, route in zip(labels, layout.lines, strict=True)),
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="jaxprop-{theme}" role="img" '
@@ -74,15 +76,8 @@ def svg_of(view: View, theme: str = "light", direction: str = "down") -> str:
     )
 
 
-def _parents(view: View) -> dict[str, str]:
-    open_ids = {box.id for box in view.open}
-    places = [(str(node.id), node.box) for node in view.nodes]
-    places += [(box.id, box.parent) for box in (*view.closed, *view.open)]
-    return {item: box for item, box in places if box in open_ids}
-
-
-def _with_headroom(layout: Layout, view: View) -> Layout:
-    """Frames higher by a line of text, outer ones by a line for each inner one; all else moved down by that."""
+def _with_headroom(layout: Layout, view: SceneView) -> Layout:
+    """Make room for headings: a line of text in each frame, and one more for each level of frames in it."""
     lines: dict[str, int] = {}
     for box in reversed(view.open):
         own = lines.setdefault(box.id, 1)
@@ -98,8 +93,8 @@ def _with_headroom(layout: Layout, view: View) -> Layout:
         {i: r._replace(y=r.y + down) for i, r in layout.cards.items()},
         frames,
         tuple(
-            Route(tuple((x, y + down) for x, y in r.points), (r.label[0], r.label[1] + down))
-            for r in layout.routes
+            Polyline(tuple((x, y + down) for x, y in r.points), (r.label[0], r.label[1] + down))
+            for r in layout.lines
         ),
     )
 
@@ -107,12 +102,12 @@ def _with_headroom(layout: Layout, view: View) -> Layout:
 # --- frames ----------------------------------------------------------------------------------------
 
 
-def _frames(view: View, layout: Layout) -> str:
+def _frames(view: SceneView, layout: Layout) -> str:
     return "".join(_frame(box, layout.frames[box.id]) for box in view.open)
 
 
-def _headings(view: View, layout: Layout) -> str:
-    """What the frames are called, written above the lines that cross them."""
+def _headings(view: SceneView, layout: Layout) -> str:
+    """The titles of the frames, drawn over the lines that cross them."""
     return "".join(_heading(box, layout.frames[box.id]) for box in view.open)
 
 
@@ -125,13 +120,15 @@ def _frame(box: Box, at: Rect) -> str:
 
 
 def _heading(box: Box, at: Rect) -> str:
-    words = box.name if box.kind in ("scope", "function", "range") else f"{box.kind}: {box.name}"
+    words = box.name if box.kind in ("scope", "function", "range", "cond") else f"{box.kind}: {box.name}"
+    taken = ""
     if box.length:
-        words += f", {count(box.length, 'step')}"
+        words += f", {plural(box.length, 'step')}"
     if box.taken is not None:
-        words += {0.0: " (not taken)", 1.0: " (taken)"}.get(box.taken, f" (taken in {box.taken:.0%} of steps)")
+        taken = {0.0: " (not taken)", 1.0: " (taken)"}.get(box.taken, f" (taken in {box.taken:.0%} of steps)")
+    words += taken
     most = max(3, int((at.width - 16) / (11 * SANS)))
-    text = shorten(words, most)
+    text = shorten(f"branch {box.branch}{taken}" if taken and len(words) > most else words, most)
     return (
         f'<g class="heading"><title>{escape(words)}</title>'
         f'<rect x="{f(at.x + 5)}" y="{f(at.y + 3)}" width="{f(width(text, 11, SANS) + 6)}" height="14" rx="3"/>'
@@ -142,28 +139,38 @@ def _heading(box: Box, at: Rect) -> str:
 # --- connections -----------------------------------------------------------------------------------
 
 
-def _label(line: Line, view: View, direction: str) -> Label:
-    if len(view.lines) > LABELLED or len(line.edges) != 1:
-        return Label("", "")
-    edge = line.edges[0]
-    if edge.local is None or not line.active:
-        return Label("", "")
+def _labels(view: SceneView, direction: str) -> list[Label]:
+    """The label of each line, empty if there are many lines."""
+    names = {
+        (node.id, i): out.short or out.name for node in view.scene.nodes for i, out in enumerate(node.outputs)
+    }
     back = "↑" if direction == "down" else "←"
-    return Label(_local_text(edge.local), f"{back} {minus(edge.share.text)}" if edge.share else "")
+    found = []
+    for line in view.lines:
+        edge = line.edges[0]
+        if len(view.lines) > LABELLED or len(line.edges) != 1 or edge.local is None or not line.active:
+            found.append(Label("", ""))
+            continue
+        share = f"{back} {minus(edge.share.text)}" if edge.share else ""
+        ends = names.get((edge.target[0], 0), ""), names.get(edge.source, "")
+        found.append(Label(_local_text(edge.local, *ends), share))
+    return found
 
 
-def _local_text(local: LocalText) -> str:
-    """The formula with its number, as much of it as fits."""
+def _local_text(local: LocalText, of: str, wrt: str) -> str:
+    """The formula with its number, or the part of it that fits."""
     number = "" if local.number is None else minus(f"{local.number:.4g}")
-    right = local.text.partition(" = ")[2]
-    for formula in (local.text, right):
-        whole = formula if not number or formula.endswith(f"= {number}") else f"{formula} = {number}"
+    left, _, right = local.text.partition(" = ")
+    is_quotient = "/d" in left
+    for formula in (local.text, f"d{of}/d{wrt} = {right}" if is_quotient else "", "" if is_quotient else right):
+        same = not number or number == formula or formula.endswith(f"= {number}")
+        whole = formula if same else f"{formula} = {number}"
         if formula and len(whole) <= LONGEST_LABEL:
             return whole
     return number or shorten(right, LONGEST_LABEL) or local.kind
 
 
-def _connection(line: Line, route: Route, view: View) -> str:
+def _connection(line: Line, route: Polyline, view: SceneView) -> str:
     tip = ", ".join(dict.fromkeys(edge.name for edge in line.edges))
     start = f'<g class="line{"" if line.active else " idle"}"><title>{escape(tip)}</title>'
     if not line.active or len(view.lines) > PAIRED or view.scene.numbers == "none":
@@ -175,7 +182,7 @@ def _connection(line: Line, route: Route, view: View) -> str:
 
 
 def _weight(line: Line, scene: Scene) -> float:
-    """The width of a line back: 1 to 2.5, by the norm of what flows along it."""
+    """The width of a backward line: 1 to 2.5, by the norm of the contribution."""
     norms = [edge.share.norm for edge in line.edges if edge.share is not None and edge.share.norm]
     finite = [norm for norm in norms if math.isfinite(norm)]
     if not finite or scene.scale is None:
@@ -185,7 +192,7 @@ def _weight(line: Line, scene: Scene) -> float:
 
 
 def _arrow(points: Sequence[tuple[float, float]], kind: str, weight: float | None = None) -> str:
-    """A smooth line with a head, which ends where the line does."""
+    """Draw a smooth line with an arrowhead."""
     (x0, y0), (x1, y1) = points[-2], points[-1]
     length = math.hypot(x1 - x0, y1 - y0) or 1.0
     dx, dy = (x1 - x0) / length, (y1 - y0) / length
@@ -198,7 +205,7 @@ def _arrow(points: Sequence[tuple[float, float]], kind: str, weight: float | Non
 
 
 def _smooth(points: Sequence[tuple[float, float]]) -> str:
-    """A path through the middles of the pieces, its bends rounded."""
+    """A path through the midpoints of the segments, with rounded bends."""
     text = f"M{f(points[0][0])} {f(points[0][1])}"
     for (x0, y0), (x1, y1) in zip(points[1:], points[2:], strict=False):
         text += f"Q{f(x0)} {f(y0)} {f((x0 + x1) / 2)} {f((y0 + y1) / 2)}"
@@ -206,7 +213,7 @@ def _smooth(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _shifted(points: Sequence[tuple[float, float]], by: float) -> list[tuple[float, float]]:
-    """The line moved to its side."""
+    """A line parallel to another one."""
     moved = []
     for i, (x, y) in enumerate(points):
         (x0, y0), (x1, y1) = points[max(i - 1, 0)], points[min(i + 1, len(points) - 1)]
@@ -215,7 +222,7 @@ def _shifted(points: Sequence[tuple[float, float]], by: float) -> list[tuple[flo
     return moved
 
 
-def _written(label: Label, route: Route) -> str:
+def _written(label: Label, route: Polyline) -> str:
     lines = [(kind, line) for kind, line in zip(("local", "share"), label, strict=True) if line]
     if not lines:
         return ""
@@ -234,11 +241,11 @@ def _written(label: Label, route: Route) -> str:
 
 
 class _Legend:
-    """What the signs mean: a row of them, the scale of colours, and the notes."""
+    """The legend: a row of symbols, the colour scale, the notes."""
 
     BAR = 126.0
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: SceneView) -> None:
         self.view = view
         kinds = {node.kind for node in view.nodes}
         self.items = [kind for kind in ("parameter", "data", "loss") if kind in kinds]
@@ -252,8 +259,8 @@ class _Legend:
         self.scale = view.scene.scale if view.scene.numbers != "none" else None
 
     _WORDS = {
-        "parameter": "differentiated", "data": "data", "loss": "result", "there": "forward: value",
-        "back": "backward: ∂, the cotangent", "idle": "no cotangent reaches it", "bad": "not finite",
+        "parameter": "parameter", "data": "data", "loss": "result", "there": "forward: values",
+        "back": "backward: cotangents ∂", "idle": "no gradient", "bad": "not finite",
     }  # fmt: skip
 
     @property
@@ -296,7 +303,7 @@ class _Legend:
 
     def _bar(self, y: float) -> Iterator[str]:
         assert self.scale is not None
-        low, high = (f"{10**end:.2g}" for end in self.scale)
+        low, high = (f"{float(f'{10**end:.2g}'):g}" for end in self.scale)
         words = "norm of ∂ "
         x = width(words, NOTE, SANS)
         yield f'<text class="note" x="0" y="{f(y + 9)}">{words}</text>'
@@ -314,7 +321,7 @@ class _Legend:
 
 
 def style(theme: str) -> str:
-    """The rules of a theme; `auto` follows the reader's system. No variables: not every program knows them."""
+    """The style rules of a theme; `auto` follows the system. Many SVG readers do not know CSS variables."""
     if theme != "auto":
         return _rules(f".jaxprop-{theme}", theme)
     return _rules(".jaxprop-auto", "light") + (

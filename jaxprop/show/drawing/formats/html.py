@@ -1,4 +1,4 @@
-"""One self-contained HTML file of a scene: opens from `file://`, plays step by step, needs no network."""
+"""A scene as one self-contained HTML file, which opens from `file://` and plays step by step, offline."""
 
 import base64
 import functools
@@ -10,57 +10,50 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import NamedTuple
 
-from .scene import Scene
+from ..palette import variables
+from ..scene import Scene
+from ..view import fitting
 
-#: The page's own scripts, in the order in which they build on one another.
+#: The scripts of the page, in the order in which they depend on one another.
 SCRIPTS = (
-    "dom",
-    "math",
-    "model",
-    "layout",
-    "cards",
-    "view",
-    "narrate",
-    "player",
-    "panel",
-    "search",
-    "state",
-    "controls",
-    "main",
-)
+    "dom", "math", "model", "layered", "layout", "flatten", "paths", "cards", "camera", "sheet", "narrate",
+    "player", "panel", "search", "state", "controls", "main",
+)  # fmt: skip
+#: A page opens with boxes open level by level while at most this many cards are seen.
+MOST_CARDS = 80
 
 
 def page_html(scene: Scene, open: Iterable[str] | None = None) -> str:
     """Build the page of a scene: one HTML file, the same bytes for the same scene.
 
-    Everything is inside: the scene as JSON, the style, the scripts and the layout library (dagre, MIT). A
-    content security policy allows just these, by their hashes: no network, no handlers inside markup. Names,
-    sources and scopes are data and reach the page as text only.
+    It holds the scene as JSON, the style, the scripts and the layout library (dagre, MIT). A content security
+    policy allows only these, by their hashes: there is no network access and no handler inside markup. Names,
+    source lines and scopes enter the page as text only.
 
-    The end of the address chooses how it opens: `#embed` (compact, for a frame in another page), `#theme=dark`,
-    `#step=3`, `#node=h`, `#open=all` or `none`, `#direction=LR` or `TB`; several are joined by `&`.
+    The fragment of the address controls how it opens, joined by `&`: `#embed` (compact, for a frame in another
+    page), `#theme=dark`, `#step=3`, `#node=h`, `#open=all` or `none`, `#direction=LR` or `TB`.
 
     Args:
         scene: what to show.
-        open: ids of the boxes that are open at first (a box is seen where those around it are open too); by
-            default all of a small graph, of a large one only what lies alone on the sheet.
+        open: ids of the boxes that are open at first; a box is seen only if those around it are open too. By
+            default levels are opened while at most `MOST_CARDS` cards are seen.
 
     Examples:
         >>> import jaxprop as jp
-        >>> from jaxprop.show._build import scene_of
         >>> def loss(w, x, y):
         ...     y_hat = w * x
         ...     return (y_hat - y) ** 2
-        >>> page = page_html(scene_of(jp.backprop(loss)(1.0, 1.0, 2.0)))
+        >>> page = page_html(jp.draw(jp.backprop(loss)(1.0, 1.0, 2.0)).scene)
         >>> page.startswith("<!doctype html>")
         True
     """
     assets = _assets()
+    is_open = sorted(fitting(scene, MOST_CARDS) if open is None else open)
     return _fill(
         assets.template,
         {
             "title": html.escape(scene.title),
-            "open": "" if open is None else f' data-open="{html.escape(json.dumps(sorted(open)))}"',
+            "open": html.escape(json.dumps(is_open)),
             "policy": assets.policy,
             "style": assets.style,
             "scene": embedded(scene.json()),
@@ -71,7 +64,7 @@ def page_html(scene: Scene, open: Iterable[str] | None = None) -> str:
 
 
 def embedded(text: str) -> str:
-    """JSON as it may stand inside `<script>`: nothing in it can close the element or begin a comment."""
+    """Escape JSON for a `<script>` element: nothing in it can close the element or start a comment."""
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
@@ -85,11 +78,12 @@ class _Assets(NamedTuple):
 
 @functools.cache
 def _assets() -> _Assets:
-    """The parts that are the same in every page, and the policy that allows them."""
-    show = resources.files(__package__ or "")
+    """The parts that every page has, and the policy that allows them."""
+    show = resources.files("jaxprop.show.drawing")
     pieces = [(show / "page" / f"{name}.js").read_text("utf-8") for name in SCRIPTS]
     script = f'(() => {{\n"use strict";\n{"".join(pieces)}}})();\n'
-    style = (show / "page" / "style.css").read_text("utf-8")
+    colours = f':root{{{variables("light")}}}:root[data-theme="dark"]{{{variables("dark")}}}'
+    style = f"{colours}\n{(show / 'page' / 'style.css').read_text('utf-8')}"
     licence = (show / "assets" / "dagre.LICENSE").read_text("utf-8").strip()
     library = f"/*! dagre\n{licence}\n*/\n{(show / 'assets' / 'dagre.min.js').read_text('utf-8')}"
     policy = (
@@ -105,5 +99,5 @@ def _hash(text: str) -> str:
 
 
 def _fill(template: str, parts: Mapping[str, str]) -> str:
-    """The template with `{{name}}` replaced; what is put in is not looked at again."""
+    """Replace `{{name}}` in the template; what is put in is not searched again."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)

@@ -1,0 +1,1 @@
+"""One file for each format a drawing is written in."""
