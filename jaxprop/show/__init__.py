@@ -8,6 +8,9 @@ from .explanation.explain import Explanation as Explanation
 from .explanation.explain import explain as explain
 from .explanation.quiz import Quiz as Quiz
 from .explanation.quiz import quiz as quiz
+from .explanation.story import Act as Act
+from .explanation.story import Story as Story
+from .explanation.story import StoryRow as StoryRow
 from .plots import plot_gradient_flow as plot_gradient_flow
 from .plots import plot_histogram as plot_histogram
 from .plots import plot_history as plot_history
@@ -16,3 +19,5 @@ from .symbolic.formula import Formula as Formula
 from .symbolic.formula import expression_of as expression_of
 from .symbolic.formula import formula as formula
 from .symbolic.formula import formulas_of as formulas_of
+from .symbolic.names import Spelled as Spelled
+from .symbolic.reader import PRIMITIVES as PRIMITIVES
