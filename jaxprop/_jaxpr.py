@@ -233,8 +233,10 @@ def _scan_groups(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def nested_programs(eqn: Equation) -> tuple[Program, ...]:
+def nested_programs(eqn: Equation | None) -> tuple[Program, ...]:
     """All programs among the parameters of an equation, in a fixed order."""
+    if eqn is None:
+        return ()
     found = []
     for _, param in sorted(eqn.params.items()):
         for item in param if isinstance(param, tuple | list) else (param,):
@@ -306,13 +308,13 @@ float0 = jax.dtypes.float0
 # --- custom rules ---------------------------------------------------------------------------------
 
 
-def has_custom_rule(eqn: Equation) -> bool:
-    return eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
+def has_custom_rule(eqn: Equation | None) -> bool:
+    return eqn is not None and eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
 
 
-def has_reverse_rule(eqn: Equation) -> bool:
+def has_reverse_rule(eqn: Equation | None) -> bool:
     """Whether the rule is a `custom_vjp`, with halves that are functions of the user's."""
-    return eqn.primitive.name.startswith("custom_vjp_call")
+    return eqn is not None and eqn.primitive.name.startswith("custom_vjp_call")
 
 
 def custom_form(eqn: Equation) -> str | None:
@@ -415,6 +417,10 @@ def dtype_of(aval: Any) -> Any:
 def is_inexact(dtype: DTypeLike | None) -> bool:
     """Whether values of this dtype carry a cotangent: floating or complex."""
     return dtype is not None and jnp.issubdtype(dtype, np.inexact)
+
+
+def is_complex(dtype: DTypeLike | None) -> bool:
+    return dtype is not None and jnp.issubdtype(dtype, np.complexfloating)
 
 
 def is_key(x: object) -> bool:

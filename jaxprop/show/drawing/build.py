@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ... import _jaxpr
 from ..._text import plural, type_name
 from ...core.graph import Graph, Node, Source, Value
+from ...core.types import NodeIndex, ValueId
 from ...record.tape import Tape
 from ..symbolic.names import latex_name
 from .arrays import largest
@@ -73,9 +74,9 @@ def _nodes(
     graph: Graph,
     is_tape: bool,
     records: Records | None,
-    boxes: Mapping[int, str],
+    boxes: Mapping[NodeIndex, str],
     sources: "_Sources",
-    rule_bytes: Mapping[int, int],
+    rule_bytes: Mapping[NodeIndex, int],
 ) -> Iterator[SceneNode]:
     kinds = _kinds(graph, is_tape)
     levels = _levels_of(graph)
@@ -118,7 +119,7 @@ def _output(value: Value, records: Records | None) -> Output:
     )
 
 
-def _kinds(graph: Graph, is_tape: bool) -> dict[int, str]:
+def _kinds(graph: Graph, is_tape: bool) -> dict[NodeIndex, str]:
     """The kinds of nodes that are not plain operations, by index."""
     kinds = {node.index: _input_kind(node, is_tape) for node in (*graph.heads, *graph.fixed)}
     for node in graph.walk():
@@ -150,10 +151,10 @@ def _body_kinds(node: Node, nested: Graph) -> Iterator[str]:
             yield "carry" if position < form.num_consts + form.num_carry else "slice"
 
 
-def _levels_of(graph: Graph) -> dict[int, int]:
+def _levels_of(graph: Graph) -> dict[NodeIndex, int]:
     """The length of the longest path to each node from the inputs of its own graph."""
-    levels: dict[int, int] = {}
-    of_value: dict[int, int] = {}
+    levels: dict[NodeIndex, int] = {}
+    of_value: dict[ValueId, int] = {}
     for node in graph.walk():
         before = [of_value[value.id] for value in node.operands if value.id in of_value]
         levels[node.index] = max(before, default=-1) + 1
@@ -161,7 +162,7 @@ def _levels_of(graph: Graph) -> dict[int, int]:
     return levels
 
 
-def _constants(graph: Graph) -> frozenset[int]:
+def _constants(graph: Graph) -> frozenset[ValueId]:
     """The nodes that depend on no argument and on no closed-over array."""
     variable = {
         value.id
@@ -197,7 +198,7 @@ def _scale(nodes: Iterable[SceneNode]) -> tuple[float, float] | None:
 
 
 def _totals(
-    boxes: Iterable[Box], nodes: Iterable[SceneNode], graph_nodes: Mapping[int, Node]
+    boxes: Iterable[Box], nodes: Iterable[SceneNode], graph_nodes: Mapping[NodeIndex, Node]
 ) -> tuple[Box, ...]:
     """Boxes with the totals over their nodes."""
     boxes = tuple(boxes)
@@ -211,7 +212,7 @@ def _totals(
     return tuple(_with_totals(box, inside[box.id], graph_nodes) for box in boxes)
 
 
-def _with_totals(box: Box, nodes: list[SceneNode], graph_nodes: Mapping[int, Node]) -> Box:
+def _with_totals(box: Box, nodes: list[SceneNode], graph_nodes: Mapping[NodeIndex, Node]) -> Box:
     outputs = [out for node in nodes for out in node.outputs]
     form = _jaxpr.opened_form(graph_nodes[box.node].eqn) if box.node is not None else None
     taken = [node.taken for node in nodes if node.box == box.id and node.taken is not None]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...core.graph import Value
+from ...core.types import ValueId
 from ...record.tape import Tape
 from .arrays import show_array
 from .edges import graphs_in
@@ -16,7 +17,7 @@ MOST_SHARES = 256
 
 
 def contributions(
-    tape: Tape, shown: Mapping[int, tuple[Shown | None, Shown | None]]
+    tape: Tape, shown: Mapping[ValueId, tuple[Shown | None, Shown | None]]
 ) -> tuple[dict[Endpoint, Shown], int]:
     """The contribution of each consumer of each value, and the number of values for which it was left out.
 
@@ -27,7 +28,7 @@ def contributions(
         shown: value and cotangent, by id of the value.
     """
     graph = tape.graph
-    consumers: dict[int, list[Endpoint]] = {}
+    consumers: dict[ValueId, list[Endpoint]] = {}
     for node in graph.walk():
         if node.active and not node.opened:
             for position, value in enumerate(node.operands):

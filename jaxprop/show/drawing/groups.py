@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ...core.graph import Graph, Node
+from ...core.types import NodeIndex
 from .scene import Box
 
 #: A level with more items than this is cut into ranges, or first by function if it has no scopes.
@@ -40,7 +41,7 @@ class Boxes:
 
     def __init__(self, graph: Graph) -> None:
         self.boxes: list[Box] = []
-        self.of: dict[int, str] = {}
+        self.of: dict[NodeIndex, str] = {}
         self._parents: dict[str, str | None] = {}
         self._add_level(graph, None, "")
         bodies = _bodies_in(graph)
@@ -90,7 +91,7 @@ class Boxes:
     def _place_inputs(self, graph: Graph, box: str | None) -> None:
         """Put each input into the innermost box that holds all its consumers."""
         heads = {value.id: node.index for node in (*graph.heads, *graph.fixed) for value in node.outputs}
-        paths: dict[int, Sequence[str | None]] = {}
+        paths: dict[NodeIndex, Sequence[str | None]] = {}
         for node in graph.equations():
             for value in node.operands:
                 if value.id in heads:

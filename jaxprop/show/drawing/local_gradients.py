@@ -9,7 +9,7 @@ import numpy as np
 from ..._fingerprint import fingerprint
 from ...core.graph import Graph, Node, Value
 from ...core.local import active_operands, node_function, partial_function
-from ...core.types import Array
+from ...core.types import Array, ValueId
 from ..symbolic.formula import formulas_of
 from .scene import Endpoint, LocalText
 
@@ -35,7 +35,7 @@ def short_name(value: Value) -> str:
     return value.name if "[" in value.name else value.name.rsplit("/", 1)[-1]
 
 
-def local_numbers(graph: Graph, values: Mapping[int, np.ndarray]) -> dict[Endpoint, float]:
+def local_numbers(graph: Graph, values: Mapping[ValueId, np.ndarray]) -> dict[Endpoint, float]:
     """Compute `d output / d operand` for scalars outside scans, with JAX, in one program.
 
     Args:
@@ -71,7 +71,7 @@ def structure_of(node: Node) -> Hashable:
     return node.primitive, types, active_operands(node), params
 
 
-def _scalar_operands(node: Node, graph: Graph, values: Mapping[int, np.ndarray]) -> list[np.ndarray] | None:
+def _scalar_operands(node: Node, graph: Graph, values: Mapping[ValueId, np.ndarray]) -> list[np.ndarray] | None:
     """The operands of a node that maps real scalars to one real scalar; None if one of them is not known."""
     if node.eqn is None or not node.active or node.opened or graph.places[node.index].steps:
         return None

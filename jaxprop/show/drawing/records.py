@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import _jaxpr
 from ...core.graph import Value
-from ...core.types import PyTree, Shape, Steps
+from ...core.types import NodeIndex, PyTree, Shape, Steps, ValueId
 from ...record.statistics import Summary
 from ...record.tape import Entry, Tape
 from .arrays import show_array, show_summary
@@ -42,9 +42,9 @@ class Records:
         stepped = [places[entry.node.index].steps for entry in entries if places[entry.node.index].steps]
         self._most = min(MOST_STEPS, max(8, ALL_STEPS // max(1, 2 * len(stepped))))
         self.notes = self._notes(stepped)
-        self.shown: dict[int, tuple[Shown | None, Shown | None]] = {}
-        self.values: dict[int, np.ndarray] = {}
-        self.taken: dict[int, float] = {}
+        self.shown: dict[ValueId, tuple[Shown | None, Shown | None]] = {}
+        self.values: dict[ValueId, np.ndarray] = {}
+        self.taken: dict[NodeIndex, float] = {}
         self.kind = "full"
         for entry, (value, cotangent, taken) in zip(entries, hosted, strict=True):
             out = entry.node.outputs[entry.node.names.index(entry.name)]

@@ -15,7 +15,7 @@ from ..._text import byte_count
 from ...core.graph import Graph, Node, Value
 from ...core.local import active_operands, node_function, partial_function
 from ...core.structure import sources
-from ...core.types import Array
+from ...core.types import Array, NodeIndex
 from .local_gradients import structure_of
 from .scene import RuleRead
 
@@ -28,7 +28,7 @@ class _Reads(NamedTuple):
     bytes: int
 
 
-def rule_reads(graph: Graph) -> tuple[tuple[RuleRead, ...], dict[int, int]]:
+def rule_reads(graph: Graph) -> tuple[tuple[RuleRead, ...], dict[NodeIndex, int]]:
     """List what the VJP of each active operation reads.
 
     Returns:
@@ -37,7 +37,7 @@ def rule_reads(graph: Graph) -> tuple[tuple[RuleRead, ...], dict[int, int]]:
     made = sources(graph)
     known: dict[Hashable, _Reads] = {}
     found: list[RuleRead] = []
-    others: dict[int, int] = {}
+    others: dict[NodeIndex, int] = {}
     for node in graph.walk():
         parents = [parent for parent, _ in graph.places[node.index].parents]
         if node.eqn is None or not node.active or node.opened or not all(parent.opened for parent in parents):
@@ -71,7 +71,7 @@ def _traced_reads(node: Node) -> _Reads:
         outs, pull = jax.vjp(fun, *(operands[i] for i in moved))
         return outs, [x for x in jax.tree.leaves(pull) if hasattr(x, "dtype")]
 
-    program = _jaxpr.trace(forward, *(_jaxpr.struct_of(atom) for atom in node.eqn.invars))
+    program = _jaxpr.trace(forward, *(_jaxpr.struct_of(value.aval) for value in node.operands))
     invars, results = program.jaxpr.invars, program.jaxpr.outvars
     outputs, kept = results[: len(node.outputs)], results[len(node.outputs) :]
     from_operands, from_outputs, others = set(), set(), 0

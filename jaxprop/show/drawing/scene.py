@@ -15,8 +15,10 @@ import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ...core.types import NodeIndex
+
 #: A node and one of its outputs, or a node and the position of one of its operands.
-Endpoint: TypeAlias = tuple[int, int]
+Endpoint: TypeAlias = tuple[NodeIndex, int]
 
 #: What JSON can hold.
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
@@ -232,7 +234,7 @@ class Box:
     path: str
     kind: str
     parent: str | None = None
-    node: int | None = None
+    node: NodeIndex | None = None
     branch: int | None = None
     taken: float | None = None
     length: int | None = None

@@ -12,7 +12,7 @@ import numpy as np
 from ... import _jaxpr
 from ...core.graph import Graph, Node, Value
 from ...core.structure import makers, outside
-from ...core.types import Array
+from ...core.types import Array, ValueId
 from ...record.tape import Tape
 from ..symbolic.derive import Statement
 from ..symbolic.expressions import PrimitiveReader
@@ -77,7 +77,7 @@ class Lookup:
         return frozenset(self.tape.names)
 
     @functools.cached_property
-    def copies(self) -> Mapping[int, Value]:
+    def copies(self) -> Mapping[ValueId, Value]:
         """Values that equal another one: outside a body, or before a conversion that changes nothing."""
         found = dict(outside(self.tape.graph))
         for node in self.tape.graph.walk():
@@ -117,7 +117,7 @@ class Lookup:
             return NOTHING
         return describe(self.tape[value.name].cotangent, self.steps(node), self.brief)
 
-    def numbers(self, statement: Statement) -> Mapping[int, float | complex] | None:
+    def numbers(self, statement: Statement) -> Mapping[ValueId, float | complex] | None:
         """Inputs and outputs of a statement as numbers, by id; None if an input is an array or unknown."""
         if self.steps(statement.nodes[-1]):
             return None
@@ -174,7 +174,7 @@ class Lookup:
     # --- structure -------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _consumers(self) -> Mapping[int, list[Node]]:
+    def _consumers(self) -> Mapping[ValueId, list[Node]]:
         return _active_consumers(self.tape.graph)
 
     def consumers(self, value: Value) -> list[Consumer]:
@@ -277,9 +277,9 @@ def is_copy(node: Node) -> bool:
     return before.id >= 0 and before.literal is None and before.dtype == after.dtype
 
 
-def _active_consumers(graph: Graph) -> dict[int, list[Node]]:
+def _active_consumers(graph: Graph) -> dict[ValueId, list[Node]]:
     """The active nodes that read each value, by its id."""
-    found: dict[int, list[Node]] = {}
+    found: dict[ValueId, list[Node]] = {}
     for node in graph.walk():
         if node.active:
             for id_ in dict.fromkeys(value.id for value in node.operands if value.id >= 0):

@@ -1,11 +1,11 @@
 """The chain rule multiplied out: products of local gradients along paths, and their sum."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from ..._text import number as spell
-from ...core.graph import Graph, Node, Value
+from ...core.graph import Graph, Value
 from ...core.selectors import nearest
 from ...core.structure import makers
 from ...record.tape import Tape
@@ -57,7 +57,7 @@ def _arrows(path: Sequence[Value]) -> Spelled:
 
 def _scalar_paths(lookup: Lookup, start: Value, target: Value) -> list[list[Value]]:
     """The paths of scalars from `start` to `target`; none if there is an array or a body, or too many."""
-    producers: Mapping[int, Node] = makers(lookup.tape.graph)
+    producers = makers(lookup.tape.graph)
     found: list[list[Value]] = []
     stack, work = [[target]], 0
     while stack:

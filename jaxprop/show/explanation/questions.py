@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
-import jax.numpy as jnp
-
+from ... import _jaxpr
 from ..._text import number as spell
 from ...core.graph import Node, Value
-from ...core.types import Shape
+from ...core.types import Shape, ValueId
 from ..symbolic.derive import Statement
 from ..symbolic.names import text_cotangent, text_name
 from .lookup import Consumer, Lookup, is_copy
@@ -73,7 +72,7 @@ def _is_asked(lookup: Lookup, node: Node) -> bool:
 def _is_real(statement: Statement) -> bool:
     """Whether no input or output is complex: an answer is one real number."""
     values = (*statement.inputs, *statement.outputs)
-    return not any(jnp.issubdtype(value.dtype, jnp.complexfloating) for value in values)
+    return not any(_jaxpr.is_complex(value.dtype) for value in values)
 
 
 def _is_real_number(x: float | complex | None) -> TypeGuard[float]:
@@ -154,7 +153,11 @@ def _about_local_gradients(lookup: Lookup, statement: Statement) -> Iterator[Que
 
 
 def _local_mistakes(
-    lookup: Lookup, statement: Statement, wrt: Value, right: float, slopes: Mapping[int, float | complex | None]
+    lookup: Lookup,
+    statement: Statement,
+    wrt: Value,
+    right: float,
+    slopes: Mapping[ValueId, float | complex | None],
 ) -> Iterator[Mistake]:
     node, out = statement.nodes[-1], statement.outputs[0]
     yield Mistake(-right, "wrong sign.")

@@ -89,7 +89,7 @@ class Statement:
         """Evaluate the outputs from the inputs."""
         env: dict[int, Any] = dict(zip((value.id for value in self.inputs), values, strict=True))
         for node in self.nodes:
-            operands = [env[v.id] if v.id >= 0 else v.literal for v in node.operands]
+            operands: list[Any] = [env[v.id] if v.id >= 0 else v.literal for v in node.operands]
             env |= zip((v.id for v in node.outputs), evaluate(node, operands), strict=True)
         return [env[value.id] for value in self.outputs]
 
@@ -224,7 +224,7 @@ def _structure_of(statement: Statement) -> Hashable | None:
         (fingerprint(n.eqn), tuple(map(structure, n.operands)), tuple(map(structure, n.outputs)))
         for n in statement.nodes
     )
-    primitives = tuple(weakref.ref(node.eqn.primitive) for node in statement.nodes)
+    primitives = tuple(weakref.ref(node.eqn.primitive) for node in statement.nodes if node.eqn is not None)
     outputs = tuple(map(structure, statement.outputs))
     try:
         return primitives, _without_references((nodes, outputs))

@@ -11,6 +11,7 @@ from ... import _jaxpr
 from ..._text import number, type_name
 from ...core.graph import Node, Value
 from ...core.local import Local
+from ...core.types import ValueId
 from ...record.local_gradient import LocalGradient
 from .derive import NO_FORMULA, Derivations, Derivative, Statement, composition_of, statement_of
 from .expressions import ONE, Apply, Expr, Num, PrimitiveReader, Prod, Sum, Sym, fold
@@ -133,7 +134,7 @@ def has_own_name(node: Node, value: Value) -> bool:
 
 
 #: Numbers to write in place of names, by id of the value.
-Numbers: TypeAlias = Mapping[int, float | complex]
+Numbers: TypeAlias = Mapping[ValueId, float | complex]
 
 #: Formulas with more letters than this are less clear than a sentence.
 _LONGEST = {"local": 320, "vjp": 200, "map": 0}
@@ -268,7 +269,7 @@ def _kind_of(statement: Statement) -> Kind:
     node, *others = statement.nodes
     if others:
         return COMPOSITE
-    return OWN if _jaxpr.has_custom_rule(node.eqn) else kind_of(node.eqn.primitive.name)
+    return OWN if _jaxpr.has_custom_rule(node.eqn) else kind_of(node.primitive)
 
 
 def _roles(statement: Statement) -> Mapping[str, Sequence[Value]]:
