@@ -49,9 +49,9 @@ def rule_reads(graph: Graph) -> tuple[tuple[RuleRead, ...], dict[NodeIndex, int]
         checkpointed = any(isinstance(_jaxpr.opened_form(parent.eqn), _jaxpr.Remat) for parent in parents)
         values = [node.operands[i] for i in reads.operands] + [node.outputs[i] for i in reads.outputs]
         for value in dict.fromkeys(v for v in values if v.id in made):
-            maker, output = made[value.id]
-            size = _size_of(value) * math.prod(graph.places[maker.index].steps)
-            source = (maker.index, output)
+            producer, output = made[value.id]
+            size = _size_of(value) * math.prod(graph.places[producer.index].steps)
+            source = (producer.index, output)
             found.append(RuleRead(source, node.index, value.name, size, byte_count(size), checkpointed))
         if reads.bytes:
             others[node.index] = reads.bytes * math.prod(graph.places[node.index].steps)

@@ -258,7 +258,7 @@ class RuleRead:
         name: the name of the value.
         bytes: its size, over all steps of the scans around it.
         size: the same as text: `1.5 KiB`.
-        checkpointed: whether the reader is inside `jax.checkpoint`: then its policy decides whether the value
+        checkpointed: whether that node is inside `jax.checkpoint`: then its policy decides whether the value
             is kept or recomputed.
     """
 
