@@ -300,13 +300,6 @@ def test_notebook_display(show, tapes):
     assert expected in text
 
 
-HAS_HOOK = all(hasattr(kind, "_repr_html_") for kind in (jp.Graph, jp.Tape, jp.Entry, jp.LocalGradient))
-NEEDS_HOOK = pytest.mark.xfail(
-    not HAS_HOOK, reason="these classes do not call `notebook_html` yet", strict=True
-)
-
-
-@NEEDS_HOOK
 def test_notebooks_find_how_to_show_each_class(tapes):
     tape = tapes["worked"]
     for shown in (tape, tape.graph, tape["w"], tape.local("loss", wrt="s")):
@@ -338,7 +331,6 @@ def test_texts_are_cut():
     assert width("ab", 10) == pytest.approx(12.06) and width("日", 10) == pytest.approx(12.06)
 
 
-@NEEDS_HOOK
 @pytest.mark.slow
 def test_in_a_real_notebook():
     nbformat = pytest.importorskip("nbformat")

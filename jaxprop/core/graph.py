@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .. import _jaxpr
 from .._fingerprint import fingerprint
-from .._text import in_columns, shortened, type_name
+from .._text import in_columns, notebook_html, shortened, type_name
 from .selectors import Selector, select, unknown_name
 from .types import Array, Dtype, NodeIndex, Shape, Steps, ValueId
 
@@ -271,6 +271,9 @@ class Graph:
     def __repr__(self) -> str:
         active = sum(node.active for node in self.walk())
         return f"Graph({len(self)} nodes, {active} active)"
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self)
 
     def __str__(self) -> str:
         rows = [("node", "type", "operation", "source", ""), *_rows(self, 0)]

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .. import _jaxpr
+from .._text import notebook_html
 from ..core.graph import Node, Value
 from ..core.local import evaluate
 from ..core.structure import between, makers
@@ -178,6 +179,9 @@ class LocalGradient:
                 "respect to a scalar is a plain number. Use `.jacobian()`, `.diagonal()` or `.vjp(ct)`."
             )
         return float(self.jacobian())
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self)
 
     def __repr__(self) -> str:
         if self.shape == () and not self.is_traced:

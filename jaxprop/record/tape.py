@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from .._text import in_columns, type_name
+from .._text import in_columns, notebook_html, type_name
 from ..core.graph import Graph, Node, Value
 from ..core.interpreter import Plan
 from ..core.rules import Rule
@@ -46,6 +46,9 @@ class Entry:
     forward: PyTree
     backward: PyTree
     taken: Array | None = None
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self)
 
     def __repr__(self) -> str:
         return f"Entry({self.name}: value={brief(self.value)}, cotangent={brief(self.cotangent)})"
@@ -190,6 +193,9 @@ class Tape:
         """The entries of the nodes a selector matches, in forward order."""
         matched = {node.index for node in select(self.graph, selector)}
         return [entry for entry in self if entry.node.index in matched]
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self)
 
     def __repr__(self) -> str:
         return f"Tape(value={brief(self.value)}, {len(self)} entries)"
