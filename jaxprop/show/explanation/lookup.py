@@ -145,31 +145,32 @@ class Lookup:
         entries = (self.tape[name] for name in names)
         return all(is_finite(entry.value) and is_finite(entry.cotangent) for entry in entries)
 
+    @functools.cached_property
+    def _slopes(self) -> dict[tuple[int, int], Described]:
+        return {}
+
     def slope(self, statement: Statement, wrt: Value) -> Described:
         """The local gradient of a statement, of a scalar with respect to a scalar."""
         node, out = statement.nodes[-1], statement.outputs[0]
         scalar = wrt.shape == () and out.shape == () and len(node.outputs) == 1
         if not scalar or not self.tape.is_full or out.name not in self.recorded:
             return NOTHING
+        key = node.index, wrt.id
+        if key not in self._slopes:
+            self._slopes[key] = self._slope(statement, wrt)
+        return self._slopes[key]
+
+    def _slope(self, statement: Statement, wrt: Value) -> Described:
+        node, out = statement.nodes[-1], statement.outputs[0]
+        numbers = None if len(statement.nodes) == 1 else self.numbers(statement)
+        if numbers is not None:
+            return describe(_derivative_at(statement, wrt, numbers))
         try:
             local = edge(self.tape, out, wrt)
-            if {inner.index for inner in local.path} <= {inner.index for inner in statement.nodes}:
-                return describe(local.jacobian(), self.steps(node))
+            inside = {inner.index for inner in local.path} <= {inner.index for inner in statement.nodes}
+            return describe(local.jacobian(), self.steps(node)) if inside else NOTHING
         except (ValueError, KeyError, TypeError):
             return NOTHING
-        return describe(self._slope_alone(statement, wrt))
-
-    def _slope_alone(self, statement: Statement, wrt: Value) -> Array | None:
-        """The slope of a statement whose output depends on an input in other ways as well."""
-        numbers = self.numbers(statement)
-        if numbers is None:
-            return None
-        point = {value.id: jnp.asarray(numbers[value.id], value.dtype) for value in statement.inputs}
-
-        def along(x: Array) -> Array:
-            return statement.function(*(x if id_ == wrt.id else value for id_, value in point.items()))[0]
-
-        return jax.jvp(along, (point[wrt.id],), (jnp.ones_like(point[wrt.id]),))[1]
 
     # --- structure -------------------------------------------------------------------------------------
 
@@ -267,6 +268,16 @@ def _can_be_written(formulas: Formulas, statement: Statement) -> bool:
     return formulas.operation(statement) is not None and not any(
         formula is not None and formula.data["form"] == "map" for formula in found
     )
+
+
+def _derivative_at(statement: Statement, wrt: Value, numbers: Mapping[int, float | complex]) -> Array:
+    """The derivative of a statement of scalars with respect to one input, at these numbers."""
+    point = {value.id: jnp.asarray(numbers[value.id], value.dtype) for value in statement.inputs}
+
+    def along(x: Array) -> Array:
+        return statement.function(*(x if id_ == wrt.id else value for id_, value in point.items()))[0]
+
+    return jax.jvp(along, (point[wrt.id],), (jnp.ones_like(point[wrt.id]),))[1]
 
 
 def is_copy(node: Node) -> bool:

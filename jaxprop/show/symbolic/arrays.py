@@ -113,7 +113,9 @@ def reduce(fn: str, x: Expr, axes: Sequence[int]) -> Expr:
     axes = tuple(int(a) for a in axes)
     shape = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     if all(x.shape[axis] == 1 for axis in axes):
-        return reshape(x, shape)
+        squeezed = reshape(x, shape)
+        if not (isinstance(squeezed, Apply) and squeezed.fn == "reshape"):
+            return squeezed
     inner = unbroadcast(x)
     if inner.shape == () and fn == "sum":
         return broadcast(multiply(num(math.prod(x.shape[a] for a in axes)), inner), shape)

@@ -240,17 +240,30 @@ class Formulas:
 
     def _names(self, statement: Statement, numbers: Numbers | None) -> "_Names":
         """The names of symbols, in text and in LaTeX; or the numbers they stand for."""
+        roles = _roles(statement)
 
         def names(plain: Callable[[str], str], cotangent: Callable[[str], str]) -> Names:
-            def name(role: str, value: Value) -> str:
+            def name(role: str, index: int) -> str:
+                value = roles[role][index]
                 if numbers is not None and role != "ct" and value.id in numbers:
                     return bracketed(number(numbers[value.id]))
                 return (cotangent if role == "ct" else plain)(self._called(value))
 
-            roles = _roles(statement).items()
-            return Names({(role, i): name(role, v) for role, vs in roles for i, v in enumerate(vs)})
+            return Names(_NamesOnDemand(name))
 
         return _Names(names(text_name, text_cotangent), names(latex_name, latex_cotangent))
+
+
+class _NamesOnDemand(dict[tuple[str, int], str]):
+    """Names made when they are first asked for: most symbols are never written."""
+
+    def __init__(self, name: Callable[[str, int], str]) -> None:
+        super().__init__()
+        self.name = name
+
+    def __missing__(self, key: tuple[str, int]) -> str:
+        self[key] = self.name(*key)
+        return self[key]
 
 
 class _Names(NamedTuple):

@@ -138,6 +138,8 @@ def _of_shape(x: Expr, shape: Shape, equation: Equation) -> Expr:
 
 def checked_primitives(primitives: Mapping[str, PrimitiveReader]) -> Mapping[str, PrimitiveReader]:
     """Refuse what is not a mapping from names of primitives to functions."""
+    if primitives is PRIMITIVES:
+        return primitives
     if not isinstance(primitives, Mapping):
         raise TypeError(
             "`primitives` must be a mapping from the names of primitives to their readers, such as "
