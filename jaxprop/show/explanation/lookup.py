@@ -270,7 +270,7 @@ def _can_be_written(formulas: Formulas, statement: Statement) -> bool:
     )
 
 
-def _derivative_at(statement: Statement, wrt: Value, numbers: Mapping[int, float | complex]) -> Array:
+def _derivative_at(statement: Statement, wrt: Value, numbers: Mapping[ValueId, float | complex]) -> Array:
     """The derivative of a statement of scalars with respect to one input, at these numbers."""
     point = {value.id: jnp.asarray(numbers[value.id], value.dtype) for value in statement.inputs}
 
