@@ -109,8 +109,9 @@ def check_float_leaves(params: PyTree) -> None:
             )
         dtype = jax.typeof(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.inexact):
+            spelt = "float0" if dtype == jax.dtypes.float0 else dtype
             raise TypeError(
-                f"`{name}` has dtype {dtype}, but only floating point can be trained. Convert it to a float, "
+                f"`{name}` has dtype {spelt}, but only floating point can be trained. Convert it to a float, "
                 "or keep it out of `params` (close over it, or put it into `model_state`)."
             )
 

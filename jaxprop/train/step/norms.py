@@ -63,15 +63,30 @@ def _two_norm(x: Array) -> Float[Array, ""]:
 
 
 def _difference(new: Array, old: Array) -> Array:
-    return _at_least_single(new) - _at_least_single(old)
+    return _as_stored(new) - _as_stored(old)
 
 
 def _unchanged(new: Array, old: Array) -> Float[Array, ""]:
     """Fraction of elements that are the same in both."""
-    return jnp.sum(new == old, dtype=jnp.float32) / jnp.float32(max(new.size, 1))
+    same = jnp.sum(_as_stored(new) == _as_stored(old), dtype=jnp.float32)
+    return same / jnp.float32(max(new.size, 1))
+
+
+def _as_stored(x: Array) -> Array:
+    """A parameter at single precision or more, with the digits that its dtype can store.
+
+    XLA may keep more digits inside a fused program: there a conversion to bfloat16 and back changes nothing.
+    """
+    if not _is_narrow(x):
+        return x
+    info = jnp.finfo(x.dtype)
+    return jax.lax.reduce_precision(x.astype(jnp.float32), info.nexp, info.nmant)
 
 
 def _at_least_single(x: Array) -> Array:
-    """At least single precision, so that neither differences nor squares are rounded away."""
-    narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
-    return x.astype(jnp.float32) if narrow else x
+    """At least single precision, so that squares are not rounded away."""
+    return x.astype(jnp.float32) if _is_narrow(x) else x
+
+
+def _is_narrow(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
