@@ -32,7 +32,7 @@ LAYERS = {
     "diagnosis.flow": "dominators cancellation gains chains flow",
     "diagnosis.memory": "ledger residuals",
     "diagnosis.comparison": "alignment compare precision",
-    "diagnosis.checking": "inputs float64 node_check total_check mistakes check",
+    "diagnosis.checking": "differences float64 inputs rule_functions node_check total_check mistakes check",
     "train": "checks examples step checkpoint data writers loop",
     "train.examples": "contributions parameters per_example",
     "train.step": "watch step",

@@ -109,3 +109,11 @@ def joints(node: Node, nested: Graph) -> Joints:
         tuple(zip(nested.outputs, node.outputs, strict=True)),
         tuple(zip(nested.outputs, carries, strict=False)),
     )
+
+
+# --- the graph as a graph: producers, consumers --------------------------------------------------------
+
+
+def producers(graph: Graph) -> Mapping[int, Node]:
+    """By id of a value: the node that produces it."""
+    return makers(graph)
