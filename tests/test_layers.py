@@ -28,7 +28,7 @@ LAYERS = {
     "diagnosis": "thresholds report passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
     "diagnosis.nonfinite": """recorders rewrites origin_test propagation events origins evidence predicates
         causes lookup findings""",
-    "diagnosis.zero": "reachability wording suspects static experiments dynamic blocked",
+    "diagnosis.zero": "reachability wording static experiments dynamic blocked",
     "diagnosis.flow": "dominators cancellation gains chains flow",
     "diagnosis.memory": "ledger residuals",
     "diagnosis.comparison": "alignment compare precision",

@@ -15,8 +15,8 @@ from ..passes import Passes
 from ..report import Finding, Report, at, plain
 from ..thresholds import Thresholds
 from ..zero.dynamic import Pass, is_finite
-from ..zero.static import text_of
 from ..zero.wording import SATURATING
+from ..zero.wording import quoted as text_of
 from . import cancellation
 from .chains import Chain, Loop, Part, chains, inside, longest_chain, loops
 from .dominators import Carry
