@@ -29,7 +29,7 @@ LAYERS = {
     "diagnosis.nonfinite": """recorders rewrites origin_test propagation events origins evidence predicates
         causes lookup findings""",
     "diagnosis.zero": "reachability wording static experiments dynamic blocked",
-    "diagnosis.flow": "dominators cancellation gains chains flow",
+    "diagnosis.flow": "cancellation chains loops gains findings flow",
     "diagnosis.memory": "ledger residuals",
     "diagnosis.comparison": "alignment compare precision",
     "diagnosis.checking": "differences float64 inputs rule_functions node_check total_check mistakes check",

@@ -351,9 +351,11 @@ class PostDominators:
     Attributes:
         after: the immediate post-dominator of each value that reaches a sink, None for the last; by id. Values
             nearer to the sinks come first.
+        values: the values, by id.
     """
 
     after: Mapping[int, Value | None]
+    values: Mapping[int, Value]
 
     @classmethod
     def of(cls, sources: Sequence[Value], sinks: Sequence[Value], onward: Neighbours) -> "PostDominators":
@@ -388,7 +390,7 @@ class PostDominators:
                 found = functools.reduce(common, known[1:], known[0])
                 changed |= id_ not in after or after[id_] != found
                 after[id_] = found
-        return cls({id_: None if (new := after[id_]) is None else between[new] for id_ in order})
+        return cls({id_: None if (new := after[id_]) is None else between[new] for id_ in order}, between)
 
     def chain(self, value: Value) -> list[Value]:
         """A value, and all that every path from it goes through, as far as the last."""

@@ -7,7 +7,7 @@ from .comparison.compare import compare as compare
 from .comparison.precision import Precision as Precision
 from .comparison.precision import precision as precision
 from .diagnose import diagnose as diagnose
-from .flow.chains import Loop as Loop
+from .flow.loops import Loop as Loop
 from .flow.flow import Flow as Flow
 from .flow.flow import Level as Level
 from .flow.flow import gradient_flow as gradient_flow
