@@ -1,6 +1,7 @@
 """Cost of `check` and `residuals`, and residuals compared with the memory XLA allocates.
 
-`check` compiles two small programs for each kind of node; a second call of the same function compiles none of them.
+`check` compiles two small programs for each kind of node; a second call of the same function compiles none of
+them.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Cost of `blocked_gradients`, `gradient_flow` and `diagnose`, as ratios to a plain gradient step.
 
-The functions are kept and called again at the same shapes, as in training, so nothing is compiled again. The first call
-traces and compiles, with empty caches; its ratio is to the first call of the plain step.
+The functions are kept and called again at the same shapes, as in training, so nothing is compiled again. The
+first call traces and compiles, with empty caches; its ratio is to the first call of the plain step.
 """
 
 import statistics
