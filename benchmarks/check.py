@@ -1,6 +1,7 @@
-"""What checking a gradient and listing its residuals cost, and residuals beside the memory XLA gives.
+"""Cost of `check` and `residuals`, and residuals compared with the memory XLA allocates.
 
-`check` compiles two small programs for each kind of node; a second call of it compiles nothing for the nodes.
+`check` compiles two small programs for each kind of node; a second call of the same function compiles none of
+them.
 """
 
 import time
@@ -38,12 +39,13 @@ RESIDUALS = {
 
 
 def measure(name: str, model: Model) -> dict[str, Any]:
-    """One row: `check` beside a step of the plain gradient."""
+    """One row: `check`, and a step of the plain gradient."""
     gradient = jax.jit(jax.value_and_grad(model.loss))
     seconds(lambda: gradient(*model.args))
     step = min(seconds(lambda: gradient(*model.args)) for _ in range(5))
-    report, first = _timed(lambda: jp.check(model.loss)(*model.args))
-    _, again = _timed(lambda: jp.check(model.loss)(*model.args))
+    checked = jp.check(model.loss)
+    report, first = _timed(lambda: checked(*model.args))
+    _, again = _timed(lambda: checked(*model.args))
     return {
         "model": name,
         "nodes": report.figures["nodes"],
@@ -58,7 +60,7 @@ def measure(name: str, model: Model) -> dict[str, Any]:
 
 
 def residuals(name: str, model: Model) -> Iterator[dict[str, Any]]:
-    """Rows: what the backward pass keeps, as it stands and with everything recomputed."""
+    """Rows: what the backward pass keeps, unmodified and with everything recomputed."""
     for what, loss in ((name, model.loss), (f"{name}, checkpoint", jax.checkpoint(model.loss))):
         traced, took = _timed(lambda loss=loss: jp.residuals(loss, compiled=False)(*model.args))
         temporary = jp.residuals(loss)(*model.args).figures.get("temporary")

@@ -126,19 +126,19 @@ def _first_call(function):
     return seconds(lambda: function() and None)
 
 
-def _compile(makers, args, repeats):
+def _compile(producers, args, repeats):
     """The compiled programs; seconds of trace alone, and of trace and compile together, for each.
 
     The first round is thrown away: what is cached outside JAX is then there for everyone.
     """
-    compiled = [None] * len(makers)
-    traced, both = [[] for _ in makers], [[] for _ in makers]
+    compiled = [None] * len(producers)
+    traced, both = [[] for _ in producers], [[] for _ in producers]
     for turn in range(repeats + 1):
-        for i in range(len(makers)):
-            which = (i + turn) % len(makers)
+        for i in range(len(producers)):
+            which = (i + turn) % len(producers)
             jax.clear_caches()
             start = time.perf_counter()
-            lowered = jax.jit(makers[which]()).lower(*args)
+            lowered = jax.jit(producers[which]()).lower(*args)
             middle = time.perf_counter()
             compiled[which] = lowered.compile()
             if turn:

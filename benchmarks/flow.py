@@ -1,7 +1,7 @@
-"""What it costs to ask where a gradient is blocked, vanishes or explodes, beside a plain gradient step.
+"""Cost of `blocked_gradients`, `gradient_flow` and `diagnose`, as ratios to a plain gradient step.
 
-The functions are kept and called again at the same shapes, as in training: what is compiled is compiled. The
-first call is the one that traces and compiles, caches empty, beside that of the plain step.
+The functions are kept and called again at the same shapes, as in training, so nothing is compiled again. The
+first call traces and compiles, with empty caches; its ratio is to the first call of the plain step.
 """
 
 import statistics
@@ -56,15 +56,15 @@ def measure(name: str, model: Model, budget: float) -> Iterator[dict[str, Any]]:
 
 
 def _made(model: Model) -> dict[str, Callable[[], Callable[..., Any]]]:
-    """What is compared, first the base; each makes its function anew."""
+    """What is compared, the base first; each builds a new function."""
     loss = model.loss
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.args)
     return {
         "jax.value_and_grad": lambda: jax.jit(jax.value_and_grad(loss)),
         "three numbers of every cotangent": lambda: jax.jit(jp.backprop(loss, record=recorder)),
-        "blocked, from shapes": lambda: lambda *_: jp.blocked_gradients(loss)(*shapes),
-        "blocked": lambda: jp.blocked_gradients(loss),
-        "flow, without power steps": lambda: jp.gradient_flow(loss, power_steps=0),
+        "blocked_gradients, from shapes": lambda: lambda *_: jp.blocked_gradients(loss)(*shapes),
+        "blocked_gradients": lambda: jp.blocked_gradients(loss),
+        "gradient_flow, without power steps": lambda: jp.gradient_flow(loss, power_steps=0),
         "diagnose": lambda: jp.diagnose(loss),
     }
 
@@ -74,5 +74,5 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], A
 
 
 def _arrays(result: Any) -> Any:
-    """What has to be waited for: a report is finished when it is there."""
+    """The arrays to wait for: a report is complete when it is returned."""
     return None if isinstance(result, jp.Report) else result

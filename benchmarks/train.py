@@ -115,12 +115,12 @@ class Job:
         return out
 
 
-def _first_calls(makers: dict[str, Any]) -> tuple[dict[str, float], dict[str, Job]]:
+def _first_calls(producers: dict[str, Any]) -> tuple[dict[str, float], dict[str, Job]]:
     """Make each job and run it once, from nothing: tracing, compiling and the first steps."""
     import jax
 
     took, jobs = {}, {}
-    for what, make in makers.items():
+    for what, make in producers.items():
         jax.clear_caches()
         start = time.perf_counter()
         jobs[what] = make()

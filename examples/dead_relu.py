@@ -1,4 +1,4 @@
-"""A network that a learning rate far too high has killed: which relu, how many units, what to do."""
+"""A network killed by a learning rate that is far too high: which relu, how many units, what to do."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A recurrence whose gradient explodes: the loop is named, its growth per step, and what helps."""
+"""A recurrence whose gradient explodes: which loop, its growth per step, and what helps."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ print(report)
 assert found.kind == "exploding"
 assert "recurrent" in found.leaves[0] + found.leaves[1]
 
-# An orthogonal matrix keeps the norm of what crosses it: each step has a gain of one.
+# An orthogonal matrix preserves norms: each step has a gain of one.
 orthogonal = {**wide, "recurrent": wide["recurrent"] / 1.5}
 report = jp.gradient_flow(loss)(orthogonal, xs, target)
 print(report)

@@ -1,4 +1,4 @@
-"""A rule from outside: learn rounded weights with the straight-through estimator, the model untouched."""
+"""Learn rounded weights with a straight-through rule, the model unchanged."""
 
 import jax
 import jax.numpy as jnp

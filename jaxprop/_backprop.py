@@ -74,7 +74,7 @@ def plan_at(
     return Pass(plan, recorder, frozenset(node.index for node in watched), record is None)
 
 
-def run(traced: Traced, planned: Pass, seed: list[Array], argnums: Argnums) -> Tape:
+def run(traced: Traced, planned: Pass, seed: list[PyTree], argnums: Argnums) -> Tape:
     """Evaluate a plan forward, let JAX differentiate the evaluation, and put the tape together.
 
     Raises:

@@ -317,8 +317,10 @@ def has_reverse_rule(eqn: Equation | None) -> bool:
     return eqn is not None and eqn.primitive.name.startswith("custom_vjp_call")
 
 
-def custom_form(eqn: Equation) -> str | None:
+def custom_form(eqn: Equation | None) -> str | None:
     """`custom_vjp` or `custom_jvp` where the equation has a rule of the user's, else None."""
+    if eqn is None:
+        return None
     if has_custom_rule(eqn):
         return "custom_vjp" if has_reverse_rule(eqn) else "custom_jvp"
     form = eqn.params.get("_prim")  # the next form of both, off by default in 0.12
@@ -641,9 +643,9 @@ def join_scopes(*parts: str) -> str:
     return "/".join(part for part in scope.split("/") if part)
 
 
-def scope_of(eqn: Equation) -> str:
+def scope_of(eqn: Equation | None) -> str:
     """The name stack of an equation (named scopes, Flax and Equinox modules), relative to its program."""
-    return str(getattr(eqn.source_info, "name_stack", ""))
+    return "" if eqn is None else str(getattr(eqn.source_info, "name_stack", ""))
 
 
 # --- JAX's own functions in a call stack, by name; seen on JAX 0.10.2, 0.11 and 0.12.0.1 -------------------

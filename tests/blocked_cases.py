@@ -259,7 +259,7 @@ STATIC = (
     Case(spiking_without_surrogate, (W, X), ("w",), "custom rule"),
     Case(forgotten, (PARAMS, X), ("params['b']",), "never used", reference="tensorflow/tensorflow#1768"),
     Case(only_logged, (PARAMS, X), ("params['b']",), "only in aux", has_aux=True),
-    Case(thrown_away, (PARAMS, X), ("params['b']",), "thrown away", reference="tensorflow/tensorflow#1511"),
+    Case(thrown_away, (PARAMS, X), ("params['b']",), "unused result", reference="tensorflow/tensorflow#1511"),
 )
 
 

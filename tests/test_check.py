@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from wrong_rules import WRONG
 
 import jaxprop as jp
@@ -196,7 +198,7 @@ def test_a_rule_that_is_no_derivative_by_design_is_a_finding_unless_expected(mak
     (x,) = draw((6,))
     assert [(f.node, f.cause) for f in jp.check(loss, total=False)(x)] == [("y", cause)]
     report = jp.check(loss, expected="y")(x)
-    assert report.ok and report.notes == ("1 rules are no derivatives, as expected.",)
+    assert report.ok and report.notes == ("1 rule excluded by `expected=`.",)
 
 
 # --- where rounding, or what JAX leaves out of the chain rule, is all there is -------------------------------
@@ -343,6 +345,175 @@ def test_a_while_loop_solver_with_an_implicit_rule_is_right():
     assert jp.check(lambda a: jnp.sum(root(a) ** 2), total=False)(jnp.array([0.3, 0.6], jnp.float32)).ok
 
 
+# --- undecided -----------------------------------------------------------------------------------------
+
+
+def relu(rule):
+    f = jax.custom_vjp(lambda x: jnp.maximum(x, 0.0))
+    f.defvjp(lambda x: (f(x), x), lambda x, ct: (rule(x, ct),))
+    return f
+
+
+def sevenfold(x, ct):
+    return 7 * ct
+
+
+def test_a_rule_at_a_kink_only_is_undecided():
+    f = relu(sevenfold)
+    loss = lambda w: jnp.sum(f(w))  # noqa: E731
+    report = jp.check(loss)(jnp.zeros(3))
+    assert not report.ok
+    (found,) = report
+    assert (found.kind, found.severity, found.cause) == ("undecided", "warning", "no derivative")
+    assert found.message == (
+        "the custom_vjp rule of `<lambda>` could not be checked with respect to `w`: no output has a derivative "
+        "at these operands."
+    )
+    assert "At operands moved by 1% the rule is wrong: " in found.why
+    assert (report.figures["nodes"], report.figures["undecided"]) == (1, 1)  # the sum is right
+    with pytest.raises(AssertionError, match="could not be checked"):
+        jp.assert_gradients(loss)(jnp.zeros(3))
+    jp.assert_gradients(loss, allow_undecided=True)(jnp.zeros(3))
+    with pytest.raises(AssertionError, match="is not the derivative"):
+        jp.assert_gradients(loss, allow_undecided=True)(jnp.ones(3))
+
+
+@pytest.mark.parametrize("value", (0.0, 0.5, 1.0))
+def test_a_right_rule_at_a_kink_is_decided_next_to_it(value):
+    f = relu(lambda x, ct: ct * jnp.where(x == 0, value, (x > 0).astype(x.dtype)))
+    report = jp.check(lambda w: jnp.sum(f(w)))(jnp.zeros(3))
+    assert not len(report) and (report.figures["nodes"], report.figures["undecided"]) == (2, 0)
+
+
+def test_a_rule_that_is_nowhere_finite_is_undecided():
+    root = jax.custom_vjp(jnp.sqrt)
+    root.defvjp(lambda x: (jnp.sqrt(x), x), lambda x, ct: (ct / jnp.sqrt(x),))
+    report = jp.check(lambda w: jnp.sum(root(w)), total=False)(-jnp.ones(3))
+    (found,) = report
+    assert (found.kind, found.cause, found.node) == ("undecided", "not finite", "sqrt")
+    assert found.why.endswith("1 node after it is not finite either.")
+    assert (report.figures["nodes"], report.figures["undecided"]) == (0, 2)
+
+
+def primitive(name, dtype, factor, refuse):
+    """An elementwise sine of one dtype only, whose JVP is `factor` times the derivative."""
+    p = Primitive(name)
+
+    @p.def_abstract_eval
+    def _(x):
+        if refuse == "tracing" and x.dtype != dtype:
+            raise TypeError(f"{name} takes {dtype} only")
+        return x
+
+    def lower(ctx, x):
+        if ctx.avals_in[0].dtype != dtype:
+            raise NotImplementedError(f"{name} takes {dtype} only")
+        return mlir.lower_fun(jnp.sin, multiple_results=False)(ctx, x)
+
+    mlir.register_lowering(p, lower)
+    ad.defjvp(p, lambda t, x: factor * t * jnp.cos(x))
+    batching.primitive_batchers[p] = lambda xs, axes: (p.bind(*xs), axes[0])
+    return p.bind
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("refuse", ("tracing", "compiling"))
+def test_a_primitive_that_refuses_double_precision_is_checked_in_its_own(refuse):
+    x = jnp.array([0.3, 0.7, 1.1])
+    right = primitive("right32", jnp.float32, 1.0, refuse)
+    report = jp.check(lambda w: jnp.sum(right(w)), total=False)(x)
+    assert not len(report) and report.figures["nodes"] == 2
+    assert report.notes == ("Checked with larger steps, since it does not run in float64: `right32`.",)
+    wrong = primitive("wrong32", jnp.float32, 1.5, refuse)
+    (found,) = jp.check(lambda w: jnp.sum(wrong(w)), total=False)(x)
+    assert (found.kind, found.cause) == ("primitive", "factor")
+    assert found.message == (
+        "the derivative rule of the primitive `wrong32` is not the derivative of what it computes with respect to "
+        "`w`: it is 1.5 times the derivative."
+    )
+    np.testing.assert_allclose(found.numbers["derivative"], found.numbers["sent back"] / 1.5, rtol=1e-2)
+
+
+@pytest.mark.library
+def test_a_primitive_too_coarse_for_differences_is_undecided():
+    wrong = primitive("wrong16", jnp.bfloat16, 1.5, "tracing")
+    (found,) = jp.check(lambda w: jnp.sum(wrong(w)), total=False)(jnp.array([0.3, 0.7], jnp.bfloat16))
+    assert (found.kind, found.cause, found.why) == (
+        "undecided",
+        "imprecise",
+        "`wrong16` does not run in float64.",
+    )
+
+
+def bisection(steps, factor, looped=True):
+    """The root x of x**3 + p[0] x = p[1] in [0, 2], with `factor` times its implicit derivative as the rule."""
+
+    def halve(p, bracket):
+        low, high = bracket
+        middle = (low + high) / 2
+        above = middle**3 + p[0] * middle > p[1]
+        return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+    def solve(p):
+        bracket = jnp.zeros_like(p[0]), 2 * jnp.ones_like(p[0])
+        if looped:
+            return sum(lax.fori_loop(0, steps, lambda _, b: halve(p, b), bracket)) / 2
+        for _ in range(steps):
+            bracket = halve(p, bracket)
+        return sum(bracket) / 2
+
+    root = jax.custom_vjp(solve)
+
+    def backward(kept, ct):
+        x, p = kept
+        slope = 3 * x**2 + p[0]
+        return (factor * ct * jnp.stack([-x / slope, 1 / slope]),)
+
+    root.defvjp(lambda p: (root(p), (root(p), p)), backward)
+    return lambda p: root(p) ** 2
+
+
+P = jnp.array([1.0, 2.0])  # the root is 1: x**3 + x = 2
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("steps", (14, 24, 50))
+def test_the_implicit_rule_of_a_bisection(steps):
+    assert not len(jp.check(bisection(steps, 1.0))(P))
+    np.testing.assert_allclose(jax.grad(bisection(steps, 1.0))(P), [-0.5, 0.5], rtol=1e-3)  # by hand
+    (zero,) = jp.check(bisection(steps, 0.0))(P)
+    assert (zero.kind, zero.cause) == ("custom rule", "zero")
+    (doubled,) = jp.check(bisection(steps, 2.0))(P)
+    assert (doubled.kind, doubled.cause) == ("custom rule", "factor")
+    assert re.search(r"it is (2|1\.99\d*|2\.00\d*) times the derivative\.$", doubled.message)
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("looped", (True, False))
+def test_a_bisection_too_short_for_any_difference_is_not_called_right(looped):
+    for factor in (0.0, 1.0, 2.0):
+        report = jp.check(bisection(5, factor, looped), total=False)(P)
+        if looped:
+            (found,) = report
+            assert (found.kind, found.cause) == ("undecided", "piecewise constant")
+        else:  # a program of a few jumps, which says nothing of an equation: it is taken at its word
+            assert report.ok == (factor == 0.0)
+
+
+def test_a_fine_quantiser_is_no_iteration():
+    rounded = jax.custom_vjp(lambda x: jnp.round(1000 * x) / 1000)
+    rounded.defvjp(lambda x: (jnp.round(1000 * x) / 1000, None), lambda _, ct: (ct,))
+    (found,) = jp.check(lambda w: jnp.sum(rounded(w)), total=False)(jnp.array([0.3333, 0.7777]))
+    assert found.cause == "straight-through"
+
+
+def test_a_rule_where_the_derivative_is_zero_is_not_off_by_a_ratio():
+    step = jax.custom_vjp(lambda x: jnp.round(x))
+    step.defvjp(lambda x: (jnp.round(x), x), lambda x, ct: (ct * jnp.exp(-(x**2)),))
+    (found,) = jp.check(lambda w: jnp.sum(step(w)), total=False)(jnp.array([0.3, 0.7, 1.2]))
+    assert re.fullmatch(r".*: it has norm [\d.]+, where the derivative is zero\.", found.message)
+
+
 # --- in force ------------------------------------------------------------------------------------------
 
 
@@ -353,7 +524,7 @@ def test_assert_gradients_says_the_report():
     assert text.startswith(
         "check <lambda>: 1 error 1. error: the custom_vjp rule of `wrong` is not the derivative"
     )
-    assert "If it is meant so, say so: check(..., expected=" in text
+    assert "If this is intended, pass `expected=" in text
     assert re.search(r"test_check.py:\d+", text)
     jp.assert_gradients(lambda x: jnp.sum(jnp.sin(x)))(*draw((3,)))
 
@@ -409,7 +580,7 @@ def test_calls_of_all_kinds():
 @pytest.mark.library
 def test_a_gradient_that_is_not_finite_is_left_to_diagnose():
     trap = jp.check(lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0)))(jnp.array([0.0, 1.0, 4.0]))
-    assert trap.ok and "it is not finite; `diagnose` says where that comes from." in trap.notes[-1]
+    assert trap.ok and "it is not finite; `diagnose` finds where that comes from." in trap.notes[-1]
 
 
 def test_the_report_is_data():

@@ -1,14 +1,16 @@
 """Gradients that vanish, explode or cancel: numbers known in closed form, and the place named."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxprop as jp
+from jaxprop.core.structure import PostDominators
 from jaxprop.diagnosis import Thresholds
-from jaxprop.diagnosis.flow.chains import growth_of
-from jaxprop.diagnosis.flow.dominators import Spine
+from jaxprop.diagnosis.flow.loops import growth_of
 
 KEY = jax.random.key(0)
 STEPS = 30
@@ -48,7 +50,9 @@ def test_the_finding_names_the_step_and_says_how_much():
     np.testing.assert_allclose(found.numbers["growth per step"], 1.5, rtol=1e-5)
     np.testing.assert_allclose(found.numbers["ratio"], 1.5**STEPS, rtol=1e-4)
     assert found.message.startswith("The gradient explodes through the steps of `h`: |ct| of the carry is ")
-    assert found.why == ("Each step back multiplies it by 1.5, 30 times. Within a step `w @ h` does most: 1.5.")
+    assert found.why == (
+        "Each step of the backward pass multiplies it by 1.5, 30 times. Within a step `w @ h` contributes most: 1.5."
+    )
     assert found.leaves == ("w",)
 
 
@@ -61,7 +65,7 @@ def test_one_bad_step_is_named():
 
     (found,) = jp.gradient_flow(loss)(orthogonal(4), factors)
     assert (found.kind, found.cause, found.step) == ("vanishing", "one step", (7,))
-    assert found.why == "Step 7 alone changes it by 1e-06."
+    assert found.why == "Step 7 alone multiplies it by 1e-06."
 
 
 def test_a_reversed_loop_is_read_in_the_order_of_time():
@@ -93,6 +97,50 @@ def test_the_gain_tends_to_the_greatest_eigenvalue():
 def test_a_fit_of_growth_forgets_steps_that_get_nothing():
     np.testing.assert_allclose(growth_of([8.0, 4.0, 2.0, 1.0, 0.0, 0.0]), 2.0, rtol=1e-12)
     assert growth_of([1.0, 0.0, 0.0]) == 1.0
+
+
+@pytest.mark.parametrize("steps", (30, 60, 100, 200))
+@pytest.mark.parametrize("result", (jnp.sum, lambda h: jnp.sum(h**2)), ids=("linear", "square"))
+def test_an_explosion_that_overflows_is_one(steps, result):
+    """The gradient is 3**steps: infinite from 81 steps on in float32, and behind a square from the start."""
+
+    def loss(w, x):
+        h, _ = jax.lax.scan(lambda h, _: (w * h + x, None), jnp.zeros(3), None, length=steps)
+        return result(h)
+
+    report = jp.gradient_flow(loss)(jnp.full(3, 3.0), jnp.ones(3))
+    found = report[0]
+    assert (found.kind, found.cause, found.severity) == ("exploding", "recurrence", "warning")
+    np.testing.assert_allclose(found.numbers["growth per step"], 3.0, rtol=1e-5)
+    np.testing.assert_allclose(report.loops[0].gain, 3.0, rtol=1e-5)
+    diagnosed = {found.kind for found in jp.diagnose(loss)(jnp.full(3, 3.0), jnp.ones(3))}
+    assert "exploding" in diagnosed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", (30, 100))
+def test_layers_that_overflow_explode(depth):
+    def loss(ws, x):
+        h = x
+        for w in ws:
+            h = h @ w
+        return jnp.sum(h)
+
+    report = jp.gradient_flow(loss, power_steps=0)([3 * jnp.eye(3)] * depth, jnp.ones((2, 3)))
+    (found,) = report
+    assert (found.kind, found.cause, found.primitive) == ("exploding", "many layers", "dot_general")
+    assert ("overflows float32" in found.message) == (depth == 100)
+    assert "times 3 on average" in found.why
+
+
+@pytest.mark.parametrize("how", ["pole", "nan in the data"])
+def test_a_pole_is_no_explosion(how):
+    def loss(w, xs):
+        h, _ = jax.lax.scan(lambda h, x: (0.9 * h + x * jnp.sqrt(w), None), 0.0, xs)
+        return h
+
+    w, xs = (0.0, jnp.ones(8)) if how == "pole" else (1.0, jnp.full(8, jnp.nan))
+    assert {found.kind for found in jp.gradient_flow(loss)(jnp.float32(w), xs)} == {"not finite"}
 
 
 # --- along depth ---------------------------------------------------------------------------------------------
@@ -205,39 +253,64 @@ def test_a_bias_before_a_normalisation_is_no_finding():
     assert not jp.blocked_gradients(loss)(params, X)
 
 
-def test_the_spine_goes_round_what_is_bypassed():
-    edges = {1: [2, 3], 2: [4], 3: [4], 4: [5, 6], 5: [6], 6: []}
-    values = {i: _Vertex(i) for i in edges}
-    spine = Spine.of([values[1]], [values[6]], lambda value: [values[i] for i in edges[value.id]])
-    assert [value.id for value in spine.chain(values[1])] == [1, 4, 6]
-    assert [value.id for value in spine.chain(values[5])] == [5, 6]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_spine_is_what_cuts_every_way(seed):
-    """By the definition: without such a value nothing gets from the start to the end."""
-    rng = np.random.default_rng(seed)
-    count = 12
-    edges = {i: sorted({int(j) for j in rng.integers(i + 1, count, 2)}) for i in range(count - 1)}
-    edges[count - 1] = []
-    values = {i: _Vertex(i) for i in edges}
-    spine = Spine.of([values[0]], [values[count - 1]], lambda value: [values[i] for i in edges[value.id]])
-
-    def reaches(closed):
-        seen, queue = {0}, [0]
-        for i in queue:
-            new = [j for j in edges[i] if j not in seen and j != closed]
-            seen.update(new)
-            queue += new
-        return count - 1 in seen
-
-    between = [i for i in range(1, count - 1) if not reaches(i)]
-    assert [value.id for value in spine.chain(values[0])] == [0, *between, count - 1]
-
-
 class _Vertex:
     def __init__(self, number):
         self.id = number
+
+
+def post_dominators(edges, sources, sinks):
+    values = {i: _Vertex(i) for i in edges}
+    tree = PostDominators.of(
+        [values[i] for i in sources],
+        [values[i] for i in sinks],
+        lambda value: [values[i] for i in edges[value.id]],
+    )
+    return tree, values
+
+
+def test_post_dominators_go_round_what_is_bypassed():
+    edges = {1: [2, 3], 2: [4], 3: [4], 4: [5, 6], 5: [6], 6: []}
+    tree, values = post_dominators(edges, [1], [6])
+    assert [value.id for value in tree.chain(values[1])] == [1, 4, 6]
+    assert [value.id for value in tree.chain(values[5])] == [5, 6]
+
+
+def reaches(edges, start, sinks, closed=None):
+    """Whether a path leads from the start to a sink, one vertex closed."""
+    seen, queue = {start}, [start]
+    for i in queue:
+        if i in sinks:
+            return True
+        new = [j for j in edges[i] if j not in seen and j != closed]
+        seen.update(new)
+        queue += new
+    return False
+
+
+@pytest.mark.parametrize("cyclic", (False, True), ids=("acyclic", "with cycles"))
+@pytest.mark.parametrize("seed", range(20))
+def test_post_dominators_are_what_closes_every_path(seed, cyclic):
+    """By the definition: with such a vertex closed nothing gets from the start to a sink."""
+    rng = np.random.default_rng(seed)
+    count = 10
+    edges = {
+        i: sorted({int(j) for j in rng.integers(0 if cyclic else min(i + 1, count - 1), count, 3)} - {i})
+        for i in range(count)
+    }
+    sources, sinks = [0, 1], sorted({int(rng.integers(3, count)), count - 1})
+    tree, values = post_dominators(edges, sources, sinks)
+    for start in edges:
+        if start not in tree.values:
+            continue
+        assert (start in tree.after) == reaches(edges, start, sinks)
+        if start not in tree.after or start in sinks:
+            continue
+        closing = {i for i in edges if i != start and not reaches(edges, start, sinks, i)}
+        assert {value.id for value in tree.chain(values[start])} == {start, *closing}
+    dominated = tree.dominated({source: 1 << i for i, source in enumerate(sources)})
+    for i, source in enumerate(sources):
+        mine = {value.id for value in tree.chain(values[source])}
+        assert {id_ for id_, bits in dominated.items() if bits >> i & 1} == mine
 
 
 # --- cancellation --------------------------------------------------------------------------------------------
@@ -252,11 +325,49 @@ def test_cancellation_at_a_value_read_twice():
     w, x = jnp.ones(8), 1e-2 * jax.random.normal(KEY, (8,))
     (found,) = jp.gradient_flow(variance, power_steps=0)(w, x)
     assert (found.kind, found.cause, found.severity) == ("cancellation", "cancellation", "warning")
-    assert found.message.startswith("The shares of the cotangent of `y` cancel out: their sum is ")
+    assert found.message.startswith("The contributions to the cotangent of `y` cancel: their sum is ")
     tape = jp.backprop(variance)(w, x)
-    measured = found.numbers["sum"] / sum(v for k, v in found.numbers.items() if k.startswith("share"))
+    measured = found.numbers["sum"] / sum(v for k, v in found.numbers.items() if k.startswith("contribution"))
     np.testing.assert_allclose(measured, tape.shares("y").cancellation, rtol=1e-4)
     assert not jp.gradient_flow(lambda w, x: jnp.var(w * x + 3e4), power_steps=0)(w, x)
+
+
+def test_contributions_that_cancel_exactly_are_no_loss_of_digits():
+    def loss(params, x):
+        h = params["w"] * x
+        return jnp.sum(h - h) + jnp.sum(params["w"] ** 2)
+
+    (found,) = jp.gradient_flow(loss, power_steps=0)({"w": jnp.ones(3)}, jnp.arange(3.0))
+    assert (found.severity, found.cause) == ("note", "exact cancellation")
+    assert found.message == "The contributions to the cotangent of `h` cancel exactly: their sum is zero."
+
+
+def test_no_more_digits_are_lost_than_the_dtype_has():
+    w, x = jnp.ones(8), 1e-2 * jax.random.normal(KEY, (8,))
+    (found,) = jp.gradient_flow(variance, power_steps=0)(w, x)
+    digits = int(re.search(r"about (\d+) digits", found.why)[1])
+    assert 4 <= digits <= 7
+
+
+def test_a_skip_connection_that_is_there_is_not_advised():
+    def plain(params, x):
+        h = x
+        for p in params:
+            h = 1e-2 * jnp.tanh(h @ p)
+        return jnp.mean(h**2)
+
+    ws = [orthogonal(16)] * 6
+    (found,) = jp.gradient_flow(plain, power_steps=0)(ws, X)
+    assert "add skip connections" in found.fix
+
+    def residual(params, x):
+        h = x
+        for p in params:
+            h = h + (1e-2 * jnp.tanh(h @ p) - 0.99 * h)
+        return jnp.mean(h**2)
+
+    (found,) = jp.gradient_flow(residual, power_steps=0)(ws, X)
+    assert "skip" not in found.fix
 
 
 # --- the report ------------------------------------------------------------------------------------------------
@@ -273,7 +384,11 @@ def test_the_report_is_data_and_text():
 
 
 def test_what_is_not_finite_is_left_to_others():
-    assert not jp.gradient_flow(lambda w: jnp.sum(jnp.sqrt(w @ w)), power_steps=0)(jnp.zeros((3, 3)))
+    report = jp.gradient_flow(lambda w: jnp.sum(jnp.sqrt(w @ w)), power_steps=0)(jnp.zeros((3, 3)))
+    assert not report.ok  # nothing is known of it, which is no all-clear
+    (found,) = report
+    assert (found.kind, found.leaves) == ("not finite", ("w",))
+    assert found.fix == "Find out with `jp.diagnose` where it comes from."
 
 
 @pytest.mark.parametrize("how", [lambda x: x * jnp.sqrt(x - x), lambda x: jnp.sqrt(x - x)])

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxprop"
 
 # What each folder holds, from the lowest up: a file or a folder may import only what is named before it.
 LAYERS = {
-    "": """_text _jaxpr _fingerprint core naming _tracing record _seed _backprop _api
+    "": """_text _jaxpr _fingerprint core _structure naming _tracing record _seed _backprop _api
         rules show diagnosis train __init__ cli __main__""",
     "naming": "syntax assign labels",
     "core": """types selectors graph build structure activity local rules recorders taps control_flow interpreter""",
@@ -30,11 +30,11 @@ LAYERS = {
     "diagnosis": "thresholds report passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
     "diagnosis.nonfinite": """recorders rewrites origin_test propagation events origins evidence predicates
         causes lookup findings""",
-    "diagnosis.zero": "reachability wording suspects static experiments dynamic blocked",
-    "diagnosis.flow": "dominators cancellation gains chains flow",
+    "diagnosis.zero": "reachability wording static experiments dynamic blocked",
+    "diagnosis.flow": "cancellation chains loops gains findings flow",
     "diagnosis.memory": "ledger residuals",
     "diagnosis.comparison": "alignment compare precision",
-    "diagnosis.checking": "inputs float64 node_check total_check mistakes check",
+    "diagnosis.checking": "differences float64 inputs rule_functions node_check total_check mistakes check",
     "train": "checks examples step checkpoint data writers loop",
     "train.examples": "contributions parameters per_example",
     "train.step": "watch norms watched state objective pure step",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from .. import _jaxpr
 from .graph import Graph, Node, Value
-from .structure import joints
+from .structure import binding
 from .types import NodeIndex, ValueId
 
 
@@ -66,7 +66,7 @@ class _Spread:
 
     def forward_nested(self, node: Node) -> None:
         for nested in node.graphs:
-            bound = joints(node, nested)
+            bound = binding(node, nested)
             self.perturbed.update(
                 inner.id for outer, inner in bound.into if outer.id in self.perturbed and _carries(inner)
             )
@@ -95,7 +95,7 @@ class _Spread:
 
     def backward_nested(self, node: Node) -> None:
         for nested in node.graphs:
-            bound = joints(node, nested)
+            bound = binding(node, nested)
             self.needed.update(
                 inner.id
                 for inner, outer in bound.out_of

@@ -33,7 +33,7 @@ def sources(graph: Graph) -> Mapping[ValueId, tuple[Node, Position]]:
 
 
 @once
-def makers(graph: Graph) -> Mapping[ValueId, Node]:
+def producers(graph: Graph) -> Mapping[ValueId, Node]:
     """By id of a value: the node that produces it."""
     return {id_: node for id_, (node, _) in sources(graph).items()}
 
@@ -74,15 +74,15 @@ def between(graph: Graph, source: Value, target: Value) -> list[Node]:
 @once
 def loop_constants(graph: Graph) -> frozenset[NodeIndex]:
     """Indices of the input nodes of scan bodies that are the same in every step."""
-    made_by = makers(graph)
+    produced_by = producers(graph)
     return frozenset(
-        made_by[id_].index
+        produced_by[id_].index
         for id_ in outside(graph)
-        if isinstance(_jaxpr.opened_form(graph.places[made_by[id_].index].parents[-1][0].eqn), _jaxpr.Scan)
+        if isinstance(_jaxpr.opened_form(graph.places[produced_by[id_].index].parents[-1][0].eqn), _jaxpr.Scan)
     )
 
 
-class Joints(NamedTuple):
+class Binding(NamedTuple):
     """How a nested graph is bound to the node that holds it: pairs of values.
 
     Attributes:
@@ -96,14 +96,14 @@ class Joints(NamedTuple):
     around: tuple[tuple[Value, Value], ...]
 
 
-def joints(node: Node, nested: Graph) -> Joints:
-    """How one of the graphs of an opened node is bound to it."""
+def binding(node: Node, nested: Graph) -> Binding:
+    """Tell how one of the graphs of an opened node is bound to it."""
     form = _jaxpr.opened_form(node.eqn)
     operands = node.operands[1:] if isinstance(form, _jaxpr.Cond) else node.operands
     carries: tuple[Value, ...] = ()
     if isinstance(form, _jaxpr.Scan):
         carries = nested.inputs[form.num_consts :][: form.num_carry]
-    return Joints(
+    return Binding(
         tuple(zip(operands, nested.inputs, strict=True)),
         tuple(zip(nested.outputs, node.outputs, strict=True)),
         tuple(zip(nested.outputs, carries, strict=False)),

@@ -7,10 +7,10 @@ from .comparison.compare import compare as compare
 from .comparison.precision import Precision as Precision
 from .comparison.precision import precision as precision
 from .diagnose import diagnose as diagnose
-from .flow.chains import Loop as Loop
 from .flow.flow import Flow as Flow
 from .flow.flow import Level as Level
 from .flow.flow import gradient_flow as gradient_flow
+from .flow.loops import Loop as Loop
 from .memory.ledger import Ledger as Ledger
 from .memory.ledger import Residual as Residual
 from .memory.residuals import assert_residuals as assert_residuals

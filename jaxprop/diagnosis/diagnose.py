@@ -10,7 +10,7 @@ import numpy as np
 
 from .._tracing import name_of, normalize_argnums
 from ..core.types import PyTree
-from .flow.flow import flow_findings
+from .flow.findings import flow_findings
 from .measures import Field
 from .nonfinite.findings import accused, origin_findings
 from .nonfinite.origins import find_origins

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _jaxpr
 from ..core.graph import Graph, Node, Value
 from ..core.recorders import Recorder
-from ..core.structure import joints, once
+from ..core.structure import binding, once
 from ..core.types import Array
 from ..record.tape import Tape
 
@@ -128,7 +128,7 @@ class Field:
             if not node.opened:
                 continue
             for nested in node.graphs:
-                joined = joints(node, nested)
+                joined = binding(node, nested)
                 for inner, outer in (*joined.out_of, *joined.around):
                     found.setdefault(inner.id, []).append((node, outer))
         return found

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from .. import _jaxpr
 from ..core.graph import LITERAL, Call, Graph, Node, Source, Value, annotate
-from ..core.structure import joints
+from ..core.structure import binding
 from ..core.types import Array, NodeIndex, ValueId
 from .assign import Sight, Unique, assigned_names, fallback_name, label_and_source, sight, words
 
@@ -117,7 +117,9 @@ def _input_names(nested: Graph, node: Node, names: Mapping[ValueId, str]) -> lis
     """
     outside: dict[ValueId, str] = {}
     if node.opened:
-        outside = {inner.id: names[outer.id] for outer, inner in joints(node, nested).into if outer.id in names}
+        outside = {
+            inner.id: names[outer.id] for outer, inner in binding(node, nested).into if outer.id in names
+        }
     program = _jaxpr.as_program(nested.jaxpr)
     function = program.function_name
     prefix = function if function and function.isidentifier() else node.primitive

@@ -11,7 +11,7 @@ from .. import _jaxpr
 from ..core.control_flow import Recorded
 from ..core.graph import Node, Place, Value
 from ..core.interpreter import Interpreter, Plan
-from ..core.structure import makers
+from ..core.structure import producers
 from ..core.types import Array, Steps
 from .brief import brief
 from .kept import Kept
@@ -85,7 +85,7 @@ class Contributions:
         Raises:
             ValueError: no cotangent reaches it.
         """
-        node = makers(self.plan.graph)[value.id]
+        node = producers(self.plan.graph)[value.id]
         place = self.plan.graph.places[node.index]
         found: dict[str, Array] = {}
         if value.active:
@@ -140,7 +140,7 @@ class Contributions:
             if isinstance(form, _jaxpr.Scan) and position < form.num_carry:
                 name, ct = "next step", self._of_next_step(form, place, position, ct)
             elif ct is not None and isinstance(form, _jaxpr.Cond):
-                ct = self._where_taken(makers(self.plan.graph)[value.id], ct)
+                ct = self._where_taken(producers(self.plan.graph)[value.id], ct)
             if ct is not None:
                 found[name] = found[name] + ct if name in found else ct
         return found

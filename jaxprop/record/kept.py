@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.graph import Graph, Node, Value
-from ..core.structure import makers, outside
+from ..core.structure import outside, producers
 from ..core.types import Array, ValueId
 
 
@@ -32,7 +32,7 @@ class Kept:
         found = self._holder(value)
         if found is None or found.literal is not None:
             return 0
-        return len(self.graph.places[makers(self.graph)[found.id].index].steps)
+        return len(self.graph.places[producers(self.graph)[found.id].index].steps)
 
     def at(self, value: Value, step: tuple[int, ...]) -> Array | None:
         """A value at one step of the loops around it, outermost loop first; None where it was not kept."""

@@ -14,7 +14,7 @@ from .. import _jaxpr
 from .._text import notebook_html
 from ..core.graph import Node, Value
 from ..core.local import evaluate
-from ..core.structure import between, makers
+from ..core.structure import between, producers
 from ..core.types import Array, Dtype, PyTree, Shape, Steps
 from .kept import Kept
 
@@ -199,7 +199,7 @@ def local_gradient(kept: Kept, target: Value, source: Value, direct: bool, hint:
     Raises:
         ValueError: they are not of one graph, `target` does not depend on `source`, or a value was not kept.
     """
-    places, produced = kept.graph.places, makers(kept.graph)
+    places, produced = kept.graph.places, producers(kept.graph)
     place = places[produced[target.id].index]
     if place.graph is not places[produced[source.id].index].graph:
         raise ValueError(

@@ -12,7 +12,7 @@ from ..core.graph import Graph, Node, Value
 from ..core.interpreter import Plan
 from ..core.rules import Rule
 from ..core.selectors import Selector, select
-from ..core.structure import makers
+from ..core.structure import producers
 from ..core.types import Array, NodeIndex, Position, PyTree, ValueId
 from .aliases import BACKWARD, FORWARD, Site
 from .batching import Row, on_host, pick
@@ -263,7 +263,7 @@ class Tape:
         Raises:
             ValueError: it was not recorded.
         """
-        node = makers(self.graph)[value.id]
+        node = producers(self.graph)[value.id]
         position = Position([v.id for v in node.outputs].index(value.id))
         ct = self._record(BACKWARD, node.index, position)
         if ct is None and value.active and node.index not in self._static.watched:

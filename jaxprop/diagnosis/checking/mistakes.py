@@ -1,188 +1,270 @@
-"""What is wrong with a rule, said in words: the rule's answer beside the derivative."""
+"""Describe the mistake of a wrong rule: what it sends back, what the derivative is, what kind of error."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .float64 import size_of, slope, widen
-from .node_check import Subject, Verdict, double, measured
+from .differences import coarse_slope, fine_slope, size_of, to_double
+from .float64 import UNSUPPORTED
+from .node_check import MOST_DOUBT, Judgement
+from .rule_functions import Operands, RuleError, RuleFunctions
 
-#: At most so many elements are looked at one by one.
+#: At most this many elements are compared one by one.
 ELEMENTS = 256
 
 
 @dataclass(frozen=True)
-class Told:
-    """The worst element, and what kind of mistake it looks like."""
+class Mistake:
+    """What is wrong with a rule.
+
+    Attributes:
+        summary: the end of the sentence "the rule is not the derivative: ...".
+        cause: the kind of mistake, a short word.
+        why: the same as a sentence, "" where the summary says it all.
+        fix: what to do.
+        element: the worst element of the operand.
+        numbers: what the rule sends to it, and what the derivative is there.
+    """
 
     summary: str
     cause: str
     why: str
     fix: str
     element: tuple[int, ...] | None = None
-    numbers: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, object] = field(default_factory=dict)
 
 
-def explain(subject: Subject, verdict: Verdict, operands: list[Any]) -> Told:
-    """Compare what the rule sends to an operand with its derivative, element by element."""
-    if verdict.crooked and not verdict.wrong:
-        return Told(
-            "its forward and its reverse mode differ",
-            "not linear",
-            "A jvp rule must be linear in the tangent: its reverse mode is the transpose of it.",
-            "Write the tangent of the output as a product with the tangent of the input, nothing added to it.",
-        )
-    which = subject.moved.index(verdict.position)
-    got = double(verdict.in_ct)
-    references = _derivatives(subject, verdict, operands)
-    right, indices = references[which], np.arange(got.size)
-    if right is None:
-        right, indices = _by_differences(subject, verdict, operands, which)
-    got_here = got.ravel()[indices]
-    right = right.ravel()
-    difference = np.abs(got_here - right)
-    difference = np.where(np.isfinite(difference), difference, np.inf)
-    if not difference.size:
-        return Told("it differs", "differs", "", "Hold it against `jax.vjp` of the primal.")
-    worst = int(np.argmax(difference))
-    element = tuple(int(i) for i in np.unravel_index(indices[worst], got.shape))
-    scale = max(float(np.max(np.abs(right), initial=0.0)), 1e-300)
-    off = difference > 3 * subject.tolerance * scale
-    cause, summary, why = _cause(subject, verdict, operands, which, got_here, right, indices, references, off)
-    numbers = {
-        "sent back": _scalar(got_here[worst]),
-        "derivative": _scalar(right[worst]),
-        "operand": _scalar(np.asarray(operands[verdict.position]).ravel()[indices[worst]]),
-        "elements wrong": f"{int(off.sum())} of {len(indices)}",
-    }
-    return Told(summary, cause, why, _CURES.get(cause, _CURE), element if got.ndim else None, numbers)
-
-
-_CURE = "Hold the rule against `jax.vjp` of the primal, which needs no rule of your own."
-_CURES = {
+_FIX = "Compare the rule with `jax.vjp` of the primal, which needs no rule of your own."
+_FIXES = {
     "zero": "Remove the `stop_gradient`, the cast or the zeros in the rule.",
     "not linear": "Multiply by the cotangent; do not square, clip or normalise it.",
     "operands": "Return the cotangents in the order of the operands.",
 }
 
 
-def _cause(
-    subject: Subject,
-    verdict: Verdict,
-    operands: list[Any],
-    which: int,
-    got: Any,
-    right: Any,
-    indices: Any,
-    references: list[Any],
-    off: Any,
-) -> tuple[str, str, str]:
-    """The first of the usual mistakes that fits."""
-
-    def same(a: Any, b: Any) -> bool:
-        return _close(a, b, 3 * subject.tolerance)
-
-    if not np.isfinite(got).all():
-        return "not finite", "it is not finite", "The derivative is finite here."
-    if not _linear(subject, verdict, operands, which):
-        return "not linear", "it is not linear in the cotangent", "Twice the cotangent gives no twice as much."
-    if not np.abs(got).any():
-        return "zero", "it is zero", "Nothing is sent back to this operand."
-    for ct in (double(ct).ravel() for ct in verdict.cts if ct is not None):
-        if got.size == ct.size and same(got, ct):
-            why = "It takes the node for the identity."
-            return "straight-through", "it hands on the cotangent as it is", why
-        if got.size == ct.size and same(got, -ct):
-            why = "A gradient reversal, it seems."
-            return "reversal", "it hands on the cotangent with its sign turned", why
-    ratio = _ratio(got, right)
-    if ratio is not None and same(got, ratio * right):
-        if abs(ratio + 1) < 1e-2:
-            return "sign", "its sign is wrong", "It is -1 times the derivative."
-        return "factor", f"it is {ratio:.4g} times the derivative", "A constant factor."
-    for other, reference in enumerate(references):
-        if other == which or reference is None or reference.size != got.size:
-            continue
-        if same(got, reference.ravel()):
-            name = subject.node.operands[subject.moved[other]].name
-            return "operands", f"it is the cotangent of `{name}`", "The cotangents stand in a wrong order."
-    shape = np.shape(operands[verdict.position])
-    square = len(indices) == math.prod(shape) and len(shape) >= 2 and shape[-1] == shape[-2]
-    if square and same(got.reshape(shape), np.swapaxes(right.reshape(shape), -1, -2)):
-        return "transposed", "it is transposed", "Its last two axes are exchanged."
-    return _some_elements(subject, verdict, operands, got, right, indices, off)
-
-
-def _some_elements(
-    subject: Subject, verdict: Verdict, operands: list[Any], got: Any, right: Any, indices: Any, off: Any
-) -> tuple[str, str, str]:
-    if off.any() and not off.all():
-        x = np.real(double(operands[verdict.position])).ravel()[indices]
-        for fits, words in ((x < 0, "negative"), (x > 0, "positive"), (x == 0, "zero")):
-            if fits.any() and not fits.all() and np.array_equal(off, fits):
-                return "some elements", f"it is wrong where the operand is {words}", "Elsewhere it is right."
-        return (
-            "some elements",
-            f"it is wrong at {int(off.sum())} of {len(off)} elements",
-            "Elsewhere it is right.",
+def describe_mistake(rule: RuleFunctions, judgement: Judgement, operands: Operands) -> Mistake:
+    """Compare what a wrong rule sends to an operand with its derivative, element by element."""
+    if judgement.not_transposed and not judgement.wrong:
+        return Mistake(
+            "the JVP is not the transpose of the VJP",
+            "not linear",
+            "A JVP rule must be linear in the tangent: JAX transposes it for reverse mode.",
+            "Write the output tangent as a product with the input tangent, with nothing added to it.",
         )
-    relative = float(np.linalg.norm(got - right) / max(np.linalg.norm(right), 1e-300))
+    evidence = _Evidence.of(rule, judgement, operands)
+    if not evidence.got.size:
+        return Mistake("it differs", "differs", "", _FIX)
+    cause, summary, why = _classify(evidence)
+    worst = int(np.argmax(evidence.difference))
+    operand = np.asarray(operands[judgement.position])
+    index = evidence.indices[worst]
+    numbers = {
+        "sent back": _scalar(evidence.got[worst]),
+        "derivative": _scalar(evidence.right[worst]),
+        "operand": _scalar(operand.ravel()[index]),
+        "elements wrong": f"{int(evidence.off.sum())} of {len(evidence.indices)}",
+    }
+    element = tuple(int(i) for i in np.unravel_index(index, operand.shape)) if operand.ndim else None
+    return Mistake(summary, cause, why, _FIXES.get(cause, _FIX), element, numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class _Evidence:
+    """What a rule sends to an operand, and the derivative, at the elements that are compared.
+
+    Attributes:
+        rule, judgement, operands: as in `describe_mistake`.
+        which: the operand, as a number among those that are moved.
+        indices: the elements, as positions in the flat array.
+        got: what the rule sends there.
+        right: the derivative there.
+        references: the derivatives with respect to all moved operands; None where JAX derives none.
+    """
+
+    rule: RuleFunctions
+    judgement: Judgement
+    operands: Operands
+    which: int
+    indices: np.ndarray
+    got: np.ndarray
+    right: np.ndarray
+    references: list[np.ndarray | None]
+
+    @classmethod
+    def of(cls, rule: RuleFunctions, judgement: Judgement, operands: Operands) -> "_Evidence":
+        which = rule.moved.index(judgement.position)
+        references = _derivatives(rule, judgement, operands)
+        got, derived = to_double(judgement.in_ct).ravel(), references[which]
+        if derived is not None:
+            return cls(rule, judgement, operands, which, np.arange(got.size), got, derived.ravel(), references)
+        right, indices = _by_differences(rule, judgement, operands, which)
+        return cls(rule, judgement, operands, which, indices, got[indices], right.ravel(), references)
+
+    @property
+    def difference(self) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(self.got - self.right)
+        return np.where(np.isfinite(difference), difference, np.inf)
+
+    @property
+    def off(self) -> np.ndarray:
+        """Where the rule is wrong."""
+        greatest = float(np.max(np.abs(self.right), initial=0.0))
+        return self.difference > 3 * self.rule.tolerance * greatest
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return np.shape(self.operands[self.judgement.position])
+
+    def same(self, a: np.ndarray, b: np.ndarray) -> bool:
+        scale = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
+        allowed = 3 * min(max(self.rule.tolerance, self.judgement.allowed), MOST_DOUBT)
+        return bool(np.linalg.norm(a - b) <= allowed * scale)
+
+
+#: The kind of a mistake, the end of the sentence that says so, and why.
+_Class = tuple[str, str, str]
+
+
+def _classify(evidence: _Evidence) -> _Class:
+    """Return the first of the usual mistakes that fits."""
+    looks = (_not_finite, _not_linear, _zero, _identity, _multiple, _other_operand, _transposed, _elements)
+    for look in looks:
+        found = look(evidence)
+        if found is not None:
+            return found
+    greatest = float(np.linalg.norm(evidence.right))
+    if greatest == 0:
+        size = float(np.linalg.norm(evidence.got))
+        return "differs", f"it has norm {size:.2g}, where the derivative is zero", ""
+    relative = float(np.linalg.norm(evidence.got - evidence.right)) / greatest
     return "differs", f"it is off by {relative:.2g} of its norm", ""
 
 
-def _linear(subject: Subject, verdict: Verdict, operands: list[Any], which: int) -> bool:
-    cts = [ct for ct in verdict.cts if ct is not None]
+def _not_finite(evidence: _Evidence) -> _Class | None:
+    if np.isfinite(evidence.got).all():
+        return None
+    return "not finite", "it is not finite", "The derivative is finite here."
+
+
+def _not_linear(evidence: _Evidence) -> _Class | None:
+    cts = [ct for ct in evidence.judgement.cts if ct is not None]
     try:
-        twice = subject.pull(operands, [jnp.asarray(2 * np.asarray(ct), ct.dtype) for ct in cts])[which]
-    except Exception:
-        return True
-    return _close(double(twice), 2 * double(verdict.in_ct), 3 * subject.tolerance)
+        doubled = [jnp.asarray(2 * ct, ct.dtype) for ct in cts]
+        twice = evidence.rule.pull(evidence.operands, doubled)[evidence.which]
+    except RuleError:  # it takes these cotangents only
+        return None
+    if evidence.same(to_double(twice), 2 * to_double(evidence.judgement.in_ct)):
+        return None
+    return (
+        "not linear",
+        "it is not linear in the cotangent",
+        "Doubling the cotangent does not double the result.",
+    )
 
 
-def _close(a: Any, b: Any, tolerance: float) -> bool:
-    scale = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
-    return bool(np.linalg.norm(np.asarray(a) - np.asarray(b)) <= tolerance * scale)
+def _zero(evidence: _Evidence) -> _Class | None:
+    if np.abs(evidence.got).any():
+        return None
+    return "zero", "it is zero", "The rule sends no cotangent to this operand."
 
 
-def _ratio(got: Any, right: Any) -> float | None:
+def _identity(evidence: _Evidence) -> _Class | None:
+    got = evidence.got
+    for ct in (to_double(ct).ravel() for ct in evidence.judgement.cts if ct is not None):
+        if got.size != ct.size:
+            continue
+        if evidence.same(got, ct):
+            why = "It treats the node as the identity."
+            return "straight-through", "it passes the cotangent through unchanged", why
+        if evidence.same(got, -ct):
+            return "reversal", "it passes the cotangent through with the opposite sign", "A gradient reversal."
+    return None
+
+
+def _multiple(evidence: _Evidence) -> _Class | None:
+    got, right = evidence.got, evidence.right
     square = float(np.real(np.vdot(right, right)))
-    return float(np.real(np.vdot(right, got))) / square if square > 0 else None
+    ratio = float(np.real(np.vdot(right, got))) / square if square > 0 else None
+    if ratio is None or not evidence.same(got, ratio * right):
+        return None
+    if abs(ratio + 1) < 1e-2:
+        return "sign", "its sign is wrong", "It is -1 times the derivative."
+    return "factor", f"it is {ratio:.4g} times the derivative", "It is off by a constant factor."
 
 
-def _derivatives(subject: Subject, verdict: Verdict, operands: list[Any]) -> list[Any]:
-    """What JAX derives from the program of the node, for each operand; None where that cannot be trusted."""
-    nothing = [None] * len(subject.moved)
-    if not verdict.agree:
+def _other_operand(evidence: _Evidence) -> _Class | None:
+    for other, reference in enumerate(evidence.references):
+        if other == evidence.which or reference is None or reference.size != evidence.got.size:
+            continue
+        if evidence.same(evidence.got, reference.ravel()):
+            name = evidence.rule.node.operands[evidence.rule.moved[other]].name
+            return "operands", f"it is the cotangent of `{name}`", "The cotangents are in the wrong order."
+    return None
+
+
+def _transposed(evidence: _Evidence) -> _Class | None:
+    shape = evidence.shape
+    if len(evidence.indices) != math.prod(shape) or len(shape) < 2 or shape[-1] != shape[-2]:
+        return None
+    if not evidence.same(evidence.got.reshape(shape), np.swapaxes(evidence.right.reshape(shape), -1, -2)):
+        return None
+    return "transposed", "it is transposed", "Its last two axes are exchanged."
+
+
+def _elements(evidence: _Evidence) -> _Class | None:
+    off = evidence.off
+    if not off.any() or off.all():
+        return None
+    why = "All other elements are correct."
+    x = np.real(to_double(evidence.operands[evidence.judgement.position])).ravel()[evidence.indices]
+    for fits, word in ((x < 0, "negative"), (x > 0, "positive"), (x == 0, "zero")):
+        if fits.any() and not fits.all() and np.array_equal(off, fits):
+            return "some elements", f"it is wrong where the operand is {word}", why
+    return "some elements", f"it is wrong at {int(off.sum())} of {len(off)} elements", why
+
+
+# --- the derivative --------------------------------------------------------------------------------------
+
+
+def _derivatives(rule: RuleFunctions, judgement: Judgement, operands: Operands) -> list[np.ndarray | None]:
+    """Return what JAX derives from the node's program, for each operand; None where that does not count."""
+    nothing: list[np.ndarray | None] = [None] * len(rule.moved)
+    if not judgement.agree:
         return nothing
     try:
-        with jax.enable_x64(True):
-            cts = [widen(double(ct)) for ct in verdict.cts if ct is not None]
-            found = [double(x) for x in subject.pull_wide(operands, cts)]
-    except Exception:  # a loop of unknown length in it, say
+        found = rule.pull_wide(operands, [to_double(ct) for ct in judgement.cts if ct is not None])
+    except UNSUPPORTED:  # a `while_loop` in it
         return nothing
-    return [x if np.isfinite(x).all() else None for x in found]
+    return [x if np.isfinite(x).all() else None for x in map(to_double, found)]
 
 
-def _by_differences(subject: Subject, verdict: Verdict, operands: list[Any], which: int) -> tuple[Any, Any]:
-    """The derivative by differences at some elements, all where they are few."""
-    x = double(operands[verdict.position])
+def _by_differences(
+    rule: RuleFunctions, judgement: Judgement, operands: Operands, which: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the derivative by differences at some elements, all where they are few."""
+    x = to_double(operands[judgement.position])
     indices = np.unique(np.linspace(0, x.size - 1, min(x.size, ELEMENTS)).round().astype(int))
     size = size_of(x)
     ts = np.zeros((len(indices), x.size), x.dtype)
     ts[np.arange(len(indices)), indices] = size
-    tangents = [ts.reshape(-1, *x.shape) if i == which else None for i in range(len(subject.moved))]
-    values, _ = measured(subject, operands, tangents)[which]
+    tangents: list[np.ndarray | None] = [None] * len(rule.moved)
+    tangents[which] = ts.reshape(-1, *x.shape)
+    sides = (rule.coarse_sides if judgement.coarse else rule.fine_sides)(operands, tangents)[which]
+    assert sides is not None
     total = np.zeros(len(indices), x.dtype)
-    for ct, value in zip((ct for ct in verdict.cts if ct is not None), values, strict=True):
-        changes = np.stack([slope(x).value.ravel() for x in value])
-        total = total + changes @ double(ct).ravel()
+    for ct, value in zip((ct for ct in judgement.cts if ct is not None), sides.values, strict=True):
+        changes = np.stack([_slope(rule, judgement.coarse, one).ravel() for one in value])
+        total = total + changes @ to_double(ct).ravel()
     return total / size, indices
 
 
-def _scalar(x: Any) -> Any:
+def _slope(rule: RuleFunctions, coarse: bool, values: np.ndarray) -> np.ndarray:
+    return coarse_slope(values).value if coarse else fine_slope(values, rule.steps).value
+
+
+def _scalar(x: np.ndarray) -> complex | float:
     return complex(x) if np.iscomplexobj(x) else float(x)

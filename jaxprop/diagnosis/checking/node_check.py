@@ -1,55 +1,66 @@
-"""One node at a point: its rule against differences and against what JAX derives from its program.
+"""Check one node at a point: its rule against differences, and against what JAX derives from its program.
 
-For a random cotangent `ct` of the outputs and a random tangent `t` of one operand, three numbers are one:
+For a random cotangent `ct` of the outputs and a random tangent `t` of one operand, three numbers agree:
 
     <rule(ct), t>      the rule in force, in the precision of the program
     <ct, slope>        central differences along `t`, in double precision
     <ct, jvp(t)>       the derivative JAX makes of the node's own program, in double precision
 
-A cotangent is zero at outputs that have no derivative there (kinks, ties, jumps).
+A cotangent is zero at outputs that have no derivative there (kinks, ties, jumps). The third number counts where
+it agrees with the second, or where the program stops gradients on purpose: the derivative that JAX makes of a
+bisection is zero, and wrong.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ... import _jaxpr
-from ..._text import one_line
-from ...core.graph import Node
-from ...core.local import Local, active_operands, node_function, partial_function, scatter, take
-from ...core.rules import Rule, check_in_cts
-from .float64 import along, size_of, slope, wide_equation, widen
+from ...core.local import scatter, take
+from .differences import (
+    Slope,
+    coarse_slope,
+    fine_slope,
+    pairing,
+    random_cotangent,
+    random_tangent,
+    relative_error,
+    to_double,
+)
+from .float64 import UNSUPPORTED
+from .rule_functions import Arrays, Operands, RuleFunctions, Sides
 
-#: Relative differences allowed between a rule and differences, by the dtype the rule computes in. Far above
-#: what rounding gives, far below what a wrong rule gives.
-TOLERANCE = {"float64": 1e-6, "float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+#: Why a direction decides nothing.
+Reason: TypeAlias = Literal["no derivative", "not finite", "piecewise constant", "imprecise", "ill-conditioned"]
+
+#: Differences whose own error is more than this fraction decide nothing, ...
+MOST_DOUBT = 0.1
+
+#: ... and neither does a rule that changes by more when its operands change in their last bit.
+MOST_ROUNDING = 0.3
 
 
-def tolerance_of(dtypes: Sequence[Any]) -> float:
-    """The tolerance of the least precise of some dtypes."""
-    real = {jnp.finfo(dtype).dtype.name for dtype in dtypes if _jaxpr.is_inexact(dtype)}
-    return max((TOLERANCE.get(name, 0.1) for name in real), default=TOLERANCE["float64"])
-
-
-class Verdict(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Judgement:
     """What was found at one operand, along one direction.
 
     Attributes:
-        position: number of the operand.
-        error: `|<rule(ct), t> - <ct, slope>|`, as a part of the 2-norm of the terms of both.
-        allowed: what it may be: tolerance, and the doubt about the differences.
-        derived: the same error against `<ct, jvp(t)>`; None where JAX derives none.
+        position: of the operand.
+        error: `|<rule(ct), t> - <ct, slope>|`, relative to the 2-norm of the terms of both.
+        allowed: what it may be: the tolerance, and the error of the differences.
+        derived: the same error against `<ct, jvp(t)>`; None where JAX derives none, or none that counts.
         linear: the same between the node's own forward rule and its transpose; None where there is none.
         agree: whether differences and what JAX derives are one.
         in_ct: what the rule sends to the operand.
-        cts: the cotangents it was given.
-        smooth: fraction of the outputs that have a derivative.
+        cts: the cotangents it was given, one for each output; None where no cotangent arrives.
+        coarse: whether coarse differences were needed: the primal is piecewise constant.
+        undecided: why nothing was decided, None where something was.
+        wrong: whether the rule is not the derivative.
     """
 
     position: int
@@ -58,27 +69,20 @@ class Verdict(NamedTuple):
     derived: float | None
     linear: float | None
     agree: bool
-    in_ct: Any
-    cts: tuple[Any, ...]
-    smooth: float
+    in_ct: np.ndarray
+    cts: tuple[np.ndarray | None, ...]
+    coarse: bool = False
+    undecided: Reason | None = None
+    wrong: bool = False
 
     @property
-    def wrong(self) -> bool:
-        return not self.error <= self.allowed and (self.derived is None or not self.derived <= self.allowed)
-
-    @property
-    def undecided(self) -> bool:
-        """Whether the point decides nothing: the rule is not finite, and there is no derivative either."""
-        return not math.isfinite(self.error) and self.smooth < 1.0
-
-    @property
-    def crooked(self) -> bool:
-        """Whether the forward rule is not the transpose of the reverse one."""
+    def not_transposed(self) -> bool:
+        """Whether the forward rule is not the transpose of the reverse rule."""
         return self.linear is not None and not self.linear <= self.allowed
 
     @property
     def margin(self) -> float:
-        """The error where nothing is wrong: against what agrees with the rule."""
+        """The error of a rule that is right: against what agrees with it."""
         return self.error if self.derived is None else min(self.error, self.derived)
 
     @property
@@ -87,347 +91,237 @@ class Verdict(NamedTuple):
         return worst if math.isfinite(worst) else math.inf
 
 
-class RuleError(Exception):
-    """The rule itself failed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A node and the rule in force at it, as functions: compiled once for all nodes that are the same.
-
-    Attributes:
-        node: one of the nodes.
-        rule: the rule that stands in for the chain rule, None for JAX's own.
-    """
-
-    node: Node
-    rule: Rule | None = None
-
-    @functools.cached_property
-    def moved(self) -> tuple[int, ...]:
-        """Numbers of the operands that are moved; one that is read more than once counts where it is first."""
-        return tuple(places[0] for places in self.places)
-
-    @functools.cached_property
-    def places(self) -> tuple[tuple[int, ...], ...]:
-        """For each operand that is moved, all places it is read in.
-
-        They move as one: `jax.lax.custom_root(f, ...)` reads what is in `f` once to solve, once for the rule.
-        """
-        found: dict[int, list[int]] = {}
-        for i in active_operands(self.node):
-            value = self.node.operands[i]
-            if _jaxpr.is_inexact(value.dtype):
-                found.setdefault(value.id if value.literal is None else -1 - i, []).append(i)
-        return tuple(map(tuple, found.values()))
-
-    def _of_moved(self, fun: Callable[..., Any], operands: Sequence[Any]) -> Callable[..., list[Any]]:
-        """A function of all operands, as one of those that are moved; of its results those that are kept."""
-
-        def of(*points: Any) -> list[Any]:
-            full = list(operands)
-            for places, point in zip(self.places, points, strict=True):
-                for place in places:
-                    full[place] = point
-            return take(fun(*full), self.kept)
-
-        return of
-
-    @functools.cached_property
-    def kept(self) -> tuple[int, ...]:
-        """Numbers of the outputs a cotangent comes to."""
-        return tuple(i for i, v in enumerate(self.node.outputs) if v.active and _jaxpr.is_inexact(v.dtype))
-
-    @property
-    def custom(self) -> bool:
-        return self.rule is not None or _jaxpr.custom_form(self.node.eqn) is not None
-
-    @functools.cached_property
-    def tolerance(self) -> float:
-        values = [self.node.operands[i] for i in self.moved] + [self.node.outputs[i] for i in self.kept]
-        return tolerance_of([value.dtype for value in values])
-
-    # --- in the precision of the program ---------------------------------------------------------
-
-    def _function(self, operands: Sequence[Any]) -> Callable[..., list[Any]]:
-        return self._of_moved(node_function(self.node), operands)
-
-    @functools.cached_property
-    def pull(self) -> Callable[..., list[Any]]:
-        """The rule: (operands, cotangents of the kept outputs) -> cotangents of the moved operands."""
-
-        def by_jax(operands: list[Any], cts: list[Any]) -> list[Any]:
-            _, pull = jax.vjp(self._function(operands), *take(operands, self.moved))
-            return list(pull(list(cts)))
-
-        def by_rule(operands: list[Any], cts: list[Any]) -> list[Any]:
-            outputs = tuple(node_function(self.node)(*operands))
-            local = Local(self.node, tuple(operands), outputs)
-            full = scatter(cts, self.kept, len(outputs))
-            in_cts = check_in_cts(self.rule(local, full), local)  # type: ignore[misc]
-            return [self._sum(in_cts, places, operands) for places in self.places]
-
-        return jax.jit(by_jax if self.rule is None else by_rule)
-
-    @staticmethod
-    def _sum(in_cts: Sequence[Any], places: tuple[int, ...], operands: Sequence[Any]) -> Any:
-        cts = [in_cts[i] for i in places if in_cts[i] is not None]
-        return functools.reduce(jnp.add, cts) if cts else jnp.zeros_like(operands[places[0]])
-
-    @functools.cached_property
-    def push(self) -> Callable[..., list[Any]] | None:
-        """The node's own forward rule; None where a `custom_vjp` or another rule has none."""
-        if self.rule is not None or _jaxpr.custom_form(self.node.eqn) != "custom_jvp":
-            return None  # that of a primitive is tried in double precision
-
-        def run(operands: list[Any], tangents: list[Any]) -> list[Any]:
-            return jax.jvp(self._function(operands), take(operands, self.moved), tangents)[1]
-
-        return jax.jit(run)
-
-    # --- in double precision ---------------------------------------------------------------------
-
-    def _wide_function(self, operands: Sequence[Any]) -> Callable[..., list[Any]]:
-        return self._of_moved(wide_equation(self.node.eqn), [widen(x) for x in operands])
-
-    @functools.cached_property
-    def differ(self) -> Callable[..., Any]:
-        """(operands, tangents of each moved operand) -> for each (outputs along them, jvp or None).
-
-        Tangents have the directions on the first axis; None leaves an operand out.
-        """
-
-        def run(operands: list[Any], tangents: list[Any]) -> Any:
-            of = self._wide_function(operands)
-            points = [widen(x) for x in take(operands, self.moved)]
-            found = []
-            for which, ts in enumerate(tangents):
-                alone = partial_function(of, points, (which,))
-                point = points[which]
-                found.append(ts if ts is None else (along(alone, [point], [ts]), _pushed(alone, point, ts)))
-            return found
-
-        return jax.jit(run)
-
-    @functools.cached_property
-    def pull_wide(self) -> Callable[..., list[Any]]:
-        """The cotangents JAX derives from the node's own program, in double precision."""
-
-        def run(operands: list[Any], cts: list[Any]) -> list[Any]:
-            points = [widen(x) for x in take(operands, self.moved)]
-            return list(jax.vjp(self._wide_function(operands), *points)[1](list(cts)))
-
-        return jax.jit(run)
-
-    @functools.cached_property
-    def pull_plain(self) -> Callable[..., list[Any]]:
-        """The same in the precision of the program: it shows what rounding does."""
-
-        def run(operands: list[Any], cts: list[Any]) -> list[Any]:
-            of = self._of_moved(_jaxpr.primal_function(self.node.eqn), operands)
-            return list(jax.vjp(of, *take(operands, self.moved))[1](list(cts)))
-
-        return jax.jit(run)
-
-
-def _pushed(of: Callable[..., Sequence[Any]], point: Any, ts: Any) -> Any:
-    try:
-        return jax.lax.map(lambda t: jax.jvp(of, (point,), (t,))[1], ts)
-    except Exception:  # JAX derives nothing from this program
-        return None
-
-
-def examine(subject: Subject, operands: list[Any], directions: int, seed: int) -> list[Verdict]:
-    """Hold the rule of a node against its program, at one point.
+def check_operands(rule: RuleFunctions, operands: Operands, directions: int, seed: int) -> list[Judgement]:
+    """Check the rule of a node at one point: all moved operands, along random directions.
 
     Raises:
         RuleError: the rule itself fails.
+        UNSUPPORTED: the primal cannot be evaluated on both sides of the point.
     """
     rng = np.random.default_rng(seed)
     tangents = [
         np.stack([random_tangent(operands[position], rng, relative=k % 2 == 0) for k in range(directions)])
-        for position in subject.moved
+        for position in rule.moved
     ]
-    found = []
-    for which, slopes_and_jvp in enumerate(measured(subject, operands, tangents)):
-        found += _along(subject, operands, which, tangents[which], slopes_and_jvp, rng)
-    return found
+    sides = rule.fine_sides(operands, tangents)
+    return [
+        _Trial(rule, operands, which, ts[k], rng).judge(_direction(sides[which], k))
+        for which, ts in enumerate(tangents)
+        for k in range(len(ts))
+    ]
 
 
-def measured(subject: Subject, operands: list[Any], tangents: list[Any]) -> list[Any]:
-    with jax.enable_x64(True):
-        ts = [None if t is None else jnp.asarray(t) for t in tangents]
-        return jax.tree.map(np.asarray, subject.differ(operands, ts))
+def _direction(sides: Sides | None, k: int) -> Sides:
+    assert sides is not None
+    return Sides([x[k] for x in sides.values], None if sides.pushed is None else [x[k] for x in sides.pushed])
 
 
-def _along(
-    subject: Subject, operands: list[Any], which: int, ts: Any, seen: Any, rng: np.random.Generator
-) -> list[Verdict]:
-    found, (values, derived) = [], seen
-    for k, t in enumerate(ts):
-        parts = [slope(value[k]) for value in values]
-        pushed = None if derived is None else [x[k] for x in derived]
+class _Trial:
+    """One operand of a node, moved along one direction, under one random cotangent."""
+
+    def __init__(
+        self, rule: RuleFunctions, operands: Operands, which: int, tangent: np.ndarray, rng: np.random.Generator
+    ) -> None:
+        self.rule, self.operands, self.which, self.tangent = rule, operands, which, tangent
+        outputs = [rule.node.outputs[i] for i in rule.kept]
+        self.dtypes = [value.dtype for value in outputs]
+        self.random_cts = [random_cotangent(value.shape, value.dtype, rng) for value in outputs]
+
+    def judge(self, sides: Sides) -> Judgement:
+        slopes = [fine_slope(value, self.rule.steps) for value in sides.values]
+        found = self.compare(slopes, sides.pushed)
+        if not self.rule.may_iterate:
+            return found
+        flat = all(bool(np.all(slope.flat | ~slope.smooth)) for slope in slopes)
+        if not (flat or found.wrong or found.undecided):
+            return found
+        return self.judge_coarse(slopes, sides.pushed, found, flat)
+
+    def judge_coarse(
+        self, slopes: list[Slope], pushed: Arrays | None, fine: Judgement, flat: bool
+    ) -> Judgement:
+        """Judge by coarse differences, where fine ones see nothing but the flat parts of a staircase."""
+        sides = self.rule.coarse_sides(self.operands, self.alone(self.tangent))[self.which]
+        coarse = [coarse_slope(value) for value in _direction(sides, 0).values]
+        stairs = [c.smooth & (f.flat | ~f.smooth) for f, c in zip(slopes, coarse, strict=True)]
+        if any(map(np.any, stairs)):
+            mixed = [f.override(c, where) for f, c, where in zip(slopes, coarse, stairs, strict=True)]
+            found = self.compare(mixed, pushed, stairs=True)
+            reason = "piecewise constant" if found.undecided == "imprecise" else found.undecided
+            return replace(found, coarse=True, undecided=reason)
+        changes = not all(bool(np.all(slope.flat)) for slope in coarse)
+        if flat and changes and self.rule.has_loop:
+            return replace(fine, undecided="piecewise constant", wrong=False)
+        return fine
+
+    def alone(self, tangent: np.ndarray) -> list[np.ndarray | None]:
+        """One direction for the operand of this trial, and none for the others."""
+        return [tangent[None] if i == self.which else None for i in range(len(self.rule.moved))]
+
+    # --- comparing -------------------------------------------------------------------------------
+
+    def compare(self, slopes: list[Slope], pushed: Arrays | None, stairs: bool = False) -> Judgement:
+        """Compare the rule with differences and with what JAX derives."""
         cts = [
-            np.where(part.smooth, random_cotangent(subject.node.outputs[i], rng), 0).astype(
-                subject.node.outputs[i].dtype
-            )
-            for i, part in zip(subject.kept, parts, strict=True)
+            np.where(slope.smooth, ct, 0).astype(dtype)
+            for slope, ct, dtype in zip(slopes, self.random_cts, self.dtypes, strict=True)
         ]
-        in_ct = np.asarray(_pulled(subject, operands, cts)[which])
-        bad = ~np.isfinite(double(in_ct))
+        in_ct = np.asarray(self.rule.pull(self.operands, cts)[self.which])
+        tangent, bad = self.tangent, ~np.isfinite(to_double(in_ct))
         if bad.any() and not bad.all():
             # Where the rule is infinite nothing moves; there is a derivative elsewhere.
-            t, in_ct = np.where(bad, 0, t), np.where(bad, 0, in_ct)
-            alone = [t[None] if i == which else None for i in range(len(subject.moved))]
-            values_here, derived_here = measured(subject, operands, alone)[which]
-            parts = [slope(value[0]) for value in values_here]
-            pushed = None if derived_here is None else [x[0] for x in derived_here]
-        verdict = _verdict(subject, operands, which, t, cts, in_ct, parts, pushed)
-        if verdict.wrong:
-            verdict = _without_rounding(verdict, subject, operands, which, t, cts, parts, pushed)
-        found.append(verdict)
-    return found
+            tangent, in_ct = np.where(bad, 0, tangent), np.where(bad, 0, in_ct)
+            sides = self.rule.fine_sides(self.operands, self.alone(tangent))[self.which]
+            here = _direction(sides, 0)
+            slopes = [fine_slope(value, self.rule.steps) for value in here.values]
+            pushed = here.pushed
+        comparison = _Comparison(self, tangent, cts, in_ct, slopes, pushed, stairs)
+        return comparison.judgement()
+
+    def conditioning(self, cts: Arrays, tangent: np.ndarray, in_ct: np.ndarray) -> float:
+        """Measure how much the rule changes with the last bit of its operands, in the scale of `error`.
+
+        `logaddexp(x, y)` at -1e5 cannot tell 0.500 from 0.498 in float32: neighbours of x are 0.008 apart.
+        """
+        rng, here = np.random.default_rng(0), pairing([to_double(in_ct)], [tangent])
+        changes = []
+        for _ in range(4):
+            neighbours = [_neighbour(x, rng) for x in self.operands]
+            there = pairing([to_double(self.rule.pull(neighbours, cts)[self.which])], [tangent])
+            changes.append(relative_error(here, there))
+        return max((change for change in changes if math.isfinite(change)), default=0.0)
 
 
-def _without_rounding(
-    verdict: Verdict,
-    subject: Subject,
-    operands: list[Any],
-    which: int,
-    t: Any,
-    cts: list[Any],
-    parts: list[Any],
-    pushed: list[Any] | None,
-) -> Verdict:
-    """The verdict once it is known what rounding alone does here: an ill-conditioned node is no wrong rule."""
-    wide = [double(ct) for ct in cts]
-    verdict = verdict._replace(
-        allowed=verdict.allowed + 2 * _conditioning(verdict, subject, operands, which, t, cts)
-    )
-    if not verdict.wrong:
-        return verdict
-    try:
-        if not subject.custom:
-            with jax.enable_x64(True):
-                exact = subject.pull_wide(operands, [widen(ct) for ct in wide])[which]
-            error = apart(pairing([double(exact)], [t]), pairing(wide, [part.value for part in parts]))
-            return verdict._replace(error=min(error, verdict.error))
-        if pushed is None or subject.rule is not None:
-            return verdict
-        plain = subject.pull_plain(operands, cts)[which]
-        rounding = apart(pairing([double(plain)], [t]), pairing(wide, pushed))
-    except Exception:  # JAX derives nothing from this program
-        return verdict
-    return verdict._replace(allowed=verdict.allowed + 10 * rounding) if math.isfinite(rounding) else verdict
+class _Comparison:
+    """The three numbers of one trial, and what follows from them."""
+
+    def __init__(
+        self,
+        trial: _Trial,
+        tangent: np.ndarray,
+        cts: Arrays,
+        in_ct: np.ndarray,
+        slopes: Sequence[Slope],
+        pushed: Arrays | None,
+        stairs: bool,
+    ) -> None:
+        self.trial, self.rule, self.tangent, self.cts, self.in_ct = trial, trial.rule, tangent, cts, in_ct
+        self.slopes, self.stairs = slopes, stairs
+        self.wide = [to_double(ct) for ct in cts]
+        self.by_rule = pairing([to_double(in_ct)], [tangent])
+        self.by_slope = pairing(self.wide, [slope.value for slope in slopes])
+        spread = 3 * pairing(self.wide, [slope.spread for slope in slopes]).norm
+        noise = 3 * pairing(self.wide, [slope.noise for slope in slopes]).norm
+        natural = pairing(self.wide, [slope.size for slope in slopes]).norm
+        scale = max(self.by_rule.norm, self.by_slope.norm)
+        doubt = (spread + noise) / scale if scale else 0.0
+        self.error = relative_error(self.by_rule, self.by_slope)
+        self.allowed = self.rule.tolerance + doubt
+        #: Whether the differences are good enough to decide: a gradient of zero is known to rounding only.
+        self.decisive = (spread <= max(MOST_DOUBT * scale, noise)) and noise <= MOST_DOUBT * max(scale, natural)
+        finite = pushed is not None and all(np.isfinite(x).all() for x in pushed)
+        self.pushed = pushed if finite else None
+        by_jvp = None if self.pushed is None else pairing(self.wide, self.pushed)
+        self.agree = (
+            by_jvp is not None and self.decisive and relative_error(self.by_slope, by_jvp) <= self.allowed
+        )
+        self.derived = relative_error(self.by_rule, by_jvp) if by_jvp is not None and self.derivable else None
+
+    @property
+    def derivable(self) -> bool:
+        """Whether what JAX derives counts: see the module's docstring."""
+        rule = self.rule
+        if not rule.derivable:
+            return False
+        jaxs_own = _jaxpr.custom_form(rule.node.eqn) is None
+        return self.agree or jaxs_own or rule.stops_gradients or not (self.decisive or self.stairs)
+
+    def judgement(self) -> Judgement:
+        smooth = sum(int(np.sum(slope.smooth)) for slope in self.slopes)
+        size = sum(np.size(slope.smooth) for slope in self.slopes)
+        undecided: Reason | None = None
+        extra, wrong = 0.0, False
+        if size and not smooth:
+            finite = any(np.any(slope.finite) for slope in self.slopes)
+            undecided = "no derivative" if finite else "not finite"
+        elif not math.isfinite(self.error) and smooth < size:
+            undecided = "not finite"
+        elif not self.is_right(0.0):
+            extra = self.rounding()
+            wrong = not self.is_right(extra)
+            if not wrong and extra > MOST_ROUNDING:
+                undecided = "ill-conditioned"
+            elif wrong and not self.decisive and self.derived is None:
+                undecided, wrong = "imprecise", False
+        rule = self.rule
+        return Judgement(
+            position=rule.moved[self.trial.which],
+            error=self.error,
+            allowed=self.allowed + extra,
+            derived=self.derived,
+            linear=self.linear(),
+            agree=self.agree,
+            in_ct=self.in_ct,
+            cts=scatter(self.cts, rule.kept, len(rule.node.outputs)),
+            undecided=undecided,
+            wrong=wrong,
+        )
+
+    def is_right(self, extra: float) -> bool:
+        """Whether the rule agrees with what decides here, `extra` being the error that rounding explains."""
+        by_differences = self.decisive and self.error <= self.allowed + extra
+        by_derivative = self.derived is not None and self.derived <= self.rule.tolerance + extra
+        return by_differences or by_derivative
+
+    def rounding(self) -> float:
+        """The error that rounding alone explains: a rule at an ill-conditioned point is not a wrong rule."""
+        extra = 2 * self.trial.conditioning(self.cts, self.tangent, self.in_ct)
+        if self.is_right(extra):
+            return extra
+        which, operands = self.trial.which, self.trial.operands
+        try:
+            if not self.rule.has_custom_rule:
+                exact = to_double(self.rule.pull_wide(operands, self.wide)[which])
+                self.error = min(self.error, relative_error(pairing([exact], [self.tangent]), self.by_slope))
+            elif self.pushed is not None and self.rule.rule is None:
+                plain = to_double(self.rule.pull_primal(operands, self.cts)[which])
+                by_jvp = pairing(self.wide, self.pushed)
+                rounding = 10 * relative_error(pairing([plain], [self.tangent]), by_jvp)
+                extra += rounding if math.isfinite(rounding) else 0.0
+        except UNSUPPORTED:  # JAX derives nothing from this program
+            pass
+        return extra
+
+    def linear(self) -> float | None:
+        """The error of the node's own forward rule as the transpose of the reverse rule."""
+        push = self.rule.push
+        if push is None:
+            return None
+        moved = map(jnp.asarray, take(self.trial.operands, self.rule.moved))
+        tangents = [
+            jnp.asarray(self.tangent if i == self.trial.which else np.zeros(x.shape), x.dtype)
+            for i, x in enumerate(moved)
+        ]
+        own = [to_double(x) for x in push(self.trial.operands, tangents)]
+        finite = all(np.isfinite(x).all() for x in own)
+        return relative_error(self.by_rule, pairing(self.wide, own)) if finite else None
 
 
-def _conditioning(
-    verdict: Verdict, subject: Subject, operands: list[Any], which: int, t: Any, cts: list[Any]
-) -> float:
-    """How much the rule changes when the operands do in their last bit; `verdict.error` has the same scale.
-
-    `logaddexp(x, y)` at -1e5 cannot tell 0.500 from 0.498 in float32: neighbours of x are 0.008 apart.
-    """
-    rng, here = np.random.default_rng(0), pairing([double(verdict.in_ct)], [t])
-    changes = []
-    for _ in range(4):
-        beside = [_neighbour(x, rng) for x in operands]
-        there = pairing([double(_pulled(subject, beside, cts)[which])], [t])
-        changes.append(apart(here, there))
-    return max((change for change in changes if math.isfinite(change)), default=0.0)
-
-
-def _neighbour(x: Any, rng: np.random.Generator) -> Any:
-    """An array one rounding away, up or down at each element."""
+def _neighbour(x: ArrayLike, rng: np.random.Generator) -> ArrayLike:
+    """Move each element by one rounding, up or down."""
     dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.inexact):
         return x
     step = float(jnp.finfo(dtype).eps) * rng.choice([-1.0, 1.0], np.shape(x))
-    return jnp.asarray((double(x) * (1 + step)).astype(dtype))
+    return jnp.asarray((to_double(x) * (1 + step)).astype(dtype))
 
 
-def _pulled(subject: Subject, operands: list[Any], cts: list[Any]) -> list[Any]:
-    try:
-        return subject.pull(operands, cts)
-    except Exception as error:
-        raise RuleError(one_line(error)) from error
-
-
-def _verdict(
-    subject: Subject,
-    operands: list[Any],
-    which: int,
-    t: Any,
-    cts: list[Any],
-    in_ct: Any,
-    parts: list[Any],
-    pushed: list[Any] | None,
-) -> Verdict:
-    wide = [double(ct) for ct in cts]
-    rule = pairing([double(in_ct)], [t])
-    change = pairing(wide, [part.value for part in parts])
-    doubt = 3 * pairing(wide, [part.doubt for part in parts]).norm
-    scale = max(rule.norm, change.norm)
-    allowed = subject.tolerance + (doubt / scale if scale else 0.0)
-    derived, agree = None, False
-    if pushed is not None and all(np.isfinite(x).all() for x in pushed):
-        derived = apart(rule, pairing(wide, pushed))
-        agree = apart(change, pairing(wide, pushed)) <= allowed
-    linear = None
-    if subject.push is not None:
-        tangents = [
-            jnp.asarray(t if i == which else 0 * np.asarray(x), x.dtype).reshape(np.shape(x))
-            for i, x in enumerate(map(jnp.asarray, take(operands, subject.moved)))
-        ]
-        own = [double(x) for x in subject.push(operands, tangents)]
-        linear = apart(rule, pairing(wide, own)) if all(np.isfinite(x).all() for x in own) else None
-    count = sum(np.size(part.smooth) for part in parts)
-    fraction = sum(int(np.sum(part.smooth)) for part in parts) / count if count else 1.0
-    full = scatter(cts, subject.kept, len(subject.node.outputs))
-    error = apart(rule, change)
-    return Verdict(subject.moved[which], error, allowed, derived, linear, agree, in_ct, full, fraction)
-
-
-class _Pairing(NamedTuple):
-    """`sum a * b`, and the 2-norm of its terms: rounding makes an error of that size times the precision."""
-
-    total: float
-    norm: float
-
-
-def pairing(a: Sequence[Any], b: Sequence[Any]) -> _Pairing:
-    with np.errstate(invalid="ignore", over="ignore"):
-        terms = np.concatenate([np.real(x * y).ravel() for x, y in zip(a, b, strict=True)] or [np.zeros(0)])
-        return _Pairing(float(terms.sum()), float(np.sqrt(np.sum(terms**2))))
-
-
-def apart(a: _Pairing, b: _Pairing) -> float:
-    if not (math.isfinite(a.total) and math.isfinite(b.total)):
-        return math.inf
-    scale = max(a.norm, b.norm)
-    return abs(a.total - b.total) / scale if scale else 0.0
-
-
-def double(x: Any) -> Any:
-    x = np.asarray(x)
-    return x.astype(np.complex128 if np.issubdtype(x.dtype, np.complexfloating) else np.float64)
-
-
-def random_tangent(x: Any, rng: np.random.Generator, relative: bool) -> Any:
-    """A random direction, in proportion to each element (small ones keep their sign) or to their size."""
-    wide = double(x)
-    size = size_of(wide)
-    signs = rng.choice([-1.0, 1.0], wide.shape) * rng.uniform(0.5, 1.5, wide.shape)
-    if np.iscomplexobj(wide):
-        signs = signs * np.exp(2j * np.pi * rng.uniform(size=wide.shape))
-    if not relative:
-        return signs * size
-    length = np.abs(wide)
-    return signs * np.where((length > 0) & np.isfinite(length), length, size)
-
-
-def random_cotangent(value: Any, rng: np.random.Generator) -> Any:
-    ct = rng.normal(size=value.shape)
-    if jnp.issubdtype(value.dtype, np.complexfloating):
-        return ct + 1j * rng.normal(size=value.shape)
-    return ct
+def off_the_kink(rule: RuleFunctions, operands: Operands, seed: int) -> list[ArrayLike]:
+    """Move the differentiated operands by one percent of their size, away from kinks and ties."""
+    rng, full = np.random.default_rng(seed), list(operands)
+    for places in rule.places:
+        x = operands[places[0]]
+        moved = to_double(x) + 1e-2 * random_tangent(x, rng, relative=False)
+        for place in places:
+            full[place] = jnp.asarray(moved.astype(jnp.result_type(x)))
+    return full

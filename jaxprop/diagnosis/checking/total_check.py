@@ -1,7 +1,8 @@
-"""The gradient as a whole, against differences of the function it is the gradient of."""
+"""Check the gradient of the whole function against differences of it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,102 +12,144 @@ from ... import _jaxpr
 from ..._backprop import Pass, run
 from ..._text import one_line
 from ..._tracing import Traced
-from .float64 import along, slope, wide_graph, widen
-from .inputs import Points
-from .node_check import apart, double, pairing, random_cotangent, random_tangent, tolerance_of
+from ...core.types import Array
+from .differences import (
+    Slope,
+    Steps,
+    along,
+    fine_slope,
+    pairing,
+    random_cotangent,
+    random_tangent,
+    relative_error,
+    steps_for,
+    to_double,
+)
+from .float64 import UNSUPPORTED, DoublePrecision, Held, widen
+from .inputs import ForwardValues
+from .node_check import MOST_DOUBT
+from .rule_functions import tolerance_of
 
-#: Relative to the size of the arguments: so short that few kinks of a whole network lie within.
-STEPS = (1e-6, 1e-7)
+#: Small enough that few kinks of a whole network lie within a step.
+STEPS = Steps(1e-6, 1e-7)
+
+#: One direction: the tangents of the arguments, and the slopes of the results.
+_Measured: TypeAlias = tuple[list[np.ndarray], list[Slope]]
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Relative error of the whole gradient along random directions, and what it may be.
+class TotalCheck:
+    """Relative error of the whole gradient along random directions.
 
     Attributes:
-        failed: why it could not be had, "" otherwise.
+        error: `|<gradient, t> - <ct, slope>|`, relative to the 2-norm of the terms of both.
+        allowed: what it may be.
+        undecided: why it was not decided, "" where it was.
     """
 
     error: float
     allowed: float
-    failed: str = ""
+    undecided: str = ""
 
     @property
     def wrong(self) -> bool:
-        return not self.failed and not self.error <= self.allowed
+        return not self.undecided and not self.error <= self.allowed
 
 
-def whole_gradient(traced: Traced, plan: Pass, points: Points, seed: int, directions: int = 2) -> Whole:
-    """Hold the gradient against differences of the function, what carries no derivative held where it is."""
+def _undecided(why: str) -> TotalCheck:
+    return TotalCheck(0.0, 0.0, why)
+
+
+def check_total(
+    traced: Traced, plan: Pass, values: ForwardValues, seed: int, directions: int = 2
+) -> TotalCheck:
+    """Compare the gradient with differences of the function, values without a derivative held constant."""
     rng = np.random.default_rng(seed)
     graph = plan.graph
-    active = {value.id: i for i, value in enumerate(graph.inputs) if value.active}
-    moved = [i for i in active.values() if _jaxpr.is_inexact(graph.inputs[i].dtype)]
-    kept = [
-        i
-        for i, value in enumerate(graph.outputs[: traced.outputs.count])
-        if value.active and _jaxpr.is_inexact(value.dtype)
-    ]
+    moved = [i for i, value in enumerate(graph.inputs) if value.active and _jaxpr.is_inexact(value.dtype)]
+    results = graph.outputs[: traced.outputs.count]
+    kept = [i for i, value in enumerate(results) if value.active and _jaxpr.is_inexact(value.dtype)]
     if not moved or not kept:
-        return Whole(0.0, 0.0, "no cotangent reaches a differentiated argument.")
-    cts = [np.asarray(random_cotangent(graph.outputs[i], rng)).astype(graph.outputs[i].dtype) for i in kept]
+        return _undecided("no cotangent reaches a differentiated argument.")
+    drawn = (random_cotangent(results[i].shape, results[i].dtype, rng).astype(results[i].dtype) for i in kept)
+    cts = dict(zip(kept, drawn, strict=True))
     read = (value for node in graph.walk() if node.active for value in node.operands)
-    held = points.held(value for value in read if not value.active)
+    held = values.held(value for value in read if not value.active)
+    ts = [
+        [random_tangent(traced.points[i], rng, relative=k % 2 == 0) for i in moved] for k in range(directions)
+    ]
     try:
-        grads = _gradient(traced, plan, dict(zip(kept, cts, strict=True)))
-        results = _slopes(traced, plan, held, moved, kept, rng, directions)
-    except Exception as error:
-        return Whole(0.0, 0.0, one_line(error, 200))
-    if not all(np.isfinite(double(grads[i])).all() for i in moved):
-        return Whole(0.0, 0.0, "it is not finite; `diagnose` says where that comes from.")
+        grads = _gradient(traced, plan, cts)
+    except Exception as error:  # a user's rule may raise anything; the check of its node reports it
+        return _undecided(one_line(error, 200))
+    try:
+        measured = _slopes(traced, plan, held, moved, kept, ts)
+    except UNSUPPORTED as error:
+        return _undecided(one_line(error, 200))
+    gradient = [to_double(grads[i]) for i in moved]
+    if not all(np.isfinite(x).all() for x in gradient):
+        return _undecided("it is not finite; `diagnose` finds where that comes from.")
     dtypes = [value.dtype for node in graph.walk() if node.active for value in node.outputs]
-    tolerance = 20 * tolerance_of(dtypes)
-    whole: Whole | None = None
-    for ts, parts in results:
-        masked = [np.where(part.smooth, double(ct), 0) for ct, part in zip(cts, parts, strict=True)]
-        if any(np.any(m != c) for m, c in zip(masked, cts, strict=True)):
+    return _worst(gradient, [to_double(ct) for ct in cts.values()], measured, 20 * tolerance_of(dtypes))
+
+
+def _worst(
+    gradient: list[np.ndarray], cts: list[np.ndarray], measured: Sequence[_Measured], tolerance: float
+) -> TotalCheck:
+    found: TotalCheck | None = None
+    why = "there is a kink within the step in every direction tried."
+    for ts, slopes in measured:
+        if not all(slope.smooth.all() for slope in slopes):
             continue  # a kink within the step: nothing is decided
-        gradient = pairing([double(grads[i]) for i in moved], ts)
-        change = pairing(masked, [part.value for part in parts])
-        doubt = 3 * pairing(masked, [part.doubt for part in parts]).norm
-        scale = max(gradient.norm, change.norm)
-        error, allowed = apart(gradient, change), tolerance + (doubt / scale if scale else 0.0)
-        if whole is None or error - allowed > whole.error - whole.allowed:
-            whole = Whole(error, allowed)
-    return whole or Whole(0.0, 0.0, "there is a kink within the step in every direction tried.")
+        by_gradient = pairing(gradient, ts)
+        by_slope = pairing(cts, [slope.value for slope in slopes])
+        doubt = 3 * pairing(cts, [slope.spread + slope.noise for slope in slopes]).norm
+        scale = max(by_gradient.norm, by_slope.norm)
+        doubt = doubt / scale if scale else 0.0
+        if doubt > MOST_DOUBT:
+            why = "differences of the whole function are too imprecise."
+            continue
+        error, allowed = relative_error(by_gradient, by_slope), tolerance + doubt
+        if found is None or error - allowed > found.error - found.allowed:
+            found = TotalCheck(error, allowed)
+    return found or _undecided(why)
 
 
-def _gradient(traced: Traced, plan: Pass, cts: dict[int, Any]) -> list[Any]:
-    def pull(points: list[Any], cts: dict[int, Any]) -> Any:
-        seed: list[Any] = [cts.get(i) for i in range(traced.outputs.count)]
+def _gradient(traced: Traced, plan: Pass, cts: Mapping[int, np.ndarray]) -> list[Array]:
+    def pull(points: list[Array], cts: dict[int, Array]) -> list[Array]:
+        seed = [cts.get(i) for i in range(traced.outputs.count)]
         return jax.tree.leaves(run(replace(traced, points=points), plan, seed, (0,)).grads)
 
     return jax.jit(pull)(traced.points, cts)
 
 
 def _slopes(
-    traced: Traced, plan: Pass, held: Any, moved: list[int], kept: list[int], rng: Any, directions: int
-) -> list[tuple[list[Any], list[Any]]]:
-    ts = [
-        [random_tangent(traced.points[i], rng, relative=k % 2 == 0) for i in moved] for k in range(directions)
-    ]
+    traced: Traced, plan: Pass, held: Held, moved: list[int], kept: list[int], ts: list[list[np.ndarray]]
+) -> list[_Measured]:
+    precision = DoublePrecision()
     stacked = [np.stack(parts) for parts in zip(*ts, strict=True)]
 
-    def measure(operands: list[Any], held: Any, stacked: list[Any]) -> Any:
-        held = jax.tree.map(widen, held)
-        wide = [widen(x) for x in operands]
+    def measure(steps: Steps) -> list[np.ndarray]:
+        def evaluate(operands: list[Array], held: Held, stacked: list[Array]) -> list[Array]:
+            held = jax.tree.map(widen, held)
+            wide = [widen(x) for x in operands]
 
-        def of(*points: Any) -> list[Any]:
-            full = list(wide)
-            for i, point in zip(moved, points, strict=True):
-                full[i] = point
-            outputs = wide_graph(plan.graph, full, held)
-            return [outputs[i] for i in kept]
+            def of(*points: Array) -> list[Array]:
+                full = list(wide)
+                for i, point in zip(moved, points, strict=True):
+                    full[i] = point
+                outputs = precision.graph(plan.graph, full, held)
+                return [outputs[i] for i in kept]
 
-        points = [wide[i] for i in moved]
-        return along(of, points, stacked, STEPS)
+            return along(of, [wide[i] for i in moved], stacked, steps.offsets)
 
-    with jax.enable_x64(True):
-        found = jax.jit(measure)(traced.operands, held, [jnp.asarray(x) for x in stacked])
-        found = jax.tree.map(np.asarray, found)
-    return [(ts[k], [slope(value[k], STEPS) for value in found]) for k in range(directions)]
+        with jax.enable_x64(True):
+            found = jax.jit(evaluate)(traced.operands, held, [jnp.asarray(x) for x in stacked])
+            return jax.tree.map(np.asarray, found)
+
+    steps = STEPS
+    values = measure(steps)
+    if precision.fallbacks:
+        steps = steps_for(precision.eps)
+        values = measure(steps)
+    return [(t, [fine_slope(value[k], steps) for value in values]) for k, t in enumerate(ts)]

@@ -11,7 +11,8 @@ import numpy as np
 
 from ... import _jaxpr
 from ...core.graph import Graph, Node, Value
-from ...core.structure import makers
+from ...core.structure import producers
+from ...core.types import ValueId
 from ...record.tape import Tape
 
 #: Operations that hand on their operand: one program may have them where the other has not.
@@ -88,7 +89,7 @@ def align(a: Tape, b: Tape) -> list[tuple[Item, Item]]:
 
 
 def _items(tape: Tape) -> Iterator[Item]:
-    made = makers(tape.graph)
+    made = producers(tape.graph)
     for name in tape.names:
         value = tape.graph.value(name)
         node = made.get(value.id) or tape.graph[name]
@@ -169,8 +170,8 @@ def _by_operands(
             taken.update(other.names)
 
 
-def _made_of(item: Item, ids: Mapping[int, int]) -> Any:
-    made = makers(item.tape.graph)
+def _made_of(item: Item, ids: Mapping[ValueId, ValueId]) -> Any:
+    made = producers(item.tape.graph)
 
     def source(value: Value) -> Any:
         node = made.get(value.id)

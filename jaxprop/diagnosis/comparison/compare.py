@@ -13,6 +13,7 @@ import numpy as np
 from ... import _jaxpr
 from ..._text import in_columns
 from ...core.graph import Graph
+from ...core.types import ValueId
 from ...record.tape import Tape
 from ..report import Finding, Report, at, plain
 from .alignment import Item, align
@@ -221,7 +222,7 @@ def _is_float(item: Item) -> bool:
 def _side(
     aligned: Sequence[tuple[Item, Item]],
     arrays: Sequence[tuple[Any, Any]],
-    sources: Mapping[int, list[int]] | None,
+    sources: Mapping[ValueId, list[ValueId]] | None,
 ) -> list[Apart | None]:
     """How far each pair is apart.
 
@@ -295,9 +296,9 @@ def _digits(relative: float) -> float:
     return max(0.0, min(16.0, -math.log10(relative))) if math.isfinite(relative) else 0.0
 
 
-def _operands_of(graph: Graph) -> Mapping[int, list[int]]:
+def _operands_of(graph: Graph) -> Mapping[ValueId, list[ValueId]]:
     """For each value the ids of those it is made from; an opened form's results are those of its body."""
-    found: dict[int, list[int]] = defaultdict(list)
+    found: dict[ValueId, list[ValueId]] = defaultdict(list)
     for node in graph.walk():
         for value in node.outputs:
             found[value.id] += [operand.id for operand in node.operands]
@@ -309,8 +310,8 @@ def _operands_of(graph: Graph) -> Mapping[int, list[int]]:
     return found
 
 
-def _readers_of(graph: Graph) -> Mapping[int, list[int]]:
-    found: dict[int, list[int]] = defaultdict(list)
+def _readers_of(graph: Graph) -> Mapping[ValueId, list[ValueId]]:
+    found: dict[ValueId, list[ValueId]] = defaultdict(list)
     for value, operands in _operands_of(graph).items():
         for operand in operands:
             found[operand].append(value)
@@ -320,7 +321,7 @@ def _readers_of(graph: Graph) -> Mapping[int, list[int]]:
 def _with_losses(
     aligned: Sequence[tuple[Item, Item]],
     sides: Sequence[Apart | None],
-    from_: Mapping[int, list[int]],
+    from_: Mapping[ValueId, list[ValueId]],
 ) -> list[Apart | None]:
     """Fill in the digits lost at the node itself: against the worst of what it is made from."""
     digits = {
@@ -328,7 +329,7 @@ def _with_losses(
     }
 
     @functools.cache
-    def before(id_: int, depth: int = 6) -> float | None:
+    def before(id_: ValueId, depth: int = 6) -> float | None:
         """Digits of the worst that this is made from, looking through what was not compared."""
         seen = []
         for source in from_.get(id_, ()):

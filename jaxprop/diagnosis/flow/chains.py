@@ -1,26 +1,34 @@
-"""Norms of cotangents along depth and through the steps of loops: what they are, and what they come from."""
+"""Norms of cotangents along depth: the values that every path from a leaf to the result goes through.
 
+From a weight of the first layer these are the activations of layer after layer, or the residual stream. Nothing
+bypasses what lies between two of them, so the ratio of their cotangents is the gain of that segment. They are
+the branches of one tree, the post-dominator tree: what is asked of a chain is computed for all chains at once.
+"""
+
+import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ... import _jaxpr
+from ..._structure import Neighbours, PostDominators, consumers, successors
 from ...core.graph import Graph, Node, Value
-from ...core.structure import joints, makers
+from ...core.structure import binding, producers
+from ...core.types import ValueId
 from ..measures import Field, is_number
-from .dominators import Carry, Spine, along_depth, carries_of, is_loop
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a chain: from one value that every way goes through to the next.
+class Segment:
+    """A segment of a chain: from one value that every path goes through to the next.
 
     Attributes:
         near, far: the value nearer to the leaves, and the one nearer to the result.
-        node: the node that makes `far`.
-        gain: `|ct(near)| / |ct(far)|`, a pure number.
+        node: the node that produces `far`.
+        gain: `|ct(near)| / |ct(far)|`, dimensionless; NaN where neither is finite.
     """
 
     near: Value
@@ -29,56 +37,204 @@ class Part:
     gain: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chain:
-    """A chain of values from a leaf to the result.
+    """A chain of values from leaves towards the result.
 
     Attributes:
-        parts: its parts, from the leaf on.
-        leaves: the leaves it begins at.
-        start, end: `|ct|` of the first and of the last value.
+        tree: the tree it is a branch of.
+        first, last: its first and its last value.
+        leaves: the leaves it starts at.
     """
 
-    parts: tuple[Part, ...]
+    tree: "ChainTree"
+    first: Value
+    last: Value
     leaves: tuple[str, ...]
-    start: float
-    end: float
+
+    @functools.cached_property
+    def values(self) -> tuple[Value, ...]:
+        return tuple(self.tree.between(self.first, self.last))
+
+    @functools.cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """Its segments, from the leaves on."""
+        made_by, norm = producers(self.tree.field.graph), self.tree.field.norm
+        pairs = zip(self.values, self.values[1:], strict=False)
+        return tuple(Segment(near, far, made_by[far.id], _ratio(norm(near), norm(far))) for near, far in pairs)
+
+    @property
+    def length(self) -> int:
+        return self.tree.heights[self.first.id] - self.tree.heights[self.last.id] + 1
+
+    @functools.cached_property
+    def start(self) -> float:
+        """`|ct|` of the first value whose cotangent is finite: before it, it has overflowed."""
+        return self.tree.finite_norm(self.first, self.last)
+
+    @property
+    def end(self) -> float:
+        return self.tree.field.norm(self.last)
+
+    @property
+    def overflows(self) -> bool:
+        """Whether the cotangent is no longer finite at the first value."""
+        return not math.isfinite(self.tree.field.norm(self.first))
 
     @property
     def ratio(self) -> float:
-        """`|ct at the start| / |ct at the end|`: the product of the gains, a pure number."""
-        return self.start / self.end if self.end > 0 else 1.0
+        """`|ct at the start| / |ct at the end|`: the product of the gains, dimensionless."""
+        return self.start / self.end if self.end > 0 and math.isfinite(self.end) else 1.0
+
+
+def _ratio(a: float, b: float) -> float:
+    if math.isfinite(a) and math.isfinite(b):
+        return a / b if b > 0 else 1.0
+    return math.inf if math.isfinite(b) and not math.isnan(a) else math.nan
+
+
+class ChainTree:
+    """The post-dominator tree of the measured values: chains are its branches.
+
+    Attributes:
+        field: the measures.
+        leaves: the leaves the chains start at.
+        following: for each value the next measured one that every path goes through; by id.
+    """
+
+    def __init__(self, field: Field, leaves: Sequence[Value]) -> None:
+        self.field, self.leaves = field, leaves
+        onward = along_depth(field.graph)
+        tree = PostDominators.of(leaves, field.sinks, onward)
+        self.measured: dict[int, Value | None] = {}  # the value itself, or the next that is measured
+        self.following: dict[int, Value | None] = {}
+        self.heights: dict[int, int] = {}
+        self.only_numbers: dict[int, bool] = {}
+        for id_, after in tree.after.items():  # those nearest to the result come first
+            value, far = tree.values[id_], None if after is None else self.measured[after.id]
+            known = value in field
+            self.following[id_] = far
+            self.measured[id_] = value if known else far
+            self.heights[id_] = (0 if far is None else self.heights[far.id]) + known
+            alike = far is None or self.only_numbers[far.id]
+            self.only_numbers[id_] = alike and (is_number(value) or not known)
+        alone = of_one_leaf(field.graph)
+        firsts = {leaf.id: [self.measured.get(new.id) for new in onward(leaf)] for leaf in leaves}
+        self.starts = {
+            id_: [self._met(first, alone) for first in some if first is not None]
+            for id_, some in firsts.items()
+        }
+
+    def _met(self, value: Value, alone: Mapping[ValueId, ValueId]) -> Value:
+        """From where a parameter meets the data on: a bias that is broadcast is no layer yet."""
+        at: Value | None = value
+        while at is not None and at.id in alone:
+            at = self.following[at.id]
+        return value if at is None else at
+
+    @functools.cached_property
+    def _before(self) -> Mapping[int, set[int]]:
+        """For each value those just before it, on any chain."""
+        found: dict[int, set[int]] = {}
+        seen: set[int] = set()
+        for start in itertools.chain.from_iterable(self.starts.values()):
+            near: Value | None = start
+            while near is not None and near.id not in seen:
+                seen.add(near.id)
+                far = self.following[near.id]
+                if far is not None:
+                    found.setdefault(far.id, set()).add(near.id)
+                near = far
+        return found
+
+    @functools.cached_property
+    def _ends(self) -> Mapping[bool, Mapping[int, Value]]:
+        """The last value of the chain from each: for chains of numbers alone, and for others."""
+        first = {start.id for some in self.starts.values() for start in some}
+        found: dict[bool, dict[int, Value]] = {True: {}, False: {}}
+        for id_, far in self.following.items():
+            if far is None:
+                continue
+            joined = far.id in first or bool(self._before.get(far.id, set()) - {id_})
+            for numbers, ends in found.items():
+                if far.id in ends:
+                    ends[id_] = ends[far.id]
+                elif joined and (numbers or not is_number(far)):
+                    ends[id_] = far
+        return found
+
+    def end(self, start: Value) -> Value | None:
+        """The last array on a chain that another path from a leaf joins.
+
+        What follows is the loss: its gains say how far off the prediction is, and how the mean is taken.
+        """
+        return self._ends[self.only_numbers[start.id]].get(start.id)
+
+    def between(self, first: Value, last: Value) -> Iterator[Value]:
+        """The values of a chain."""
+        value: Value | None = first
+        while value is not None and value.id != last.id:
+            yield value
+            value = self.following[value.id]
+        yield last
+
+    def finite_norm(self, first: Value, last: Value) -> float:
+        """`|ct|` of the first value of a chain whose cotangent is finite."""
+        norms = (self.field.norm(value) for value in self.between(first, last))
+        return next((norm for norm in norms if math.isfinite(norm)), math.nan)
+
+    def chains(self) -> list[Chain]:
+        """The chain of every leaf that has one, as far as the last value that parameters enter."""
+        found: dict[tuple[int, int], tuple[Value, Value, list[str]]] = {}
+        for leaf in self.leaves:
+            start = max(self.starts[leaf.id], key=lambda value: self.heights[value.id], default=None)
+            end = None if start is None else self.end(start)
+            if start is not None and end is not None:
+                found.setdefault((start.id, end.id), (start, end, []))[2].append(leaf.name)
+        return [Chain(self, start, end, tuple(names)) for start, end, names in found.values()]
 
 
 def chains(field: Field) -> list[Chain]:
-    """The chain of every leaf that has one, as far as the last value parameters enter: without the loss."""
+    """Find the chains of all leaves that get a gradient."""
     leaves = [leaf for leaf in field.graph.inputs if leaf.active and field.top(leaf)]
-    onward = along_depth(field)
-    spine = Spine.of(leaves, field.sinks, onward)
-    alone = of_one_leaf(field.graph)
-    ways = {first.id: _measured(field, spine.chain(first), alone) for leaf in leaves for first in onward(leaf)}
-    joins = _Joins.of(ways.values())
-    found: dict[tuple[int, ...], tuple[list[Value], list[str]]] = {}
-    for leaf in leaves:
-        longest = max((ways[first.id] for first in onward(leaf)), key=len, default=[])
-        values = _without_loss(longest, joins)
-        if len(values) > 1:
-            key = tuple(value.id for value in values)
-            found.setdefault(key, (values, []))[1].append(leaf.name)
-    return [_chain(field, values, names) for values, names in found.values()]
+    return ChainTree(field, leaves).chains() if leaves else []
 
 
-def of_one_leaf(graph: Graph) -> Mapping[int, int]:
-    """The values made from one leaf alone, and numbers of the program: that leaf."""
+def longest_chain(known: Sequence[Chain]) -> Chain | None:
+    """Return the longest chain."""
+    return max(known, key=lambda chain: chain.length, default=None)
+
+
+def along_depth(graph: Graph) -> Neighbours:
+    """From a value to those computed from it: through `checkpoint` and branches, past loops."""
+    step, reads = successors(graph), consumers(graph)
+
+    def onward(value: Value) -> Iterator[Value]:
+        for node, _ in reads.get(value.id, ()):
+            if is_loop(node):
+                yield from (new for new in node.outputs if new.active)
+        for node, new in step.get(value.id, ()):
+            if new.active and not is_loop(node):
+                yield new
+
+    return onward
+
+
+def is_loop(node: Node) -> bool:
+    return node.opened and isinstance(_jaxpr.opened_form(node.eqn), _jaxpr.Scan)
+
+
+def of_one_leaf(graph: Graph) -> Mapping[ValueId, ValueId]:
+    """The values computed from one leaf alone, and constants of the program: that leaf."""
     owner = {leaf.id: leaf.id for leaf in graph.inputs}
     _own(graph, owner)
     return owner
 
 
-def _own(level: Graph, owner: dict[int, int]) -> None:
-    for node in level.equations():
+def _own(graph: Graph, owner: dict[ValueId, ValueId]) -> None:
+    for node in graph.equations():
         if node.opened and len(node.graphs) == 1 and not is_loop(node):
-            joined = joints(node, node.graphs[0])
+            joined = binding(node, node.graphs[0])
             owner.update({inner.id: owner[outer.id] for outer, inner in joined.into if outer.id in owner})
             _own(node.graphs[0], owner)
             owner.update({outer.id: owner[inner.id] for inner, outer in joined.out_of if inner.id in owner})
@@ -88,168 +244,19 @@ def _own(level: Graph, owner: dict[int, int]) -> None:
                 owner.update({value.id: only for value in node.outputs})
 
 
-def longest_chain(known: Sequence[Chain]) -> Chain | None:
-    """The longest chain."""
-    return max(known, key=lambda chain: len(chain.parts), default=None)
-
-
-def _measured(field: Field, values: Sequence[Value], alone: Mapping[int, int]) -> list[Value]:
-    """The measured values, from where a parameter meets the data: a bias as it is broadcast is no layer yet."""
+def segments_by_steps(values: Iterable[Value], field: Field) -> list[Segment]:
+    """The segments of one step of a loop, with their gains: the geometric mean of all steps."""
     known = [value for value in values if value in field]
-    met = [i for i, value in enumerate(known) if value.id not in alone]
-    return known[met[0] :] if met else known
-
-
-@dataclass(frozen=True)
-class _Joins:
-    """Where the ways of leaves come together: they are the branches of one tree.
-
-    Attributes:
-        starts: ids of the values ways begin at.
-        into: for each value those before it, on any way.
-    """
-
-    starts: set[int]
-    into: dict[int, set[int]]
-
-    @classmethod
-    def of(cls, ways: Iterable[Sequence[Value]]) -> "_Joins":
-        starts: set[int] = set()
-        into: dict[int, set[int]] = {}
-        for way in ways:
-            starts.update(value.id for value in way[:1])
-            for near, far in itertools.pairwise(way):
-                before = into.setdefault(far.id, set())
-                if near.id in before:
-                    break  # from here on the way is known
-                before.add(near.id)
-        return cls(starts, into)
-
-    def at(self, near: Value, far: Value) -> bool:
-        """Whether another way comes into a value than the one from `near`."""
-        return far.id in self.starts or len(self.into[far.id] - {near.id}) > 0
-
-
-def _without_loss(values: Sequence[Value], joins: _Joins) -> list[Value]:
-    """A chain as far as the last array that another way from a leaf comes into.
-
-    What follows is the loss: its gains say how far off the prediction is, and how the mean is taken.
-    """
-    single = all(is_number(value) for value in values)
-    last = 0
-    for i, (near, far) in enumerate(itertools.pairwise(values), 1):
-        if (single or not is_number(far)) and joins.at(near, far):
-            last = i
-    return list(values[: last + 1])
-
-
-def _chain(field: Field, values: Sequence[Value], leaves: Sequence[str]) -> Chain:
-    norms = [field.norm(value) for value in values]
-    return Chain(tuple(_parts(field.graph, values, norms)), tuple(leaves), norms[0], norms[-1])
-
-
-def _parts(graph: Graph, values: Sequence[Value], norms: Sequence[float]) -> list[Part]:
-    made_by = makers(graph)
-    pairs = zip(values, values[1:], norms, norms[1:], strict=False)
-    return [Part(near, far, made_by[far.id], a / b if b > 0 else 1.0) for near, far, a, b in pairs]
-
-
-@dataclass(frozen=True)
-class Loop:
-    """What a loop does to the gradient that crosses it.
-
-    Attributes:
-        node: name of the loop.
-        norms: `|ct|` of the carries before each step and after the last, in the order of time.
-        growth: factor by which the norm changes at each step back: the fit of a straight line to its
-            logarithm; a pure number.
-        gains: the gain of each step on a cotangent that comes from the end, by power steps (see
-            `gains_of_steps`), in the order of time; () where not asked for.
-    """
-
-    node: str
-    norms: tuple[float, ...]
-    growth: float
-    gains: tuple[float, ...] = ()
-
-    @property
-    def ratio(self) -> float:
-        """`|ct before the first step| / |ct after the last that gets one|`, a pure number."""
-        some = [norm for norm in self.norms if norm > 0]
-        return self.norms[0] / some[-1] if some else 1.0
-
-    @property
-    def gain(self) -> float:
-        """The gain of a step: the geometric mean of all, NaN where it was not estimated."""
-        return float(np.exp(np.mean(np.log(self.gains)))) if self.gains and min(self.gains) > 0 else np.nan
-
-    def data(self) -> dict[str, Any]:
-        return {"node": self.node, "norms": self.norms, "growth": self.growth, "gains": self.gains}
-
-
-#: Loops of fewer steps have no growth to speak of.
-FEWEST_STEPS = 3
-
-
-def loops(field: Field) -> list[tuple[Carry, Loop]]:
-    """The loops that carry gradients from step to step."""
-    found = []
-    for node in field.graph.walk():
-        carry = carries_of(node) if node.active else None
-        if carry is None or carry.form.length < FEWEST_STEPS:
-            continue
-        norms = _norms_in_time(field, carry)
-        if norms is not None and np.all(np.isfinite(norms)) and np.any(norms > 0):
-            found.append((carry, Loop(node.name, tuple(map(float, norms)), growth_of(norms))))
-    return found
-
-
-def _norms_in_time(field: Field, carry: Carry) -> Any:
-    """Norms of the carries together before each step, and after the last; outer steps together."""
-    known = [value for value in carry.into if value in field]
-    if not known:
-        return None
-    stacked = [_collapsed(field.norms(value)) for value in known]
-    before = np.sqrt(np.sum([norms**2 for norms in stacked], axis=0))
-    before = before[::-1] if carry.form.reverse else before
-    after = [field.norm(value) for value in carry.last if value in field]
-    return np.append(before, np.sqrt(np.sum(np.square(after)))) if after else before
-
-
-def _collapsed(norms: Any) -> Any:
-    """Norms with the steps of this loop alone: those of loops around it together."""
-    wide = np.asarray(norms, np.float64)
-    return np.sqrt(np.sum(wide.reshape(-1, wide.shape[-1]) ** 2, axis=0))
-
-
-def growth_of(norms: Any) -> float:
-    """The factor by which norms change at each step back: 1 where there are not enough of them.
-
-    log norm[t] = a - t * log(growth)      (least squares, over the steps that get a cotangent)
-    """
-    norms = np.asarray(norms, np.float64)
-    steps = np.flatnonzero(norms > 0)
-    if len(steps) < FEWEST_STEPS:
-        return 1.0
-    slope = np.polyfit(steps, np.log(norms[steps]), 1)[0]
-    return float(np.exp(-slope))
-
-
-def inside(field: Field, carry: Carry) -> list[Part]:
-    """The parts of one step of a loop, with their gains: the geometric mean of all steps."""
-    spine = Spine.of(carry.into, carry.out, along_depth(field))
-    longest = max((spine.chain(value) for value in carry.into), key=len, default=[])
-    known = [value for value in longest if value in field]
     logs = [_mean_log(field.norms(value)) for value in known]
+    made_by = producers(field.graph)
     return [
-        Part(near, far, makers(field.graph)[far.id], float(np.exp(a - b)))
+        Segment(near, far, made_by[far.id], math.exp(a - b))
         for near, far, a, b in zip(known, known[1:], logs, logs[1:], strict=False)
-        if np.isfinite(a - b)
+        if math.isfinite(a - b)
     ]
 
 
-def _mean_log(norms: Any) -> float:
-    wide = np.asarray(norms, np.float64)
+def _mean_log(norms: np.ndarray) -> float:
     with np.errstate(divide="ignore"):
-        logs = np.log(wide)
+        logs = np.log(np.asarray(norms, np.float64))
     return float(np.mean(logs[np.isfinite(logs)])) if np.any(np.isfinite(logs)) else np.nan

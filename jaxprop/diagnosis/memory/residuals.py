@@ -12,7 +12,7 @@ from ... import _jaxpr
 from ..._tracing import Traced, check_points, name_of, trace_call
 from ...core.build import build
 from ...core.graph import Graph, Node, Value
-from ...core.structure import makers
+from ...core.structure import producers
 from ...naming.labels import Naming
 from ...naming.labels import named as name_values
 from .ledger import Ledger, Residual
@@ -240,7 +240,7 @@ def _residual(
 def _origin(graph: Graph, value: Value) -> tuple[Node, Value, int]:
     """The node that makes a value, inside of loops and branches too; how many steps of it are kept."""
     times = 1
-    node = makers(graph)[value.id]
+    node = producers(graph)[value.id]
     while node.graphs and node.opened:
         form = _jaxpr.opened_form(node.eqn)
         position = next(i for i, out in enumerate(node.outputs) if out.id == value.id)
@@ -250,12 +250,12 @@ def _origin(graph: Graph, value: Value) -> tuple[Node, Value, int]:
             break
         if isinstance(form, _jaxpr.Scan) and position >= form.num_carry:
             times *= form.length
-        value, node = inner, makers(graph)[inner.id]
+        value, node = inner, producers(graph)[inner.id]
     return node, value, times
 
 
 def _is_made(graph: Graph, value: Value) -> bool:
-    return makers(graph)[value.id].eqn is not None
+    return producers(graph)[value.id].eqn is not None
 
 
 def _size(value: Value) -> int | None:

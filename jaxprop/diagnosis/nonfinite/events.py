@@ -198,12 +198,12 @@ def given(graph: Graph, counts: Counts) -> list[Event]:
 
 def seeds(graph: Graph, seed: Sequence[Any]) -> list[Event]:
     """Cotangents the pass begins with that are not finite."""
-    makers = {value.id: (node, i) for node in graph.nodes for i, value in enumerate(node.outputs)}
+    producers = {value.id: (node, i) for node in graph.nodes for i, value in enumerate(node.outputs)}
     found = []
     for value, ct in zip(graph.outputs, seed, strict=False):
-        if ct is None or value.id not in makers or np.all(np.isfinite(ct)):
+        if ct is None or value.id not in producers or np.all(np.isfinite(ct)):
             continue
-        node, position = makers[value.id]
+        node, position = producers[value.id]
         bad = ~np.isfinite(np.asarray(ct))
         first = np.array(np.argmax(bad.ravel()))
         found.append(_event(graph, BACK, node, position, "seed", True, first, np.sum(bad), (BACK, value.id)))

@@ -154,11 +154,11 @@ def _merged(found: Sequence[Event]) -> list[Event]:
 def _first_causes(found: Sequence[Event], wrong: Sequence[Event], edges: Ways) -> list[Event]:
     """What is made of finite numbers; of what is made from Inf, only where nobody made the Inf."""
     kept = [*(event for event in found if event.kind in ("made", "seed")), *wrong]
-    makers = {site for event in kept for site in event.sites}
+    producers = {site for event in kept for site in event.sites}
     for event in found:
         if event.kind == "from inf":
             behind = edges.behind((OUT, value.id) for value in event.node.operands)
-            if not behind & makers:
+            if not behind & producers:
                 kept.append(event)
     return kept
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ... import _jaxpr
 from ...core.graph import Graph
-from ...core.structure import makers
+from ...core.structure import producers
 from .evidence import Point
 from .rewrites import called
 
@@ -59,9 +59,9 @@ def is_norm(point: Point, graph: Graph) -> bool:
     """Whether the operand is a sum: of squares, as a rule."""
     if "norm" in called(point.node.label):
         return True
-    maker = makers(graph).get(point.node.operands[0].id)
+    maker = producers(graph).get(point.node.operands[0].id)
     while maker is not None and maker.primitive in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
-        maker = makers(graph).get(maker.operands[0].id)
+        maker = producers(graph).get(maker.operands[0].id)
     return maker is not None and maker.primitive in ("reduce_sum", "dot_general")
 
 

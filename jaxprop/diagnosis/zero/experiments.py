@@ -1,53 +1,83 @@
-"""Why nothing gets through a node: tried out on the numbers it stood at.
+"""Diagnose why nothing gets through a node, by experiments on its recorded operands.
 
-The causes are told apart by experiments that hold for any operation, not by the name of the primitive: is the
-cotangent too small for its type; does another operand multiply by zero; does the derivative come back when the
-operand is moved a little, or far. The name of the primitive only chooses the words.
+The causes are told apart by experiments that hold for any operation, not by the name of the primitive: do the
+contributions of several consumers cancel, is the cotangent too small for its dtype, does another operand
+multiply by zero, does the derivative come back when the operand is moved a little, or far. The name of the
+primitive only chooses the words.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ... import _jaxpr
-from ...core.graph import Node
+from ...core.graph import Node, Value
 from ...core.local import evaluate
+from ...core.types import Array, Dtype
 from ...record.tape import Tape
 from .reachability import is_users
-from .suspects import Suspect
-from .wording import RECTIFYING, Words, saturating
+from .wording import RECTIFYING, Explanation, saturating
+
+Kind: TypeAlias = Literal["zero", "dead", "saturated"]
 
 
 @dataclass(frozen=True)
-class Cause:
+class Suspect:
+    """A node that a cotangent reaches, and does not (or hardly) get through.
+
+    Attributes:
+        kind: `zero` where nothing gets through, `dead` where nothing for some units, `saturated` where little.
+        node: the node.
+        output: position of the output the cotangent reaches.
+        position: position of the operand it does not reach.
+        amount: of `dead` the fraction of units that get nothing, of `saturated` the local gain.
+    """
+
+    kind: Kind
+    node: Node
+    output: int
+    position: int
+    amount: float = 0.0
+
+    @property
+    def operand(self) -> Value:
+        return self.node.operands[self.position]
+
+
+@dataclass(frozen=True)
+class ZeroCause:
     """Why nothing gets through a node.
 
     Attributes:
-        words: the class of the cause, why, and the fix.
-        numbers: what was seen.
-        factor: the operand that multiplies by zero, where there is one.
+        explanation: the class of the cause, why, and the fix.
+        numbers: what was measured.
+        factor: position of the operand that multiplies by zero, where there is one.
     """
 
-    words: Words
-    numbers: Mapping[str, Any] = field(default_factory=dict)
+    explanation: Explanation
+    numbers: Mapping[str, float | str] = field(default_factory=dict)
     factor: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.explanation.cause
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
-    """A node at the numbers of one step, with the cotangent that came to it."""
+class Experiment:
+    """A node with the operands of one step, and the cotangent that reaches it."""
 
     tape: Tape
     suspect: Suspect
-    operands: tuple[Any, ...]
-    ct: Any
+    operands: tuple[Array, ...]
+    ct: Array
 
     @classmethod
-    def of(cls, tape: Tape, suspect: Suspect) -> "Point":
+    def of(cls, tape: Tape, suspect: Suspect) -> "Experiment":
         """Read a tape that keeps values and cotangents at the node.
 
         In a loop the step of the greatest cotangent is taken.
@@ -62,239 +92,293 @@ class Point:
         operands = (jnp.asarray(tape.value_of(value, step)) for value in node.operands)
         return cls(tape, suspect, tuple(operands), jnp.asarray(ct[step]))
 
+    def with_ones(self) -> "Experiment":
+        """The same with a cotangent of ones: whether anything can get through."""
+        return Experiment(self.tape, self.suspect, self.operands, jnp.ones_like(self.ct))
+
     @property
     def node(self) -> Node:
         return self.suspect.node
 
     @property
-    def operand(self) -> Any:
+    def operand(self) -> Array:
         return self.operands[self.suspect.position]
 
-    def lets_through(
-        self, *, operand: Any = None, others: Mapping[int, Any] | None = None, ct: Any = None
-    ) -> bool:
-        """Whether anything gets through with other numbers in the place of some."""
-        x = self.operand if operand is None else operand
-        return bool(jnp.any(self.pull(x, others or {}, self.ct if ct is None else ct, self.run) != 0))
+    @property
+    def name(self) -> str:
+        """The name of the operand that nothing reaches."""
+        return self.suspect.operand.name
 
-    def run(self, operands: Sequence[Any]) -> Any:
+    def in_ct(
+        self,
+        *,
+        operand: Array | None = None,
+        others: Mapping[int, Array] | None = None,
+        ct: Array | None = None,
+    ) -> Array:
+        """The cotangent of the operand, with other numbers in the place of some."""
+        x = self.operand if operand is None else operand
+        return self.pull(x, others or {}, self.ct if ct is None else ct, self.run)
+
+    def lets_through(
+        self,
+        *,
+        operand: Array | None = None,
+        others: Mapping[int, Array] | None = None,
+        ct: Array | None = None,
+    ) -> bool:
+        """Whether anything gets through, with other numbers in the place of some."""
+        return bool(jnp.any(self.in_ct(operand=operand, others=others, ct=ct) != 0))
+
+    def run(self, operands: Sequence[Array]) -> Array:
         return evaluate(self.node, operands)[self.suspect.output]
 
-    def pull(self, x: Any, others: Mapping[int, Any], ct: Any, run: Callable[[Sequence[Any]], Any]) -> Any:
+    def pull(
+        self, x: Array, others: Mapping[int, Array], ct: Array, run: Callable[[Sequence[Array]], Array]
+    ) -> Array:
         full = [others.get(i, operand) for i, operand in enumerate(self.operands)]
 
-        def of(x: Any) -> Any:
+        def of(x: Array) -> Array:
             return run([x if i == self.suspect.position else operand for i, operand in enumerate(full)])
 
         return jax.vjp(of, x)[1](ct)[0]
 
 
-def cause_of(point: Point) -> Cause:
+def cause_of(experiment: Experiment) -> ZeroCause:
     """Find out why no cotangent gets through a node."""
-    for look in (_empty, _branch, _overflow, _rule, _underflow, _never_chosen, _factor, _stationary, _flat):
-        found = look(point)
+    looks = (
+        *(_empty, _branch, _overflow, _rule, _cancelled, _underflow),
+        *(_never_selected, _zero_factor, _stationary, _flat),
+    )
+    for look in looks:
+        found = look(experiment)
         if found is not None:
             return found
-    words = Words(
+    explanation = Explanation(
         "zero derivative",
-        f"at these numbers the derivative of `{point.node.primitive}` by `{point.suspect.operand.name}` "
-        "is zero.",
+        f"the derivative of `{experiment.node.primitive}` with respect to `{experiment.name}` is zero at these "
+        "operands.",
         "look at the operands of the node: `jp.backprop(loss, nodes=[...])` records them.",
     )
-    return Cause(words)
+    return ZeroCause(explanation)
 
 
-def _empty(point: Point) -> Cause | None:
-    if all(0 not in np.shape(x) for x in point.operands):
+#: The class of the cause where the contributions of all consumers cancel exactly.
+CANCELLATION = "exact cancellation"
+
+#: The class of the cause at an optimum.
+STATIONARY = "stationary"
+
+
+def _empty(experiment: Experiment) -> ZeroCause | None:
+    if all(0 not in np.shape(x) for x in experiment.operands):
         return None
-    words = Words(
-        "empty", "there are no numbers in it: an empty batch, or an empty slice.", "leave such batches out."
+    return ZeroCause(
+        Explanation(
+            "empty", "it has no elements: an empty batch, or an empty slice.", "leave such batches out."
+        )
     )
-    return Cause(words)
 
 
-def _branch(point: Point) -> Cause | None:
-    if point.node.primitive != "cond":
+def _branch(experiment: Experiment) -> ZeroCause | None:
+    if experiment.node.primitive != "cond":
         return None
-    taken = int(point.operands[0])
-    words = Words(
+    taken = int(experiment.operands[0])
+    explanation = Explanation(
         "branch not taken",
         f"it is read in another branch than {taken}, the one taken.",
-        "nothing, if the branch is meant to be rare; else look at what decides it.",
+        "nothing, if the branch is meant to be rare; otherwise look at what selects it.",
     )
-    return Cause(words, {"branch taken": taken})
+    return ZeroCause(explanation, {"branch taken": taken})
 
 
-def _rule(point: Point) -> Cause | None:
-    """A custom rule of the user's, where autodiff of its own primal gives something."""
-    node = point.node
+def _rule(experiment: Experiment) -> ZeroCause | None:
+    """A custom rule of the user's, where JAX derives something from its primal."""
+    node = experiment.node
     if node.eqn is None or not _jaxpr.has_custom_rule(node.eqn) or not is_users(node):
+        return None
+    if experiment.lets_through():
         return None
     (body, *_) = _jaxpr.nested_programs(node.eqn)
 
-    def primal(operands: Sequence[Any]) -> Any:
-        return _jaxpr.run(body, operands)[point.suspect.output]
+    def primal(operands: Sequence[Array]) -> Array:
+        return _jaxpr.run(body, operands)[experiment.suspect.output]
 
-    by_autodiff = point.pull(point.operand, {}, point.ct, primal)
-    also = " Autodiff of the function itself gives something." if bool(jnp.any(by_autodiff != 0)) else ""
-    words = Words(
+    derived = experiment.pull(experiment.operand, {}, experiment.ct, primal)
+    also = " The derivative of its primal is not zero." if bool(jnp.any(derived != 0)) else ""
+    explanation = Explanation(
         "custom rule",
-        f"the custom rule of `{node.primitive}` returned zero for a cotangent that was not.{also}",
-        "look at its backward half: what it returns must be made from the cotangent it is given.",
+        f"the custom rule of `{node.primitive}` returned zero for a cotangent that is not zero.{also}",
+        "look at its backward half: what it returns must be computed from the cotangent it is given.",
     )
-    return Cause(words)
+    return ZeroCause(explanation)
 
 
-def _overflow(point: Point) -> Cause | None:
+def _cancelled(experiment: Experiment) -> ZeroCause | None:
+    """A contribution that is not zero: another consumer of the same value sends its opposite."""
+    in_ct = experiment.in_ct()
+    if not bool(jnp.any(in_ct != 0)):
+        return None
+    explanation = Explanation(
+        CANCELLATION,
+        f"the contributions to the cotangent of `{experiment.name}` are not zero, and their sum is.",
+        "nothing, if the result does not depend on it: the gradient is truly zero.",
+    )
+    return ZeroCause(explanation, {"contribution": float(jnp.linalg.norm(jnp.ravel(in_ct)))})
+
+
+def _overflow(experiment: Experiment) -> ZeroCause | None:
     """Infinite operands with a finite derivative: 1 / inf is zero."""
-    x = point.operand
+    x = experiment.operand
     if not _jaxpr.is_inexact(x.dtype) or bool(jnp.any(jnp.isfinite(x))) or x.size == 0:
         return None
-    most = float(jnp.finfo(x.dtype).max)
-    words = Words(
+    explanation = Explanation(
         "overflow",
-        f"`{point.suspect.operand.name}` is more than {x.dtype} can hold ({most:.1e}): it is infinite, and the "
-        f"derivative of `{point.node.primitive}` there is zero.",
-        "compute this part in float32, or divide by the greatest element before.",
+        f"`{experiment.name}` exceeds the range of {x.dtype} ({float(jnp.finfo(x.dtype).max):.1e}): it is "
+        f"infinite, and the derivative of `{experiment.node.primitive}` there is zero.",
+        f"divide by the greatest element first{_or_in(_wider_range(x.dtype))}.",
     )
-    return Cause(words, _range(point))
+    return ZeroCause(explanation, _range(experiment))
 
 
-def _underflow(point: Point) -> Cause | None:
-    dtype = point.operand.dtype
-    top = jnp.max(jnp.abs(point.ct))
-    if not bool(jnp.isfinite(top)) or bool(top == 0) or not point.lets_through(ct=point.ct / top):
+def _underflow(experiment: Experiment) -> ZeroCause | None:
+    dtype = experiment.operand.dtype
+    top = jnp.max(jnp.abs(experiment.ct))
+    if not bool(jnp.isfinite(top)) or bool(top == 0) or not experiment.lets_through(ct=experiment.ct / top):
         return None
-    words = Words(
+    explanation = Explanation(
         "underflow",
-        f"the product is smaller than {dtype} can hold ({float(jnp.finfo(dtype).tiny):.1e}) and becomes zero.",
-        "scale the loss up by a power of two and the gradient down again, or compute this in bfloat16 or "
-        "float32.",
+        f"the product is below the smallest normal {dtype} ({float(jnp.finfo(dtype).tiny):.1e}) and is "
+        "flushed to zero.",
+        f"scale the loss up by a power of two and the gradient down again{_or_in(_wider_range(dtype))}.",
     )
-    return Cause(words, {"|ct| that came": float(top), "dtype": str(dtype)})
+    return ZeroCause(explanation, {"|out_ct|": float(top), "dtype": str(dtype)})
 
 
-def _never_chosen(point: Point) -> Cause | None:
-    node = point.node
-    if node.primitive != "select_n" or point.suspect.position == 0:
+def _wider_range(dtype: Dtype) -> str:
+    """The dtypes with a wider range, as words; never the one in use."""
+    return "bfloat16 or float32" if jnp.dtype(dtype).itemsize < 4 and dtype != jnp.bfloat16 else "float64"
+
+
+def _or_in(dtypes: str) -> str:
+    return f", or compute this part in {dtypes}"
+
+
+def _never_selected(experiment: Experiment) -> ZeroCause | None:
+    if experiment.node.primitive != "select_n" or experiment.suspect.position == 0:
         return None
-    taken = np.asarray(point.operands[0]).astype(int) == point.suspect.position - 1
-    words = Words(
+    taken = np.asarray(experiment.operands[0]).astype(int) == experiment.suspect.position - 1
+    explanation = Explanation(
         "where never taken",
-        "the condition picks the other side for every element.",
-        "look at the condition; if it should be smooth, weigh the two sides: `w * a + (1 - w) * b`.",
+        "the condition selects the other side for every element.",
+        "look at the condition; if it should be smooth, weight the two sides: `w * a + (1 - w) * b`.",
     )
-    return Cause(words, {"chosen": float(np.mean(taken))})
+    return ZeroCause(explanation, {"selected": float(np.mean(taken))})
 
 
-def _factor(point: Point) -> Cause | None:
-    """Another operand that is zero where the cotangent is not: with ones in its place something comes."""
-    for i, x in enumerate(point.operands):
-        if i == point.suspect.position or not _jaxpr.is_inexact(x.dtype) or not bool(jnp.any(x == 0)):
+def _zero_factor(experiment: Experiment) -> ZeroCause | None:
+    """Another operand that is zero where the cotangent is not: with ones in its place something passes."""
+    for i, x in enumerate(experiment.operands):
+        if i == experiment.suspect.position or not _jaxpr.is_inexact(x.dtype) or not bool(jnp.any(x == 0)):
             continue
-        if not point.lets_through(others={i: jnp.where(x == 0, jnp.ones_like(x), x)}):
+        if not experiment.lets_through(others={i: jnp.where(x == 0, jnp.ones_like(x), x)}):
             continue
-        value = point.node.operands[i]
-        zeros = _share(x == 0)
-        where = "which is zero throughout" if zeros == 1 else "which is zero wherever a cotangent comes"
-        if value.literal is not None:
-            words = Words(
-                "zero factor",
-                f"it is multiplied by {value.name}, a number that stands in the program.",
-                "take the term away, or give it a weight.",
-            )
-        else:
-            words = Words(
-                "zero factor",
-                f"it is multiplied by `{value.name}`, {where}.",
-                f"look at where `{value.name}` comes from: a mask, an input, or weights that begin at zero.",
-            )
-        return Cause(words, {"zeros": zeros}, i)
+        return _factor(experiment.node.operands[i], i, _mean(x == 0))
     return None
 
 
-def _stationary(point: Point) -> Cause | None:
-    """A point where the derivative is zero and is not a little further on, to both sides."""
-    x = point.operand
+def _factor(value: Value, position: int, zeros: float) -> ZeroCause:
+    where = "which is zero everywhere" if zeros == 1 else "which is zero wherever a cotangent arrives"
+    if value.literal is not None:
+        why = f"it is multiplied by {value.name}, a constant of the program."
+        fix = "remove the term, or give it a weight."
+    else:
+        why = f"it is multiplied by `{value.name}`, {where}."
+        fix = f"look at where `{value.name}` comes from: a mask, an input, or weights initialised to zero."
+    return ZeroCause(Explanation("zero factor", why, fix), {"zeros": zeros}, position)
+
+
+def _stationary(experiment: Experiment) -> ZeroCause | None:
+    """A point where the derivative is zero, and is not a little further on, to both sides."""
+    x = experiment.operand
     little = jnp.asarray(1e-3 * max(1.0, float(jnp.max(jnp.abs(x)))), x.dtype)
-    ways = [point.lets_through(operand=moved) for moved in (x + little, x - little)]
-    if all(ways):
-        words = Words(
-            "stationary",
-            f"`{point.suspect.operand.name}` stands just where the derivative of `{point.node.primitive}` "
-            "is zero: "
-            "the loss is at an optimum, or on a ridge between two.",
-            "nothing, at an optimum; else begin a little beside it (random in place of zero).",
-        )
-        return Cause(words, _range(point))
-    return None
+    if not all(experiment.lets_through(operand=moved) for moved in (x + little, x - little)):
+        return None
+    explanation = Explanation(
+        STATIONARY,
+        f"`{experiment.name}` is exactly where the derivative of `{experiment.node.primitive}` is zero: at an "
+        "optimum of the loss, or on a ridge.",
+        "nothing, at an optimum; otherwise start next to it (random instead of zero).",
+    )
+    return ZeroCause(explanation, _range(experiment))
 
 
-def _flat(point: Point) -> Cause | None:
+def _flat(experiment: Experiment) -> ZeroCause | None:
     """A flat part of a function that is not flat elsewhere."""
-    name = point.node.primitive
-    if said := saturating(point.node) or ("exp" if name in ("exp", "exp2") else ""):
-        words = Words(
+    name = experiment.node.primitive
+    if function := saturating(experiment.node) or ("exp" if name in ("exp", "exp2") else ""):
+        explanation = Explanation(
             "saturated",
-            f"far {'below' if said == 'exp' else 'from'} zero {said} is flat: in {point.operand.dtype} "
-            "its derivative is zero there.",
-            "make what goes into it smaller: scale the inputs or the weights before it, or normalise.",
+            f"far {'below' if function == 'exp' else 'from'} zero {function} is flat: in "
+            f"{experiment.operand.dtype} its derivative is zero.",
+            "make its input smaller: scale the inputs or the weights before it, or normalise.",
         )
-        return Cause(words, _range(point))
-    if name.startswith("relu") or name in ("max", "min") and _other_is_zero(point):
-        return Cause(_DEAD_RELU, {"positive": _share(point.operand > 0), **_range(point)})
+        return ZeroCause(explanation, _range(experiment))
+    if name.startswith("relu") or name in ("max", "min") and _other_is_zero(experiment):
+        return ZeroCause(_DEAD_RELU, {"positive": _mean(experiment.operand > 0), **_range(experiment)})
     if name in RECTIFYING:
-        words = Words(
+        explanation = Explanation(
             "clipped",
-            "every element is outside of the bounds, and past a bound the value is constant.",
-            "keep it inside of the bounds (tanh, a sigmoid), or let the cotangent through: "
-            f'`jp.grad(loss, rules=[("{point.node.name}", jp.rules.straight_through())])`.',
+            "every element is outside the bounds, where the value is constant.",
+            "keep it inside the bounds (tanh, a sigmoid), or let the cotangent through: "
+            f'`jp.grad(loss, rules=[("{experiment.node.name}", jp.rules.straight_through())])`.',
         )
-        return Cause(words, _range(point))
+        return ZeroCause(explanation, _range(experiment))
     return None
 
 
-_DEAD_RELU = Words(
+_DEAD_RELU = Explanation(
     "dead relu",
-    "every element that goes into it is zero or less, and there a relu is flat.",
-    "a lower learning rate, a smaller or positive bias at the start, or `jax.nn.leaky_relu` or `jax.nn.gelu`.",
+    "every element of its input is zero or less, where a relu is flat.",
+    "use a lower learning rate, a smaller or positive initial bias, or `jax.nn.leaky_relu` or `jax.nn.gelu`.",
 )
 
 
-def words_of_dead(suspect: Suspect) -> Words:
-    """What is said where only some units are dead."""
+def explain_dead(suspect: Suspect) -> Explanation:
+    """Explain a node at which some units are dead."""
     if suspect.node.primitive in ("clamp", "min"):
-        return Words(
+        return Explanation(
             "clipped",
             "for every example of the batch these units are past the bound, where the value is constant.",
-            "keep them inside of the bounds (tanh, a sigmoid), or widen the bounds.",
+            "keep them inside the bounds (tanh, a sigmoid), or widen the bounds.",
         )
-    return Words(
+    return Explanation(
         "dead relu",
-        "for no example of the batch they are above zero: they get no gradient, and so they stay as they are.",
+        "they are above zero for no example of the batch: they get no gradient, and stay as they are.",
         _DEAD_RELU.fix,
     )
 
 
-def words_of_saturated(suspect: Suspect) -> Words:
-    said = saturating(suspect.node)
-    return Words(
+def explain_saturated(suspect: Suspect) -> Explanation:
+    """Explain a node that lets little through."""
+    return Explanation(
         "saturated",
-        f"what goes into the {said} is so large that it is nearly flat there.",
-        "make what goes into it smaller: scale the inputs or the weights before it, or normalise.",
+        f"the input of the {saturating(suspect.node)} is so large that it is nearly flat there.",
+        "make its input smaller: scale the inputs or the weights before it, or normalise.",
     )
 
 
-def _other_is_zero(point: Point) -> bool:
-    return any(i != point.suspect.position and not bool(jnp.any(x != 0)) for i, x in enumerate(point.operands))
+def _other_is_zero(experiment: Experiment) -> bool:
+    others = (x for i, x in enumerate(experiment.operands) if i != experiment.suspect.position)
+    return any(not bool(jnp.any(x != 0)) for x in others)
 
 
-def _range(point: Point) -> dict[str, float]:
-    x = np.asarray(point.operand)
+def _range(experiment: Experiment) -> dict[str, float]:
+    x = np.asarray(experiment.operand)
     if jnp.issubdtype(x.dtype, np.complexfloating):
         return {"greatest |operand|": float(np.max(np.abs(x)))}
     return {"least operand": float(np.min(x)), "greatest operand": float(np.max(x))}
 
 
-def _share(x: Any) -> float:
+def _mean(x: Array) -> float:
     return float(jnp.mean(x.astype(jnp.float32)))

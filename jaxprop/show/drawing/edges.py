@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ... import _jaxpr
 from ...core.graph import Graph, Node, Value
-from ...core.structure import joints, sources
+from ...core.structure import binding, sources
 from .scene import Edge, Endpoint, LocalText, Shown
 
 
@@ -60,7 +60,7 @@ def _connections(graph: Graph) -> Iterator[tuple[Value, Endpoint, str]]:
 def _connections_of_body(node: Node, nested: Graph) -> Iterator[tuple[Value, Endpoint, str]]:
     heads = {head.outputs[0].id: head.index for head in nested.heads}
     if _jaxpr.opened_form(node.eqn) is not None:
-        into, out_of, around = joints(node, nested)
+        into, out_of, around = binding(node, nested)
     else:
         into, out_of, around = _joints_of_closed(node, nested), (), ()
         if len(nested.outputs) == len(node.outputs):

@@ -8,7 +8,7 @@ import numpy as np
 from ... import _jaxpr
 from ..._text import listed
 from ...core.graph import Node, Value
-from ...core.structure import joints
+from ...core.structure import binding
 from ...core.types import Array
 from ...record.contributions import Shares
 from ..symbolic.derive import Statement
@@ -166,7 +166,7 @@ def _contributions_of_next_step_or_result(lookup: Lookup, node: Node, value: Val
         return []
     parent, number = parents[-1]
     found, form = [], _jaxpr.opened_form(parent.eqn)
-    for position, (inner, outer) in enumerate(joints(parent, parent.graphs[number]).out_of):
+    for position, (inner, outer) in enumerate(binding(parent, parent.graphs[number]).out_of):
         if lookup.original(inner).id != value.id and inner.id != value.id:
             continue
         if isinstance(form, _jaxpr.Scan) and position < form.num_carry:

@@ -7,7 +7,7 @@ import numpy as np
 from ... import _jaxpr
 from ..._text import type_name
 from ...core.graph import Node, Value
-from ...core.structure import joints
+from ...core.structure import binding
 from ..symbolic.names import Spelled, latex_name, text_name
 from .lookup import Lookup
 from .outline import OutlineItem
@@ -116,7 +116,7 @@ def _input_of_body(lookup: Lookup, node: Node, value: Value) -> str:
         return "an argument"
     parent, number = parents[-1]
     body = parent.graphs[number]
-    pairs = joints(parent, body).into
+    pairs = binding(parent, body).into
     at = next((i for i, (_, inner) in enumerate(pairs) if inner.id == value.id), None)
     if at is None:
         return "closed over"

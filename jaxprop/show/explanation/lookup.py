@@ -11,7 +11,7 @@ import numpy as np
 
 from ... import _jaxpr
 from ...core.graph import Graph, Node, Value
-from ...core.structure import makers, outside
+from ...core.structure import outside, producers
 from ...core.types import Array, ValueId
 from ...record.tape import Tape
 from ..symbolic.derive import Statement
@@ -210,7 +210,7 @@ class Lookup:
         return None
 
     def producer(self, value: Value) -> Node:
-        return makers(self.tape.graph)[value.id]
+        return producers(self.tape.graph)[value.id]
 
 
 def result_name(tape: Tape) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from ..._text import number as spell
 from ...core.graph import Graph, Value
 from ...core.selectors import nearest
-from ...core.structure import makers
+from ...core.structure import producers
 from ...record.tape import Tape
 from ..symbolic.derive import Statement
 from ..symbolic.names import Spelled, latex_name, text_name
@@ -31,7 +31,7 @@ def chain_rows(lookup: Lookup, start: Value) -> Iterator[StoryRow]:
     paths = _scalar_paths(lookup, start, target)
 
     def slope(of: Value, wrt: Value) -> Described:
-        return lookup.slope(lookup.statements.of(makers(graph)[of.id]), wrt)
+        return lookup.slope(lookup.statements.of(producers(graph)[of.id]), wrt)
 
     products = [product for path in paths if (product := _product_along(path, slope)) is not None]
     if not paths or len(products) < len(paths) or (len(paths) == 1 and len(paths[0]) == 2):
@@ -57,7 +57,7 @@ def _arrows(path: Sequence[Value]) -> Spelled:
 
 def _scalar_paths(lookup: Lookup, start: Value, target: Value) -> list[list[Value]]:
     """The paths of scalars from `start` to `target`; none if there is an array or a body, or too many."""
-    producers = makers(lookup.tape.graph)
+    produced = producers(lookup.tape.graph)
     found: list[list[Value]] = []
     stack, work = [[target]], 0
     while stack:
@@ -69,7 +69,7 @@ def _scalar_paths(lookup: Lookup, start: Value, target: Value) -> list[list[Valu
             continue
         if work > _MOST_WORK or len(path) > _LONGEST_PATH:
             return []
-        node = producers[first.id]
+        node = produced[first.id]
         if node.eqn is None:
             continue
         statement = lookup.statements.of(node)

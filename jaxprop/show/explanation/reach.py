@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ...core.graph import Graph, Value
-from ...core.structure import joints
+from ...core.structure import binding
 
 
 def downstream(graph: Graph, start: int) -> frozenset[int]:
@@ -23,7 +23,7 @@ def _propagate(graph: Graph, reached: set[int]) -> bool:
                 reached.update(value.id for value in node.outputs)
             continue
         for nested in node.graphs:
-            bindings = joints(node, nested)
+            bindings = binding(node, nested)
             _bind(reached, bindings.into)
             again |= _propagate(nested, reached)
             _bind(reached, bindings.out_of)

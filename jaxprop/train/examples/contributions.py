@@ -67,13 +67,13 @@ def contribution_of(node: Node, position: int, axis_of: AxisOf) -> Contribution 
     """
     if len(node.outputs) != 1 or axis_of(node.outputs[0]) is None:
         return None
-    makers = {
+    producers = {
         "dot_general": _matrix_product,
         "conv_general_dilated": _convolution,
         "gather": _embedding_lookup,
         "broadcast_in_dim": _broadcast,
     }
-    return makers.get(node.primitive, _elementwise)(node, position, axis_of)
+    return producers.get(node.primitive, _elementwise)(node, position, axis_of)
 
 
 # --- matrix products -------------------------------------------------------------------------
