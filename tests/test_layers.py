@@ -26,8 +26,8 @@ LAYERS = {
     "show.drawing": """palette text_metrics scene layout arrays edges groups build view card
         svg dot mermaid model_explorer html draw""",
     "diagnosis": "thresholds report passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
-    "diagnosis.nonfinite": """recorders rewrites origin_test propagation events origins evidence predicates
-        causes lookup findings""",
+    "diagnosis.nonfinite": """recorders probe propagation events origins evidence expressions
+        stable_forms rewriting trial causes cause_table findings""",
     "diagnosis.zero": "reachability wording suspects static experiments dynamic blocked",
     "diagnosis.flow": "dominators cancellation gains chains flow",
     "diagnosis.memory": "ledger residuals",

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -12,7 +12,9 @@ from .._tracing import name_of, normalize_argnums
 from ..core.types import Function, PyTree
 from .flow.flow import flow_findings
 from .measures import Field
-from .nonfinite.findings import accused, origin_findings
+from .nonfinite.cause_table import DEFAULT_CAUSES
+from .nonfinite.causes import Cause, check_causes
+from .nonfinite.findings import origin_findings
 from .nonfinite.origins import find_origins
 from .nonfinite.recorders import health
 from .passes import Passes, Run, on_host
@@ -29,6 +31,7 @@ def diagnose(
     cotangent: PyTree | None = None,
     most: int = 12,
     thresholds: Thresholds | None = None,
+    causes: Sequence[Cause] = DEFAULT_CAUSES,
 ) -> Callable[..., Report]:
     """Find out where a gradient goes wrong, why, and what to do about it.
 
@@ -44,6 +47,7 @@ def diagnose(
         cotangent: the initial cotangent (seed), as in `backprop`.
         most: how many origins are described; the others are only counted.
         thresholds: beyond which a gradient is reported to vanish, to explode, ...; see `Thresholds`.
+        causes: the causes of NaN and Inf to match, in order: your own before `DEFAULT_CAUSES`; see `Cause`.
 
     Returns:
         A function of the arguments of `loss` that returns a `Report`. Its findings of kind `origin` are the
@@ -53,7 +57,8 @@ def diagnose(
         `blocked_gradients`), and by gradients that vanish or explode (see `gradient_flow`).
 
     Raises:
-        TypeError: called inside a traced function, or a differentiated leaf is not floating point.
+        TypeError: called inside a traced function, a differentiated leaf is not floating point, or `causes`
+            holds something else than causes.
         ValueError: an argument was donated.
 
     Examples:
@@ -69,28 +74,29 @@ def diagnose(
         'jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)'
     """
     passes = Passes(loss, argnums, has_aux, cotangent)
+    causes = check_causes(causes)
 
     @functools.wraps(loss, updated=())
     def diagnosed(*args: PyTree, **kwargs: PyTree) -> Report:
         with jax.debug_nans(False), jax.debug_infs(False):
-            return _diagnosis(passes.at(*args, **kwargs), most, thresholds)
+            return _diagnosis(passes.at(*args, **kwargs), most, thresholds, causes)
 
     return diagnosed
 
 
-def _diagnosis(run: Run, most: int, thresholds: Thresholds | None) -> Report:
+def _diagnosis(run: Run, most: int, thresholds: Thresholds | None, causes: Sequence[Cause]) -> Report:
     first = on_host(run(record=health))
     origins = find_origins(run, first)
-    shown = origins[:most]
-    findings = origin_findings(shown, on_host(run(nodes=accused(shown))), _batch_length(run)) if shown else []
+    left = max(len(origins) - most, 0)
+    findings, notes = origin_findings(run, first, origins[:most], causes, _batch_length(run), complete=not left)
     field = Field.of_health(first)
     # A cotangent that NaN reaches is not zero, whatever the path to it looks like.
     spoiled = {leaf for origin in origins for leaf in origin.leaves}
     blocked = blocked_findings(field, run, thresholds)
     findings += [found for found in blocked if not found.leaves or not spoiled.issuperset(found.leaves)]
     findings += flow_findings(field, run, thresholds)
-    left = len(origins) - len(shown)
-    notes = [f"{plural(left, 'more origin')} not shown: pass `most={len(origins)}`."] if left else []
+    if left:
+        notes.append(f"{plural(left, 'more origin')} not shown: pass `most={len(origins)}`.")
     return Report.of(f"diagnose {name_of(run.passes.loss)}", findings, {"nodes": len(first.names)}, notes)
 
 
