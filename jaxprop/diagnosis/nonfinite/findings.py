@@ -1,6 +1,6 @@
 """Origins put into words: findings of kind `origin`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -59,7 +59,8 @@ def origin_findings(
         _finding(origin, one, cause, rewrite, batch)
         for origin, one, cause, rewrite in zip(origins, evidence, matched, choice.chosen, strict=True)
     ]
-    return list(_one_for_each_line(described)), _notes(choice, origins, full.graph, complete)
+    order = {value.name: i for i, value in enumerate(full.graph.inputs)}
+    return list(_one_for_each_line(described, order)), _notes(choice, origins, full.graph, complete)
 
 
 def _nodes_to_record(graph: Graph, origins: Sequence[Origin], causes: Sequence[Cause]) -> frozenset[int]:
@@ -275,14 +276,14 @@ def _as_plain(x: object) -> object:
 # --- together --------------------------------------------------------------------------------------
 
 
-def _one_for_each_line(findings: Sequence[Finding]) -> Iterator[Finding]:
-    """Merge the findings of one line, expression and cause: the first, with the leaves of all."""
+def _one_for_each_line(findings: Sequence[Finding], order: Mapping[str, int]) -> Iterator[Finding]:
+    """Merge the findings of one line, expression and cause: the first, with the leaves of all, in order."""
     groups: dict[object, list[Finding]] = {}
     for i, finding in enumerate(findings):
         key = (finding.source, finding.code, finding.cause, finding.severity, finding.fix)
         groups.setdefault(key if finding.source is not None and finding.code else i, []).append(finding)
     for first, *rest in groups.values():
-        leaves = dict.fromkeys(leaf for one in (first, *rest) for leaf in one.leaves)
+        leaves = sorted({leaf for one in (first, *rest) for leaf in one.leaves}, key=order.__getitem__)
         numbers = dict(first.numbers)
         if rest:
             numbers["also at"] = [one.node for one in rest]

@@ -38,6 +38,7 @@ class Rewrite:
         result: that value.
         inputs: the values of the program it is computed from, all of the graph the root is in.
         function: computes the new result from them.
+        original: computes the result of the expression that is replaced, as it is written in the source.
         nodes: indices of the nodes that the expression consists of.
         replays: whether the function evaluates nodes of the program, so that shapes are fixed.
     """
@@ -49,6 +50,7 @@ class Rewrite:
     result: Value
     inputs: tuple[Value, ...]
     function: Callable[..., Array]
+    original: Callable[..., Array]
     nodes: frozenset[int]
     replays: bool
 
@@ -286,6 +288,7 @@ def _rewrite(form: StableForm, operation: Operation, binding: _Binding) -> Rewri
         result=operation.result,
         inputs=inputs,
         function=_function(template, binding, constants, inputs),
+        original=_function(parse_form(form.broken), binding, constants, inputs),
         nodes=binding.nodes,
         replays=binding.operation is not None or bool(binding.selections),
     )

@@ -61,9 +61,15 @@ def fitted(rewrite: Rewrite, evidence: Evidence, tape: Tape) -> Rewrite | None:
     ones = np.ones(original.shape, original.dtype)
     ct = ones if ct is None else np.where(np.isfinite(ct), ct, ones).astype(original.dtype)
     for depth in range(1 if rewrite.replays else _MOST_BATCH_AXES + 1):
-        batched = replace(rewrite, function=_mapped(rewrite, depth))
-        if _passes(batched, inputs, np.asarray(original), ct, evidence.reaches_loss):
-            return batched
+        before = _evaluated(_mapped(rewrite, rewrite.original, depth), inputs, ct)
+        if before is None or not _agree(before[0], np.asarray(original)):
+            continue  # not under so many `vmap`s, or not the expression that it seems to be
+        batched = replace(rewrite, function=_mapped(rewrite, rewrite.function, depth))
+        after = _evaluated(batched.function, inputs, ct)
+        if after is None or not _agree(after[0], np.asarray(original)):
+            return None
+        must_be_finite = after if evidence.reaches_loss else after[1:]
+        return batched if all(np.all(np.isfinite(x)) for x in must_be_finite) else None
     return None
 
 
@@ -73,40 +79,36 @@ def _without_nan(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x), np.asarray(0.5, x.dtype), x)
 
 
-def _mapped(rewrite: Rewrite, depth: int) -> Callable[..., Array]:
-    """Map a stable form over leading axes, those of the result."""
-    function = rewrite.function
+def _mapped(rewrite: Rewrite, function: Callable[..., Array], depth: int) -> Callable[..., Array]:
+    """Map a function of the inputs over leading axes, those of the result."""
     for level in reversed(range(depth)):
-        if level >= len(rewrite.result.shape):
-            return rewrite.function
-        length = rewrite.result.shape[level]
-        axes = [0 if value.shape[level : level + 1] == (length,) else None for value in rewrite.inputs]
+        length = rewrite.result.shape[level : level + 1]
+        axes = [0 if length and value.shape[level : level + 1] == length else None for value in rewrite.inputs]
         if all(axis is None for axis in axes):
-            return rewrite.function
+            break
         function = jax.vmap(function, in_axes=axes)
     return function
 
 
-def _passes(
-    rewrite: Rewrite, inputs: Sequence[np.ndarray], original: np.ndarray, ct: np.ndarray, must_be_finite: bool
-) -> bool:
+def _evaluated(
+    function: Callable[..., Array], inputs: Sequence[np.ndarray], ct: np.ndarray
+) -> tuple[np.ndarray, ...] | None:
+    """Value and in_cts of a function; None if it does not suit the shapes or types."""
     floats = [i for i, x in enumerate(inputs) if _jaxpr.is_inexact(x.dtype)]
 
     def of_floats(*points: Array) -> Array:
         full = [jnp.asarray(x) for x in inputs]
         for i, point in zip(floats, points, strict=True):
             full[i] = point
-        return rewrite.function(*full)
+        return function(*full)
 
     try:
-        new, pullback = jax.vjp(of_floats, *(jnp.asarray(inputs[i]) for i in floats))
-        if new.shape != original.shape or new.dtype != original.dtype:
-            return False
-        in_cts = pullback(jnp.asarray(ct))
-    except (TypeError, ValueError, IndexError):  # a form that does not suit these shapes or types
-        return False
-    finite = all(bool(jnp.all(jnp.isfinite(x))) for x in (*in_cts, *([new] if must_be_finite else ())))
-    return finite and _agree(np.asarray(new), original)
+        value, pullback = jax.vjp(of_floats, *(jnp.asarray(inputs[i]) for i in floats))
+        if (value.shape, value.dtype) != (ct.shape, ct.dtype):
+            return None
+        return np.asarray(value), *map(np.asarray, pullback(jnp.asarray(ct)))
+    except (TypeError, ValueError, IndexError):
+        return None
 
 
 # --- in the program as a whole ---------------------------------------------------------------------
