@@ -424,6 +424,25 @@ def test_infinity_written_on_purpose_is_not_an_origin():
     assert [(finding.primitive, finding.cause) for finding in report] == [("sqrt", "sqrt at 0")]
 
 
+@jax.custom_vjp
+def solve(x, saved):
+    return jnp.sqrt(x), saved
+
+
+solve.defvjp(lambda x, saved: (solve(x, saved), x), lambda x, cts: (cts[0] / (2.0 * jnp.sqrt(x)), None))
+
+
+def test_infinity_that_passes_through_a_closed_node_is_not_an_origin():
+    """As in diffrax: what is saved is filled with inf, and it is the derivative of the closed solve that is not finite."""
+
+    def loss(x, unit):
+        y, saved = solve(x, jnp.full((2,), jnp.inf * unit))
+        return jnp.sum(jnp.where(saved < 1.0, saved, y))
+
+    (finding,) = jp.diagnose(loss)(jnp.array([0.0, 4.0]), jnp.float32(1.0))
+    assert (finding.primitive, finding.cause, finding.element) == ("solve", "custom rule", (0,))
+
+
 # --- the right words --------------------------------------------------------------------------------------
 
 
@@ -433,6 +452,7 @@ def test_the_rule_of_a_library_is_not_to_be_fixed_by_the_user():
 
     (finding,) = (found for found in jp.diagnose(loss)(jnp.array([1.0, 3.0])) if found.kind == "origin")
     assert finding.cause == "custom rule of a library"
+    assert "judged as a whole" in finding.why
     assert finding.fix == "jax.scipy.special.xlog1py(x, jnp.maximum(x - 2.0, -1 + 1e-6))"
 
 

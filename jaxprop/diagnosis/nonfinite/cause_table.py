@@ -113,7 +113,7 @@ DEFAULT_CAUSES: tuple[Cause, ...] = (
         begins("masked"),
         "the forward pass masks a NaN that is in the data, but the backward pass multiplies the cotangent, 0, "
         "by a local gradient that is NaN, and 0 * NaN is NaN.",
-        "mask the operand before the operation: jnp.where(jnp.isnan(x), 0.0, x)",
+        "mask the operand before the operation, not its result after it",
         (forms.WHERE_NOT_NAN, forms.WHERE_FINITE, forms.WHERE_NAN_KEPT),
     ),
     Cause(
@@ -258,8 +258,9 @@ DEFAULT_CAUSES: tuple[Cause, ...] = (
     Cause(
         "custom rule of a library",
         all_of(backward(), has_library_rule),
-        "the derivative of `{operation}` is not finite at these operands: its rule is that of a library.",
-        "keep the operands away from this point, or mask them as well as the result",
+        "the derivative of `{operation}` is not finite at these operands. Its rule is that of a library and is "
+        "judged as a whole: the fault may be in a function of yours that it calls.",
+        "try the functions that it calls alone at these operands, or keep the operands away from this point",
         (forms.XLOGY, forms.XLOG1PY, forms.CLIP_SECOND_ABOVE_MINUS_ONE),
     ),
     Cause(
@@ -476,7 +477,7 @@ DEFAULT_CAUSES: tuple[Cause, ...] = (
         "index out of bounds",
         forward("gather"),
         "an index is out of bounds, and jnp fills in NaN.",
-        "check the index, or say what is meant: x.at[i].get(mode='clip')",
+        "check the index, or say what is meant by one that is out of bounds: `mode='clip'`",
     ),
     Cause(
         "not positive definite",
@@ -520,8 +521,9 @@ DEFAULT_CAUSES: tuple[Cause, ...] = (
     Cause(
         "custom rule of a library",
         all_of(forward(), has_library_rule),
-        "`{operation}` is not finite at these operands.",
-        "keep the operands away from this point",
+        "`{operation}` is not finite at these operands. Its rule is that of a library and is judged as a whole: "
+        "the fault may be in a function of yours that it calls.",
+        "try the functions that it calls alone at these operands, or keep the operands away from this point",
         (forms.XLOGY, forms.XLOG1PY, forms.CLIP_SECOND_ABOVE_MINUS_ONE),
     ),
     Cause(

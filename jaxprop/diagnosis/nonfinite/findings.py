@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import _jaxpr
 from ..._text import listed, type_name
-from ...core.graph import Graph
+from ...core.graph import Graph, Value
 from ...record.tape import Tape
 from ..measures import with_parents
 from ..passes import Run, on_host
@@ -18,6 +18,7 @@ from .causes import Cause
 from .events import OF_OPERAND
 from .evidence import Evidence, Number, evidence_of
 from .origins import Origin
+from .probe import is_float
 from .rewriting import Rewrite, rewrites
 from .trial import Choice, choose, fitted
 
@@ -193,11 +194,13 @@ def _message(origin: Origin, evidence: Evidence) -> str:
             begins = f"the initial cotangent of `{name}` contains {what}{_index(event.element)}"
         case "sum":
             begins = f"the cotangents of `{name}` sum to {what}"
+        case "unexamined" if evidence.backward:
+            begins = f"the cotangent of `{name}` is {what}, and where that begins was not found"
         case _ if evidence.backward:
             begins = f"the backward pass through `{name}` produces {what}"
         case _:
             begins = f"`{name}` produces {what}"
-    return f"{begins}, which {_consequence(origin)}."
+    return f"{begins}{';' if ', ' in begins else ', which'} {_consequence(origin)}."
 
 
 def _consequence(origin: Origin) -> str:
@@ -228,9 +231,11 @@ def _numbers_to_show(evidence: Evidence) -> dict[str, object]:
     if evidence.kind in ("seed", "input", "sum"):
         return {}
     found: dict[str, object] = {}
-    for value, x, whole in zip(evidence.node.operands, evidence.x, evidence.operands, strict=True):
-        if value.literal is None or value.id >= 0:
-            found[value.name] = _abridged(x if x is not None else whole)
+    shown = _operands_to_show(evidence)
+    for value, x, whole in shown:
+        found[value.name] = _abridged(x if x is not None else whole)
+    if (others := len(evidence.node.operands) - len(shown)) and len(shown) == _MOST_OPERANDS:
+        found["other operands"] = others
     if evidence.backward and evidence.kind in OF_OPERAND:
         if evidence.gain is not None:
             found["local gradient"] = _as_plain(evidence.gain)
@@ -243,6 +248,27 @@ def _numbers_to_show(evidence: Evidence) -> dict[str, object]:
             evidence.y if evidence.y is not None else evidence.outputs[evidence.position]
         )
     return found
+
+
+#: How many operands of a node are shown.
+_MOST_OPERANDS = 6
+
+
+def _operands_to_show(evidence: Evidence) -> list[tuple[Value, Number, np.ndarray | None]]:
+    """The operands that are not written as numbers; of many those that are differentiated or not finite."""
+    found = [
+        (value, x, whole)
+        for value, x, whole in zip(evidence.node.operands, evidence.x, evidence.operands, strict=True)
+        if value.literal is None or value.id >= 0
+    ]
+    if len(found) <= _MOST_OPERANDS:
+        return found
+
+    def is_of_interest(entry: tuple[Value, Number, np.ndarray | None]) -> bool:
+        value, _, whole = entry
+        return value.active or (is_float(value) and whole is not None and not np.all(np.isfinite(whole)))
+
+    return sorted(found, key=lambda entry: not is_of_interest(entry))[:_MOST_OPERANDS]
 
 
 def _abridged(x: np.ndarray | Number) -> object:

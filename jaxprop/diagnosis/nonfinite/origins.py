@@ -65,12 +65,17 @@ class Results:
 
 @dataclass(frozen=True)
 class _Search:
-    """What the search for origins knows: the program, what is bad in it, what leads where, what matters."""
+    """What the search for origins knows: the program, what is bad in it, what leads where, what matters.
+
+    Attributes:
+        infinite: the returned values that hold an infinity and no NaN.
+    """
 
     graph: Graph
     bad: Nonfinite
     edges: Edges
     results: Results
+    infinite: tuple[Value, ...]
 
     def judged(self, event: Event) -> Origin:
         """Find out what an event spoils."""
@@ -98,7 +103,7 @@ def find_origins(run: Run, first: Tape) -> list[Origin]:
     counted = on_host(run(record=tally))
     graph = counted.graph
     bad = read_probes(graph, counted, on_host(run(nodes=suspects(counted), record=probe)))
-    search = _Search(graph, bad, edges_of(graph, bad), Results.of(counted))
+    search = _Search(graph, bad, edges_of(graph, bad), Results.of(counted), _infinite_results(counted))
     found = [*seeds(graph, counted.seed), *_merged(events(graph, bad))]
     given = inputs(graph, bad)
     wrong = list(
@@ -118,6 +123,13 @@ def _is_worth_telling(origin: Origin) -> bool:
     A NaN in the data or in the program that does no harm may be intended.
     """
     return not origin.harmless or (origin.nan and origin.event.kind in ("produced", "from inf"))
+
+
+def _infinite_results(tape: Tape) -> tuple[Value, ...]:
+    pairs = zip(tape.graph.outputs, jax.tree.leaves(tape.value), strict=False)
+    return tuple(
+        value for value, x in pairs if is_float(value) and np.any(np.isinf(x)) and not np.any(np.isnan(x))
+    )
 
 
 # --- what to look at -------------------------------------------------------------------------------
@@ -210,13 +222,18 @@ def _is_intended(event: Event, bad: Nonfinite, arguments: Set[str]) -> bool:
 
 
 def _uncovered(search: _Search, origins: Sequence[Event], others: Sequence[Event]) -> Iterator[Event]:
-    """Explain the bad results that no origin explains by the first other event that does, or as they are."""
+    """Explain the bad results that no origin explains by the first other event that does, or as they are.
+
+    An infinity that is written on purpose explains an infinite loss, but not a NaN.
+    """
     results = (*search.results.leaves, *search.results.values)
     unexplained = {site for site in results if np.any(search.bad.numbers.get(site, 0))}
     for event in origins:
         unexplained -= search.edges.after(event.sites)
     for event in sorted(others, key=lambda event: event.order):
         reached = search.edges.after(event.sites) & unexplained
+        if not search.makes_nan(event):
+            reached &= {(OUT, value.id) for value in search.infinite}
         if reached:
             unexplained -= reached
             yield event

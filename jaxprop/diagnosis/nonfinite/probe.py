@@ -134,8 +134,8 @@ class CotangentProbe(NamedTuple):
         nonfinite: whether any element is NaN or Inf.
         by_cts: whether any still is with harmless operands: the out_cts cause it.
         by_operands: whether any still is with harmless out_cts: the operands cause it.
-        produced: whether any still is with both harmless, so that it is produced here, where the outputs are
-            finite: nothing shows in the forward pass.
+        produced: whether any still is with both harmless, so that it is produced here, where the node produces
+            nothing bad in the forward pass.
         nan_from_inf: whether a NaN is produced here from an operand that is Inf, where no output is NaN.
         total: how many elements are produced here, from finite numbers or from Inf.
     """
@@ -234,39 +234,71 @@ def _probe_cotangents(local: Local, out_cts: OutCts) -> Array:
     positions = probed_operands(node)
     if not positions:
         return _stacked_rows([], 5)
-    in_cts, by_cts, by_operands, by_neither = _in_cts_and_harmless(local, out_cts)
+    found = _cotangents(local, out_cts)
+    no_nan = [~jnp.isnan(local.outputs[i]) for i in float_outputs(node)]
     rows = []
     for i in positions:
-        ct = in_cts[i]
+        ct = found.in_cts[i]
         if ct is None:
             rows.append(jnp.zeros(5, jnp.float32))
             continue
         bad = ~jnp.isfinite(ct)
-        produced_here, by_values = bad & _nonfinite(by_neither[i]), bad & _nonfinite(by_operands[i])
-        produced = produced_here & _outputs_are(jnp.isfinite, local, i)
-        nan_given = _nan_among_operands(local, np.shape(ct))
-        from_inf = by_values & ~produced_here & ~nan_given & _outputs_are(_not_nan, local, i)
-        flags = (bad, bad & _nonfinite(by_cts[i]), by_values, produced, from_inf)
-        rows.append(_packed(flags, (by_values, produced, from_inf), produced | from_inf))
+        shape = np.shape(ct)
+        produced_here, by_operands = (
+            bad & _nonfinite(found.by_neither[i]),
+            bad & _nonfinite(found.by_operands[i]),
+        )
+        produced = produced_here & _everywhere(node, found.nothing_shows, shape)
+        from_inf = by_operands & ~produced_here & ~_nan_among_operands(local, shape)
+        from_inf = from_inf & _everywhere(node, no_nan, shape)
+        flags = (bad, bad & _nonfinite(found.by_cts[i]), by_operands, produced, from_inf)
+        rows.append(_packed(flags, (by_operands, produced, from_inf), produced | from_inf))
     return _stacked_rows(rows, 5)
 
 
-def _in_cts_and_harmless(local: Local, out_cts: OutCts) -> tuple[InCts, InCts, InCts, InCts]:
-    """Return the in_cts; then with harmless operands, with harmless out_cts, and with both harmless."""
+class _Cotangents(NamedTuple):
+    """The in_cts of a node, as they are and with harmless numbers.
+
+    Attributes:
+        in_cts: as they are.
+        by_cts: with harmless operands.
+        by_operands: with harmless out_cts.
+        by_neither: with both harmless.
+        nothing_shows: for each output of floats, where it produces nothing bad in the forward pass.
+    """
+
+    in_cts: InCts
+    by_cts: InCts
+    by_operands: InCts
+    by_neither: InCts
+    nothing_shows: Sequence[Array]
+
+
+def _cotangents(local: Local, out_cts: OutCts) -> _Cotangents:
     node = local.node
+    outputs = [local.outputs[i] for i in float_outputs(node)]
     if node.primitive in _WHOLE:
         in_cts = local.vjp(out_cts)
-        return (in_cts, *_in_cts_as_a_whole(local, out_cts, in_cts))
+        return _Cotangents(
+            in_cts, *_in_cts_as_a_whole(local, out_cts, in_cts), list(map(jnp.isfinite, outputs))
+        )
     harmless_cts = tuple(None if ct is None else _harmless(ct) for ct in out_cts)
-    pull = _pullback(node, local.operands)
-    pull_harmless = _pullback(node, _harmless_operands(node, local.operands))
-    return pull(out_cts), pull_harmless(out_cts), pull(harmless_cts), pull_harmless(harmless_cts)
+    _, pull = _with_pullback(node, local.operands)
+    harmless, pull_harmless = _with_pullback(node, _harmless_operands(node, local.operands))
+    pairs = zip(outputs, (harmless[i] for i in float_outputs(node)), strict=True)
+    return _Cotangents(
+        pull(out_cts),
+        pull_harmless(out_cts),
+        pull(harmless_cts),
+        pull_harmless(harmless_cts),
+        [jnp.isfinite(x) | jnp.isfinite(calm) for x, calm in pairs],
+    )
 
 
-def _pullback(node: Node, operands: Sequence[Array]) -> Callable[[OutCts], InCts]:
+def _with_pullback(node: Node, operands: Sequence[Array]) -> tuple[Sequence[Array], Callable[[OutCts], InCts]]:
     moved = moved_operands(node)
-    _, pull = jax.vjp(partial_function(node_function(node), operands, moved), *take(operands, moved))
-    return lambda cts: scatter(pull(fill_zeros(cts, node)), moved, len(operands))
+    outputs, pull = jax.vjp(partial_function(node_function(node), operands, moved), *take(operands, moved))
+    return outputs, lambda cts: scatter(pull(fill_zeros(cts, node)), moved, len(operands))
 
 
 def _in_cts_as_a_whole(local: Local, out_cts: OutCts, in_cts: InCts) -> tuple[InCts, InCts, InCts]:
@@ -279,13 +311,11 @@ def _in_cts_as_a_whole(local: Local, out_cts: OutCts, in_cts: InCts) -> tuple[In
     return where(~cts_finite), where(~operands_finite), where(operands_finite & cts_finite)
 
 
-def _outputs_are(fine: Callable[[Array], Array], local: Local, position: Position) -> Array:
-    """Where the outputs are fine: elementwise if the node is elementwise, else as a whole."""
-    shape = np.shape(local.operands[position])
+def _everywhere(node: Node, masks: Sequence[Array], shape: Shape) -> Array:
+    """Combine masks of the outputs: elementwise if the node is elementwise, else as a whole."""
     found = jnp.ones((), bool)
-    for i in float_outputs(local.node):
-        good = fine(local.outputs[i])
-        found = found & (good if _corresponds(local.node, good, shape) else jnp.all(good))
+    for mask in masks:
+        found = found & (mask if _corresponds(node, mask, shape) else jnp.all(mask))
     return found
 
 
@@ -294,10 +324,6 @@ def _outputs_are(fine: Callable[[Array], Array], local: Local, position: Positio
 
 def _nonfinite(ct: Array | None) -> Array:
     return jnp.zeros((), bool) if ct is None else ~jnp.isfinite(ct)
-
-
-def _not_nan(x: Array) -> Array:
-    return ~jnp.isnan(x)
 
 
 def _harmless(x: Array, instead: float = _HARMLESS) -> Array:
