@@ -521,8 +521,8 @@ DEFAULT_CAUSES: tuple[Cause, ...] = (
     Cause(
         "custom rule of a library",
         all_of(forward(), has_library_rule),
-        "`{operation}` is not finite at these operands. Its rule is that of a library and is judged as a whole: "
-        "the fault may be in a function of yours that it calls.",
+        "`{operation}` is not finite at these operands. Its rule is that of a library and is judged as a "
+        "whole: the fault may be in a function of yours that it calls.",
         "try the functions that it calls alone at these operands, or keep the operands away from this point",
         (forms.XLOGY, forms.XLOG1PY, forms.CLIP_SECOND_ABOVE_MINUS_ONE),
     ),
