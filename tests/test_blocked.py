@@ -175,7 +175,7 @@ def test_what_is_not_finite_is_left_to_others():
 
 
 def test_thresholds_are_checked():
-    with pytest.raises(ValueError, match=r"^the threshold `dead` is a number of 0 or more, got -1.$"):
+    with pytest.raises(ValueError, match=r"^the threshold `dead` must be 0 or more, got -1.$"):
         Thresholds(dead=-1)
 
 

@@ -285,7 +285,7 @@ def test_the_state_before_a_step_that_is_not_finite_is_kept(most, watch, monkeyp
     assert np.isnan(stop.loss)
     assert re.fullmatch(
         rf"after {good} steps the loss is nan; the gradient of params\['a'\], params\['b'\] is not finite\. The step "
-        r"was not taken: the state is the one before it\. `sqrt` makes nan; it reaches the gradient and the loss "
+        r"was not taken: the state is the one before it\. `sqrt` produces NaN, which propagates to the gradient and the loss "
         r"\(test_fit\.py:\d+ in root_loss\)\. For more, see `history\.stop\.report`\.",
         stop.message,
     ), stop.message
@@ -302,7 +302,7 @@ def test_the_first_bad_step_is_saved_and_runs_again(tmp_path):
         return value, {"seen": model_state["seen"] + 1}
 
     file, x = tmp_path / "runs" / "bad", np.full(4, 0.5, np.float32)
-    with pytest.warns(RuntimeWarning, match="`log` makes nan"):
+    with pytest.warns(RuntimeWarning, match="`log` produces NaN"):
         state, history = fit(
             loss,
             {"scale": 0.75},

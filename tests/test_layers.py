@@ -28,8 +28,8 @@ LAYERS = {
         contributions groups build view card formats draw""",
     "show.drawing.formats": "svg dot mermaid model_explorer html",
     "diagnosis": "thresholds report passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
-    "diagnosis.nonfinite": """recorders rewrites origin_test propagation events origins evidence predicates
-        causes lookup findings""",
+    "diagnosis.nonfinite": """recorders probe propagation events origins evidence expressions
+        stable_forms rewriting trial causes cause_table findings""",
     "diagnosis.zero": "reachability wording static experiments dynamic blocked",
     "diagnosis.flow": "cancellation chains loops gains findings flow",
     "diagnosis.memory": "ledger residuals",

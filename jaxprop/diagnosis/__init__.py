@@ -15,6 +15,10 @@ from .memory.ledger import Ledger as Ledger
 from .memory.ledger import Residual as Residual
 from .memory.residuals import assert_residuals as assert_residuals
 from .memory.residuals import residuals as residuals
+from .nonfinite.cause_table import DEFAULT_CAUSES as DEFAULT_CAUSES
+from .nonfinite.causes import Cause as Cause
+from .nonfinite.evidence import Evidence as Evidence
+from .nonfinite.stable_forms import StableForm as StableForm
 from .report import Finding as Finding
 from .report import Report as Report
 from .reproduction import explain_bad_step as explain_bad_step

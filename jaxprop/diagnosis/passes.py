@@ -1,103 +1,183 @@
-"""Compiled passes over a loss: one for each thing recorded, kept for the next call at the same shapes."""
+"""Compiled passes over a loss: one program for each thing recorded, reused at the same shapes."""
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import _jaxpr
 from .._api import backprop
-from .._tracing import CONCRETE, leaf_names, normalize_argnums
+from .._seed import ONE, seed_of
+from .._tracing import CONCRETE, Traced, leaf_names, normalize_argnums, trace_call
 from ..core.recorders import Recorder
 from ..core.selectors import Selector
-from ..core.types import PyTree
+from ..core.types import Array, Function, PyTree
 from ..record.tape import Tape
+
+#: How many compiled programs a `Passes` keeps. A call of `diagnose` that finds something runs five.
+MOST_PROGRAMS = 16
+
+#: Another evaluation of a graph: (graph, values of its inputs and constants, *extra) -> outputs.
+Forward: TypeAlias = Callable[..., list[Array]]
+
+
+class Arguments(NamedTuple):
+    """What a loss is called with."""
+
+    args: tuple[PyTree, ...]
+    kwargs: dict[str, PyTree]
 
 
 class Passes:
     """Compiled passes over one loss.
 
-    Arrays among the arguments are traced; plain integers, texts and the like stay what they are, as under
-    `jax.grad`. Where Python asks for the numbers in an argument that is not differentiated, that argument is
-    built into the program, and the pass is compiled anew for each call.
+    Arrays among the arguments are traced; plain integers, strings and the like are static, as under `jax.grad`.
+    If Python needs the numbers in an argument that is not differentiated, that argument becomes a constant of
+    the program, and the pass is compiled again for each call. The `MOST_PROGRAMS` programs used last are kept.
 
     Attributes:
-        loss: the function, as it stands.
+        loss: the function to differentiate.
         argnums, has_aux, cotangent: as in `backprop`.
     """
 
     def __init__(
-        self, loss: Callable[..., Any], argnums: Any = 0, has_aux: bool = False, cotangent: PyTree = None
+        self,
+        loss: Function,
+        argnums: int | tuple[int, ...] = 0,
+        has_aux: bool = False,
+        cotangent: PyTree | None = None,
     ) -> None:
         if not callable(loss):
             raise TypeError(f"expected a loss function, got {type(loss).__name__}.")
         self.loss, self.argnums, self.has_aux, self.cotangent = loss, argnums, has_aux, cotangent
-        self._compiled: dict[Hashable, Callable[..., Tape]] = {}
+        self._programs: OrderedDict[Hashable, Function] = OrderedDict()
 
-    def at(self, *args: Any, **kwargs: Any) -> "Run":
-        """The passes at some arguments."""
-        _check_readable(args, kwargs)
-        return Run(self, args, kwargs)
+    def at(self, *args: PyTree, **kwargs: PyTree) -> "Run":
+        """Return the passes at some arguments.
 
-    def tape(
-        self, args: Any, kwargs: Any, nodes: Selector | frozenset[int] | None, record: Recorder | None
-    ) -> Tape:
-        """Run one pass. The tape holds no `aux`."""
+        Raises:
+            TypeError: called inside a traced function.
+            ValueError: an argument was donated.
+        """
+        call = Arguments(args, kwargs)
+        _check_readable(call)
+        return Run(self, call)
+
+    def run(self, call: Arguments, key: Hashable, pass_: Function, *extra: Array) -> PyTree:
+        """Run a function of `(args, kwargs, *extra)` as a compiled program.
+
+        Args:
+            call: the arguments of the loss.
+            key: identifies the function: at the same key, shapes and static arguments its program is reused.
+            pass_: what to compile.
+            extra: arrays passed on to it.
+        """
         try:
-            return self._tape(args, kwargs, nodes, record, self._is_array)
+            return self._run(call, key, pass_, extra, self._is_array)
         except TypeError as error:
             if not isinstance(error.__cause__, CONCRETE):
                 raise
-        points = {
-            id(leaf) for i in normalize_argnums(self.argnums, len(args)) for leaf in jax.tree.leaves(args[i])
-        }
-        return self._tape(args, kwargs, nodes, record, lambda leaf: id(leaf) in points, keep=False)
+        chosen = normalize_argnums(self.argnums, len(call.args))
+        points = {id(leaf) for i in chosen for leaf in jax.tree.leaves(call.args[i])}
+        return self._run(call, None, pass_, extra, lambda leaf: id(leaf) in points)
 
     @staticmethod
-    def _is_array(leaf: Any) -> bool:
+    def _is_array(leaf: object) -> bool:
         return isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
 
-    def _tape(
-        self, args: Any, kwargs: Any, nodes: Any, record: Any, traced: Callable[[Any], bool], keep: bool = True
-    ) -> Tape:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        dynamic = [leaf for leaf in leaves if traced(leaf)]
-        fixed = tuple((i, leaf) for i, leaf in enumerate(leaves) if not traced(leaf))
-        if not (keep and _hashable(fixed)):
-            return self._compile(tree, fixed, nodes, record)(dynamic)
-        key = (tree, tuple((i, type(leaf), leaf) for i, leaf in fixed), nodes, record)
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(tree, fixed, nodes, record)
-        return self._compiled[key](dynamic)
+    def _run(
+        self,
+        call: Arguments,
+        key: Hashable,
+        pass_: Function,
+        extra: tuple[Array, ...],
+        traced: Callable[[object], bool],
+    ) -> PyTree:
+        leaves, tree = jax.tree.flatten(tuple(call))
+        static = {i: leaf for i, leaf in enumerate(leaves) if not traced(leaf)}
+        dynamic = [leaf for i, leaf in enumerate(leaves) if i not in static]
 
-    def _compile(self, tree: Any, fixed: Any, nodes: Any, record: Any) -> Callable[..., Tape]:
-        picked = (lambda node: node.index in nodes) if isinstance(nodes, frozenset) else nodes
-        opened = backprop(
-            self.loss, self.argnums, self.has_aux, nodes=picked, record=record, cotangent=self.cotangent
-        )
+        def rebuild(dynamic: list[Array]) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
+            rest = iter(dynamic)
+            return jax.tree.unflatten(
+                tree, [static[i] if i in static else next(rest) for i in range(len(leaves))]
+            )
 
-        @jax.jit
-        def run(dynamic: list[Any]) -> Tape:
-            rest, held = iter(dynamic), dict(fixed)
-            leaves = [held[i] if i in held else next(rest) for i in range(tree.num_leaves)]
-            args, kwargs = jax.tree.unflatten(tree, leaves)
-            return replace(opened(*args, **kwargs), aux=None)
+        full_key = (key, tree, tuple((i, type(leaf), leaf) for i, leaf in static.items()))
+        if key is None or not _is_hashable(full_key):
+            return _compiled(pass_, rebuild)(dynamic, *extra)
+        if full_key not in self._programs:
+            self._programs[full_key] = _compiled(pass_, rebuild)
+            while len(self._programs) > MOST_PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(full_key)
+        return self._programs[full_key](dynamic, *extra)
 
-        return run
+
+def _compiled(pass_: Function, rebuild: Function) -> Function:
+    """Compile a pass as a function of the leaves that are traced; `rebuild` makes the arguments of them."""
+
+    @jax.jit
+    def run(dynamic: list[Array], *extra: Array) -> PyTree:
+        args, kwargs = rebuild(dynamic)
+        return pass_(args, kwargs, *extra)
+
+    return run
 
 
 class Run:
-    """Passes at one point: the loss, with arguments."""
+    """Passes at one point: a loss with its arguments."""
 
-    def __init__(self, passes: Passes, args: Any, kwargs: Any) -> None:
-        self.passes, self.args, self.kwargs = passes, args, kwargs
+    def __init__(self, passes: Passes, call: Arguments) -> None:
+        self.passes, self.args, self.kwargs = passes, call.args, call.kwargs
 
     def __call__(self, nodes: Selector | frozenset[int] | None = None, record: Recorder | None = None) -> Tape:
-        """Run one more pass: `nodes` is a selector, or a set of indices of nodes."""
-        return self.passes.tape(self.args, self.kwargs, nodes, record)
+        """Run a recorded pass. The tape has no `aux`.
+
+        Args:
+            nodes: a selector, or a set of indices of nodes.
+            record: as in `backprop`.
+        """
+        passes = self.passes
+        selector = (lambda node: node.index in nodes) if isinstance(nodes, frozenset) else nodes
+        with_tape = backprop(
+            passes.loss,
+            passes.argnums,
+            passes.has_aux,
+            nodes=selector,
+            record=record,
+            cotangent=passes.cotangent,
+        )
+
+        def pass_(args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> Tape:
+            return replace(with_tape(*args, **kwargs), aux=None)
+
+        key = (tuple(nodes) if isinstance(nodes, list) else nodes, record)
+        return passes.run(Arguments(self.args, self.kwargs), key, pass_)
+
+    def gradient(self, key: Hashable, forward: Forward, *extra: Array) -> tuple[list[Array], list[Array]]:
+        """Differentiate another evaluation of the same graph.
+
+        Args:
+            key: identifies `forward`, as in `Passes.run`.
+            forward: see `Forward`.
+            extra: arrays passed on to it.
+
+        Returns:
+            The outputs that are differentiated, and the gradient for each differentiated leaf.
+        """
+        passes = self.passes
+
+        def pass_(args: tuple[PyTree, ...], kwargs: dict[str, PyTree], *extra: Array) -> PyTree:
+            traced = trace_call(passes.loss, args, kwargs, passes.argnums, passes.has_aux)
+            return _gradient(traced, seed_of(traced, passes.cotangent, False), forward, extra)
+
+        return passes.run(Arguments(self.args, self.kwargs), (key, "gradient"), pass_, *extra)
 
     @functools.cached_property
     def leaf_names(self) -> frozenset[str]:
@@ -105,17 +185,35 @@ class Run:
         return frozenset(leaf_names(self.passes.loss, self.args, self.kwargs))
 
 
+def _gradient(
+    traced: Traced,
+    seed: list[Array],
+    forward: Forward,
+    extra: tuple[Array, ...],
+) -> tuple[list[Array], list[Array]]:
+    seeded = [i for i, ct in enumerate(seed) if ct is not None]
+
+    def roots_of(points: list[Array]) -> list[Array]:
+        outputs = forward(traced.graph, [*points, *traced.program.consts], *extra)
+        return [outputs[i] for i in seeded]
+
+    roots, pullback = jax.vjp(roots_of, traced.points)
+    cts = [jnp.ones_like(root) if seed[i] is ONE else seed[i] for i, root in zip(seeded, roots, strict=True)]
+    (gradient,) = pullback(cts)
+    return roots, gradient
+
+
 def on_host(tape: Tape) -> Tape:
-    """The tape with its records as NumPy arrays, so that reading many of them is cheap; gradients left out."""
+    """Return the tape with its records as NumPy arrays, which are cheap to read; gradients are left out."""
     return as_numpy(replace(tape, grads=None, aux=None))
 
 
 def as_numpy(tree: PyTree) -> PyTree:
-    """A tree with NumPy arrays; random keys, which NumPy does not have, stay."""
+    """Convert the arrays of a tree to NumPy; random keys, which NumPy does not have, are kept."""
     return jax.tree.map(lambda x: x if _jaxpr.is_key(x) else np.asarray(x), tree)
 
 
-def _hashable(x: Any) -> bool:
+def _is_hashable(x: object) -> bool:
     try:
         hash(x)
     except TypeError:
@@ -123,15 +221,14 @@ def _hashable(x: Any) -> bool:
     return True
 
 
-def _check_readable(args: Any, kwargs: Any) -> None:
+def _check_readable(call: Arguments) -> None:
     """Refuse arguments that hold no numbers.
 
     Raises:
         TypeError: called inside a traced function.
-        ValueError: a buffer was given away.
+        ValueError: an argument was donated.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
-        name = jax.tree_util.keystr(path)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tuple(call)):
         if _jaxpr.is_tracer(leaf):
             raise TypeError(
                 "`diagnose` reads numbers, and inside `jax.jit`, `jax.vmap` or `jax.grad` there are none yet. "
@@ -139,6 +236,7 @@ def _check_readable(args: Any, kwargs: Any) -> None:
             )
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
             raise ValueError(
-                f"the argument leaf {name} was donated to a compiled function and is gone. Diagnose before the "
-                "step that takes it, or keep a copy (`jax.tree.map(jnp.copy, state)`)."
+                f"the argument leaf {jax.tree_util.keystr(path)} was donated to a compiled function and is "
+                "gone. Diagnose before the step that takes it, or keep a copy (`jax.tree.map(jnp.copy, "
+                "state)`)."
             )

@@ -1,43 +1,44 @@
-"""The first bad step of a training: what was wrong, and all that is needed to see it again."""
+"""The first bad step of a training run: what went wrong, and the arguments needed to reproduce it."""
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .. import _jaxpr
-from ..core.types import PyTree
+from ..core.types import Function, PyTree
 from .diagnose import diagnose
-from .report import Report
+from .report import Json, Report
 
 _STRUCTURE = "structure"
+_Arrays: TypeAlias = list[np.ndarray]
 
 
 def explain_bad_step(
-    loss: Callable[..., Any],
-    *args: Any,
+    loss: Function,
+    *args: PyTree,
     argnums: int | tuple[int, ...] = 0,
     has_aux: bool = False,
     save: str | Path | None = None,
-    **kwargs: Any,
+    **kwargs: PyTree,
 ) -> Report:
-    """Diagnose the step of a training that went wrong, and save what is needed to see it again.
+    """Diagnose the training step that went wrong, and save what is needed to reproduce it.
 
-    It is called with the state *before* the step, so that state must not have been donated to it: keep a copy
-    of the last good one, or donate only to the update.
+    Call it with the state *before* the step. That state must not have been donated to the step: keep a copy of
+    the last good one, or donate only to the update.
 
     Args:
-        loss: the loss the step differentiates.
+        loss: the loss that the step differentiates.
         args, kwargs: what the step called it with: parameters before the step, the batch, ...
         argnums, has_aux: as in `diagnose`.
         save: a file for the arguments, such as `bad_step.npz`; see `load_reproduction`.
 
     Returns:
-        The report of `diagnose`, with a note that says where the arguments are.
+        The report of `diagnose`, with a note that names the file.
 
     Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
@@ -48,7 +49,7 @@ def explain_bad_step(
         >>> report[0].cause, report[0].leaves
         ('log of 0', ("params['scale']",))
     """
-    # Saved first: what cannot be diagnosed here may be elsewhere.
+    # Saved first: what cannot be diagnosed here can perhaps be diagnosed elsewhere.
     path = None if save is None else save_reproduction(save, *args, **kwargs)
     report = diagnose(loss, argnums, has_aux)(*args, **kwargs)
     if path is None:
@@ -58,11 +59,11 @@ def explain_bad_step(
     return Report.of(report.title, report.findings, report.figures, (*report.notes, note))
 
 
-def save_reproduction(path: str | Path, *args: Any, **kwargs: Any) -> Path:
-    """Save the arguments of a call: arrays as they are, bit by bit, and their structure as JSON. No pickle.
+def save_reproduction(path: str | Path, *args: PyTree, **kwargs: PyTree) -> Path:
+    """Save the arguments of a call: arrays bit by bit, their structure as JSON. Nothing is pickled.
 
     Args:
-        path: a file; `.npz` is added where it is missing.
+        path: a file; `.npz` is appended if it is missing.
         args, kwargs: arrays and plain values in dicts, lists, tuples, or any other pytree.
 
     Returns:
@@ -70,7 +71,7 @@ def save_reproduction(path: str | Path, *args: Any, **kwargs: Any) -> Path:
     """
     path = Path(path)
     path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
-    arrays: list[np.ndarray[Any, Any]] = []
+    arrays: _Arrays = []
     structure = _describe((list(args), kwargs), arrays)
     text = np.frombuffer(json.dumps(structure).encode(), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,20 +79,22 @@ def save_reproduction(path: str | Path, *args: Any, **kwargs: Any) -> Path:
     return path
 
 
-def load_reproduction(path: str | Path, like: PyTree = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Load the arguments of a call that `save_reproduction` saved.
+def load_reproduction(
+    path: str | Path, like: PyTree | None = None
+) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
+    """Load the arguments of a call saved by `save_reproduction`.
 
     Args:
         path: the file.
-        like: `(args, kwargs)` of the same structure, for pytrees that are no dicts, lists and tuples (modules
-            of Flax or Equinox, optimizer states): its leaves are replaced. Without it such a tree comes back as
-            a dict from path to leaf.
+        like: `(args, kwargs)` of the same structure, for pytrees other than dicts, lists and tuples (modules of
+            Flax or Equinox, optimizer states): its leaves are replaced. Without it such a tree is returned as a
+            dict from path to leaf.
 
     Returns:
         The positional and the keyword arguments: `loss(*args, **kwargs)` runs the bad step again.
 
     Raises:
-        ValueError: the file is none of `save_reproduction`, or `like` has another structure.
+        ValueError: the file was not written by `save_reproduction`, or `like` has another structure.
 
     Examples:
         >>> import tempfile, pathlib, jax.numpy as jnp
@@ -103,7 +106,7 @@ def load_reproduction(path: str | Path, like: PyTree = None) -> tuple[tuple[Any,
     """
     with np.load(path, allow_pickle=False) as file:
         if _STRUCTURE not in file:
-            raise ValueError(f"{path} was not written by `save_reproduction`: it holds no structure.")
+            raise ValueError(f"{path} was not written by `save_reproduction`: it has no structure.")
         structure = json.loads(file[_STRUCTURE].tobytes().decode())
         args, kwargs = _rebuild(structure, lambda i: file[f"leaf{i}"], like is None)
     if like is None:
@@ -121,8 +124,8 @@ def load_reproduction(path: str | Path, like: PyTree = None) -> tuple[tuple[Any,
 # --- the structure, as JSON ---------------------------------------------------------------------------
 
 
-def _describe(x: Any, arrays: list[np.ndarray[Any, Any]]) -> Any:
-    """A tree as JSON: leaves are numbers of arrays; plain values stand as they are."""
+def _describe(x: PyTree, arrays: _Arrays) -> Json:
+    """Describe a tree as JSON: arrays by their number in the file, plain values as themselves."""
     if x is None or isinstance(x, bool | int | float | str):
         return {"plain": x if not isinstance(x, float) else x.hex(), "float": isinstance(x, float)}
     if isinstance(x, Mapping) and all(isinstance(key, str) for key in x):
@@ -137,20 +140,20 @@ def _describe(x: Any, arrays: list[np.ndarray[Any, Any]]) -> Any:
     return {"tree": [[jax.tree_util.keystr(path), _describe(leaf, arrays)] for path, leaf in paths]}
 
 
-def _describe_array(x: Any, arrays: list[np.ndarray[Any, Any]]) -> Any:
+def _describe_array(x: Any, arrays: _Arrays) -> Json:
     key = None
     if _jaxpr.is_key(x):
         key, x = str(jax.random.key_impl(x)), jax.random.key_data(x)
-    array = np.asarray(x)
+    array: np.ndarray = np.asarray(x)
     name = array.dtype.name
-    if array.dtype.kind == "V":  # bfloat16 and the like: NumPy saves their bits
+    if array.dtype.kind == "V":  # bfloat16 and the like, of which NumPy saves the bits
         array = array.view(f"u{array.dtype.itemsize}")
     arrays.append(array)
     return {"array": len(arrays) - 1, "dtype": name, "key": key}
 
 
-def _rebuild(x: Any, read: Callable[[int], np.ndarray[Any, Any]], named: bool) -> Any:
-    """The inverse; trees of unknown kind by path where `named`, else as lists, in the order of their leaves."""
+def _rebuild(x: Any, read: Callable[[int], np.ndarray], named: bool) -> Any:
+    """Invert `_describe`. Other trees become dicts by path if `named`, else lists of their leaves."""
     match x:
         case {"plain": value, "float": is_float}:
             return float.fromhex(value) if is_float else value
@@ -168,4 +171,4 @@ def _rebuild(x: Any, read: Callable[[int], np.ndarray[Any, Any]], named: bool) -
             return array if key is None else jax.random.wrap_key_data(array, impl=key)
         case {"text": text}:
             return text
-    raise ValueError(f"the structure of the file is not understood: {x!r}.")
+    raise ValueError(f"the file has an unknown structure: {x!r}.")

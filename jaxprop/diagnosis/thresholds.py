@@ -1,20 +1,22 @@
-"""From where on something is worth saying: stated in one place, and adjustable."""
+"""The thresholds beyond which something is reported, all in one place."""
 
 from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on a gradient is said to vanish, to explode, to be dead or saturated.
+    """The thresholds beyond which a gradient is reported to vanish, to explode, to be dead or saturated.
 
     Attributes:
-        vanishing: least `|ct at the start| / |ct at the end|` of a chain of values, or of the steps of a
-            loop; a pure number. Ten layers that take three quarters each make 1e-6.
-        exploding: greatest such ratio.
-        dead: greatest fraction of units that get no cotangent through a rectifier, between 0 and 1.
-        saturated: least local gain `|in_ct| / |out_ct|` of a sigmoid, tanh or softmax; a pure number.
-        cancellation: least `|sum of shares| / sum of |shares|` at a value read more than once; a pure number.
-            Below 1e-4, four of the seven digits of float32 are gone.
+        vanishing: smallest `|ct at the start| / |ct at the end|` of a chain of values, or of the steps of a
+            loop, that is not reported; dimensionless. Ten layers that each take three quarters make 1e-6.
+        exploding: largest such ratio that is not reported.
+        dead: largest fraction of units without a cotangent through a rectifier that is not reported, between
+            0 and 1.
+        saturated: smallest local gain `|in_ct| / |out_ct|` of a sigmoid, tanh or softmax that is not reported;
+            dimensionless.
+        cancellation: smallest `|sum| / sum of |terms|` of the cotangents a value gets from its consumers that
+            is not reported; dimensionless. Below 1e-4, four of the seven digits of float32 are lost.
 
     Examples:
         >>> from jaxprop.diagnosis import Thresholds
@@ -32,4 +34,4 @@ class Thresholds:
         for item in fields(self):
             number = getattr(self, item.name)
             if not number >= 0:
-                raise ValueError(f"the threshold `{item.name}` is a number of 0 or more, got {number!r}.")
+                raise ValueError(f"the threshold `{item.name}` must be 0 or more, got {number!r}.")

@@ -12,7 +12,6 @@ from ..core.types import NodeIndex, Position
 
 #: The two halves of a record.
 FORWARD, BACKWARD = "forward", "backward"
-OUT, BACK = FORWARD, BACKWARD
 
 
 class Site(NamedTuple):

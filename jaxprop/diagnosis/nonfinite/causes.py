@@ -1,535 +1,277 @@
-"""The table of causes: where, and with which numbers, to what is to blame, said in a sentence, and the fix.
+"""Causes of NaN and Inf: what the evidence must look like, the cause in a sentence, and the fix."""
 
-The first row that fits wins; where none does, the cause is unknown, and said to be.
-"""
-
+import string
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from ...record.aliases import BACK, OUT
-from .predicates import (
-    Test,
-    all_minus_inf,
-    always,
-    both,
-    calls,
-    custom,
-    equal_values,
-    finite_gain,
-    infinite,
-    infinite_gain,
-    is_norm,
-    kind,
-    literal,
-    negative_base,
-    one,
-    power,
-    two,
-    zero_ct,
-)
-from .rewrites import Fix, around, called, double_where, first_argument, safe_norm
+import numpy as np
+
+from ... import _jaxpr
+from ...core.graph import Node
+from ...core.structure import producers
+from ...naming.syntax import is_library
+from .events import Kind
+from .evidence import Evidence
+from .expressions import called
+from .probe import moves
+from .stable_forms import StableForm
+
+#: Decides whether a cause fits the evidence.
+Predicate: TypeAlias = Callable[[Evidence], bool]
+
+#: What may stand in braces in the sentences of a cause.
+FIELDS = ("a", "b", "y", "operation", "dtype", "wider")
 
 
 @dataclass(frozen=True)
 class Cause:
-    """One row of the table.
+    """One reason why an operation produces NaN or Inf, and what to do about it.
+
+    Causes are matched in order, and the first that fits is reported. They are passed to `diagnose`, your own
+    before the default ones: `jp.diagnose(loss, causes=(mine, *DEFAULT_CAUSES))`.
 
     Attributes:
-        word: the class of the cause.
-        half: on the way out or back.
-        primitives: where it can be; () for everywhere.
-        test: whether the numbers fit.
-        why: the cause in one sentence; `{a}`, `{b}` stand for the operands' numbers, `{y}` for the result's.
-        fix: how the expression is to be written, or advice.
+        name: the class of the cause, in a few words, such as `log of 0`; it becomes `Finding.cause`.
+        matches: a predicate on the `Evidence`.
+        why: the cause in one sentence. `{a}` and `{b}` are replaced by the numbers of the operands, `{y}` by
+            that of the result, `{operation}` by the primitive, `{dtype}` by the dtype.
+        fix: what to do, in words, with the same replacements; `{wider}` names a dtype of larger range. It is
+            printed if no stable form passes its trial.
+        forms: stable forms to try, the best first. The first that fits the expression in the source, and whose
+            value and gradient are right at the numbers of this run, is printed as code.
+
+    Raises:
+        TypeError: an attribute has the wrong type.
+        ValueError: a sentence has an unknown replacement.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxprop as jp
+        >>> from jaxprop.diagnosis import DEFAULT_CAUSES, Cause
+        >>> empty_bin = Cause(
+        ...     name="empty bin",
+        ...     matches=lambda evidence: evidence.primitive == "log" and "histogram" in evidence.code,
+        ...     why="a bin of the histogram is empty.",
+        ...     fix="use wider bins, or add a pseudocount",
+        ... )
+        >>> def entropy(histogram):
+        ...     return -jnp.sum(jnp.log(histogram))
+        >>> diagnosed = jp.diagnose(entropy, causes=(empty_bin, *DEFAULT_CAUSES))
+        >>> diagnosed(jnp.array([3.0, 0.0]))[0].cause
+        'empty bin'
     """
 
-    word: str
-    half: str
-    primitives: tuple[str, ...]
-    test: Test
+    name: str
+    matches: Predicate
     why: str
-    fix: Fix | str
+    fix: str
+    forms: tuple[StableForm, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("name", "why", "fix"):
+            if not isinstance(getattr(self, field), str):
+                raise TypeError(
+                    f"`{field}` of a cause must be a str, got {type(getattr(self, field)).__name__}."
+                )
+        if not callable(self.matches):
+            raise TypeError(
+                f"`matches` of the cause {self.name!r} must be a function of the evidence that returns a bool, "
+                f"got {type(self.matches).__name__}."
+            )
+        for form in self.forms:
+            if not isinstance(form, StableForm):
+                raise TypeError(
+                    f"`forms` of the cause {self.name!r} must hold `jaxprop.diagnosis.StableForm`s, got "
+                    f"{type(form).__name__}."
+                )
+        for text in (self.why, self.fix):
+            for _, name, _, _ in string.Formatter().parse(text):
+                if name is not None and name not in FIELDS:
+                    raise ValueError(
+                        f"the sentence {text!r} of the cause {self.name!r} has the unknown replacement "
+                        f"{{{name}}}; available: {', '.join(f'{{{field}}}' for field in FIELDS)}. Double the "
+                        "braces to print them."
+                    )
 
 
-# --- the table ----------------------------------------------------------------------------------------
+def check_causes(causes: object) -> tuple[Cause, ...]:
+    """Check the `causes` of `diagnose`.
+
+    Raises:
+        TypeError: it is not a sequence, or an entry is not a `Cause`.
+    """
+    if not isinstance(causes, Sequence) or isinstance(causes, str):
+        raise TypeError(
+            "`causes` must be a sequence of `jaxprop.diagnosis.Cause`, such as `(mine, *DEFAULT_CAUSES)`; got "
+            f"{type(causes).__name__}."
+        )
+    for i, cause in enumerate(causes):
+        if not isinstance(cause, Cause):
+            raise TypeError(
+                f"`causes[{i}]` must be a `jaxprop.diagnosis.Cause`, got {type(cause).__name__}. Wrap a "
+                "function in one: `Cause(name=..., matches=function, why=..., fix=...)`."
+            )
+    return tuple(causes)
 
 
-def _where(test: str, instead: str = "1.0", otherwise: str = "0.0") -> Fix:
-    return lambda code, primitive, position: double_where(code, primitive, position, test, instead, otherwise)
+# --- predicates ------------------------------------------------------------------------------------
 
 
-def _instead(text: str) -> Fix:
-    return lambda code, primitive, position: around(code, primitive, position, text)
+def all_of(*predicates: Predicate) -> Predicate:
+    """All of the predicates hold."""
+    return lambda evidence: all(predicate(evidence) for predicate in predicates)
 
 
-def _norm_fix(code: str, primitive: str, position: int) -> str:
-    return safe_norm(code) if called(code) == "norm" else double_where(code, primitive, position, "{x} > 0")
+def any_of(*predicates: Predicate) -> Predicate:
+    """One of the predicates holds."""
+    return lambda evidence: any(predicate(evidence) for predicate in predicates)
 
 
-def _argument(text: str) -> Fix:
-    return lambda code, primitive, position: first_argument(code, text)
+def forward(*primitives: str) -> Predicate:
+    """The bad number begins in the forward pass, at one of these primitives; at any if none is given."""
+    return lambda evidence: not evidence.backward and (not primitives or evidence.primitive in primitives)
 
 
-def _std_fix(code: str, primitive: str, position: int) -> str:
-    return f"jnp.sqrt({code.replace('std(', 'var(', 1)} + 1e-12)"
+def backward(*primitives: str) -> Predicate:
+    """The bad number begins in the backward pass, at one of these primitives; at any if none is given."""
+    return lambda evidence: evidence.backward and (not primitives or evidence.primitive in primitives)
 
 
-def _atan2_fix(code: str, primitive: str, position: int) -> str:
-    return around(code, primitive, 1, "jnp.where({x} == 0, 1e-12, {x})")
+def begins(*kinds: Kind) -> Predicate:
+    """The bad number begins in one of these ways."""
+    return lambda evidence: evidence.kind in kinds
 
 
-_INSIDE = "jnp.clip({x}, -1 + 1e-6, 1 - 1e-6)"
-_EXPS = ("exp", "exp2", "expm1", "cosh", "sinh")
-_SOLVES = ("lu", "triangular_solve", "custom_linear_solve", "tridiagonal_solve", "qr")
-_SUMS = (
-    "dot_general",
-    "reduce_sum",
-    "conv_general_dilated",
-    "cumsum",
-    "add_any",
-    "add",
-    "sub",
-    "reduce_window_sum",
-)
+def operand(test: Callable[[Any], object], position: int = 0) -> Predicate:
+    """The number of one operand passes a test."""
 
-CAUSES: tuple[Cause, ...] = (
-    # What no node made.
-    Cause(
-        "in the inputs",
-        OUT,
-        (),
-        kind("given"),
-        "it is there before anything is computed.",
-        "clean the data: drop or repair this entry before the step",
-    ),
-    Cause(
-        "in the seed", BACK, (), kind("seed"), "the backward pass begins with it.", "pass a finite `cotangent`"
-    ),
-    Cause(
-        "overflow of a sum",
-        BACK,
-        (),
-        kind("sum"),
-        "the cotangents sent by the readers are finite, their sum is not.",
-        "scale the loss down, or sum in a wider dtype",
-    ),
-    Cause(
-        "in the program",
-        OUT,
-        (),
-        literal,
-        "it is written in the program.",
-        "choose it away with the double where, or write a finite number",
-    ),
-    # On the way back.
-    Cause(
-        "sqrt at 0",
-        BACK,
-        ("sqrt",),
-        both(one(lambda x: x == 0), calls("std", "nanstd")),
-        "the standard deviation of equal numbers is 0, and the derivative of sqrt at 0 is infinite.",
-        _std_fix,
-    ),
-    Cause(
-        "norm at 0",
-        BACK,
-        ("sqrt",),
-        both(one(lambda x: x == 0), is_norm),
-        "the norm of a zero vector is 0, and the derivative of sqrt at 0 is infinite.",
-        _norm_fix,
-    ),
-    Cause(
-        "sqrt at 0",
-        BACK,
-        ("sqrt", "cbrt"),
-        one(lambda x: x == 0),
-        "the derivative of {name} at 0 is infinite.",
-        _where("{x} > 0"),
-    ),
-    Cause(
-        "sqrt at 0",
-        BACK,
-        ("sqrt",),
-        one(lambda x: 0 < x < 1e-30),
-        "the derivative of sqrt at {a}, 1 / (2 sqrt(x)), overflows.",
-        _where("{x} > 1e-30"),
-    ),
-    Cause(
-        "power at 0",
-        BACK,
-        ("pow",),
-        lambda p, g: p.event.position == 0 and p.x[0] == 0 and power(p) < 1,
-        "the derivative of x**p at 0 is infinite for p < 1; here p = {b}.",
-        _where("{x} > 0"),
-    ),
-    Cause(
-        "power of a negative",
-        BACK,
-        ("pow",),
-        lambda p, g: p.event.position == 1 and p.x[0] < 0,
-        "the derivative of x**p by p is x**p * log(x), and x = {a} is negative.",
-        _where("{x} > 0"),
-    ),
-    Cause(
-        "power at 0",
-        BACK,
-        ("pow",),
-        lambda p, g: p.x[0] == 0,
-        "the derivative of x**p by p is x**p * log(x), and log(0) is infinite.",
-        _where("{x} > 0"),
-    ),
-    Cause(
-        "arccos at 1",
-        BACK,
-        ("acos",),
-        one(lambda x: abs(x) == 1),
-        "the derivative of arccos at {a} is infinite.",
-        _instead(_INSIDE),
-    ),
-    Cause(
-        "arcsin at 1",
-        BACK,
-        ("asin",),
-        one(lambda x: abs(x) == 1),
-        "the derivative of arcsin at {a} is infinite.",
-        _instead(_INSIDE),
-    ),
-    Cause(
-        "arccosh at 1",
-        BACK,
-        ("acosh",),
-        one(lambda x: x == 1),
-        "the derivative of arccosh at 1 is infinite.",
-        _instead("jnp.maximum({x}, 1 + 1e-6)"),
-    ),
-    Cause(
-        "arctan2 at (0, 0)",
-        BACK,
-        ("atan2",),
-        two(lambda a, b: a == 0 and b == 0),
-        "the derivative of arctan2 at (0, 0) is 0 / 0.",
-        _atan2_fix,
-    ),
-    Cause(
-        "degenerate eigenvalues",
-        BACK,
-        ("eigh", "eig"),
-        equal_values,
-        "the derivative of eigenvectors holds 1 / (l_i - l_j), and two eigenvalues are equal.",
-        "differentiate the eigenvalues alone (jnp.linalg.eigvalsh), or break the tie: "
-        "add small distinct numbers to the diagonal",
-    ),
-    Cause(
-        "degenerate singular values",
-        BACK,
-        ("svd",),
-        equal_values,
-        "the derivative of singular vectors holds 1 / (s_i**2 - s_j**2), and two singular values are equal.",
-        "differentiate the singular values alone (compute_uv=False), or break the tie: "
-        "add small distinct numbers to the diagonal",
-    ),
-    Cause(
-        "division by 0",
-        BACK,
-        ("div",),
-        two(lambda a, b: abs(b) < 1e-15),
-        "the derivative of a / b by b is -a / b**2, and b = {b} is so small that b**2 is 0.",
-        _where("abs({x}) > 1e-12"),
-    ),
-    Cause(
-        "division by 0",
-        BACK,
-        ("integer_pow", "rsqrt"),
-        one(lambda x: abs(x) < 1e-12),
-        "the derivative of {name} at {a} overflows.",
-        _where("{x} != 0"),
-    ),
-    Cause(
-        "overflow of exp",
-        BACK,
-        _EXPS,
-        infinite_gain,
-        "{name}({a}) is too large for {dtype}.",
-        _instead("jnp.minimum({x}, 80.0)"),
-    ),
-    Cause(
-        "degenerate eigenvalues",
-        BACK,
-        ("eigh", "eig", "svd"),
-        always,
-        "the derivative of a decomposition is not finite here: values are equal or zero.",
-        "differentiate the values alone, or break the tie: add small distinct numbers to the diagonal",
-    ),
-    Cause(
-        "singular matrix",
-        BACK,
-        (*_SOLVES, "cholesky"),
-        always,
-        "the derivative needs the inverse of a matrix that has none.",
-        "add a small multiple of the identity",
-    ),
-    Cause(
-        "custom rule",
-        BACK,
-        (),
-        custom,
-        "the custom derivative rule of `{name}` returns it, of finite operands and finite cotangents.",
-        "mend the rule: try it alone with jax.vjp at these operands",
-    ),
-    Cause(
-        "0 times inf",
-        BACK,
-        (),
-        both(kind("from inf"), zero_ct),
-        "an operand is infinite, so the local gradient is.",
-        "keep the operand finite: a large number instead of inf",
-    ),
-    Cause(
-        "inf in an operand",
-        BACK,
-        (),
-        kind("from inf"),
-        "an operand is infinite, so the local gradient is.",
-        "keep the operand finite: a large number instead of inf",
-    ),
-    Cause(
-        "overflow",
-        BACK,
-        ("convert_element_type", "reduce_precision"),
-        always,
-        "the cotangent is too large for the dtype it is cast to.",
-        "scale the loss down, or keep this part in float32",
-    ),
-    Cause(
-        "overflow",
-        BACK,
-        (),
-        finite_gain,
-        "local gradient and cotangent are finite, their product is too large.",
-        "scale the loss down, or keep this part in float32",
-    ),
-    Cause("0 times inf", BACK, (), zero_ct, "the local gradient is infinite.", _where("{x} != 0")),
-    # On the way out.
-    Cause(
-        "softmax of all -inf",
-        OUT,
-        (),
-        both(all_minus_inf, calls("softmax", "log_softmax", "_softmax", "dot_product_attention")),
-        "every entry of the row is -inf (all masked), and -inf - -inf is nan.",
-        _argument("jnp.maximum({x}, -1e9)"),
-    ),
-    Cause(
-        "logsumexp of all -inf",
-        OUT,
-        ("log",),
-        both(one(lambda x: x == 0), calls("logsumexp", "logaddexp")),
-        "every entry is -inf, so the sum of exponentials is 0, and the derivative of log at 0 is infinite.",
-        _argument("jnp.maximum({x}, -1e9)"),
-    ),
-    Cause(
-        "log of 0",
-        OUT,
-        ("log", "log2"),
-        one(lambda x: x == 0),
-        "log of 0 is -inf, and its derivative is infinite.",
-        _where("{x} > 0"),
-    ),
-    Cause(
-        "log of 0",
-        OUT,
-        ("log1p",),
-        one(lambda x: x == -1),
-        "log1p of -1 is -inf, and its derivative is infinite.",
-        _where("{x} > -1"),
-    ),
-    Cause(
-        "log of a negative",
-        OUT,
-        ("log", "log2", "log1p"),
-        always,
-        "log of a negative number ({a}) is nan.",
-        lambda code, primitive, position: double_where(
-            code, primitive, position, "{x} > -1" if primitive == "log1p" else "{x} > 0"
-        ),
-    ),
-    Cause(
-        "sqrt of a negative",
-        OUT,
-        ("sqrt", "rsqrt"),
-        one(lambda x: x < 0),
-        "{name} of a negative number ({a}) is nan.",
-        _where("{x} > 0"),
-    ),
-    Cause("division by 0", OUT, ("rsqrt",), always, "1 / sqrt(0) is infinite.", _where("{x} > 0")),
-    Cause(
-        "division by 0", OUT, ("div", "rem"), one(lambda x: x == 0, 1), "{a} / 0 is {y}.", _where("{x} != 0")
-    ),
-    Cause(
-        "overflow",
-        OUT,
-        ("div",),
-        two(lambda a, b: b != 0),
-        "{a} / {b} is too large for {dtype}.",
-        _where("abs({x}) > 1e-12"),
-    ),
-    Cause(
-        "division by 0",
-        OUT,
-        ("pow", "integer_pow"),
-        lambda p, g: p.x[0] == 0 and power(p) < 0,
-        "0 to a negative power is infinite.",
-        _where("{x} != 0"),
-    ),
-    Cause(
-        "power of a negative",
-        OUT,
-        ("pow",),
-        negative_base,
-        "a negative number ({a}) to the power {b} is nan.",
-        _where("{x} > 0"),
-    ),
-    Cause(
-        "overflow",
-        OUT,
-        ("pow", "integer_pow"),
-        always,
-        "the power is too large for {dtype}; x = {a}.",
-        "scale x down, or work with its logarithm",
-    ),
-    Cause(
-        "overflow of exp",
-        OUT,
-        _EXPS,
-        always,
-        "{name}({a}) is too large for {dtype}.",
-        _instead("jnp.minimum({x}, 80.0)"),
-    ),
-    Cause(
-        "arccos outside of [-1, 1]",
-        OUT,
-        ("acos",),
-        always,
-        "{a} lies outside of [-1, 1], as rounding makes it.",
-        _instead(_INSIDE),
-    ),
-    Cause(
-        "arcsin outside of [-1, 1]",
-        OUT,
-        ("asin",),
-        always,
-        "{a} lies outside of [-1, 1], as rounding makes it.",
-        _instead(_INSIDE),
-    ),
-    Cause(
-        "arctanh at 1",
-        OUT,
-        ("atanh",),
-        always,
-        "arctanh is infinite at 1 and nan beyond; here x = {a}.",
-        _instead(_INSIDE),
-    ),
-    Cause(
-        "erfinv at 1",
-        OUT,
-        ("erf_inv",),
-        always,
-        "erfinv is infinite at 1 and nan beyond; here x = {a}.",
-        _instead(_INSIDE),
-    ),
-    Cause(
-        "arccosh below 1",
-        OUT,
-        ("acosh",),
-        always,
-        "arccosh of {a}, below 1, is nan.",
-        _instead("jnp.maximum({x}, 1 + 1e-6)"),
-    ),
-    Cause(
-        "cast overflow",
-        OUT,
-        ("convert_element_type", "reduce_precision"),
-        always,
-        "{a} is too large for {dtype}.",
-        "keep this part in float32 (or bfloat16, which has its range), or scale it down first",
-    ),
-    Cause(
-        "index out of bounds",
-        OUT,
-        ("gather",),
-        always,
-        "an index lies outside of the array, and jnp fills in nan.",
-        "check the index, or say what is meant: x.at[i].get(mode='clip')",
-    ),
-    Cause(
-        "not positive definite",
-        OUT,
-        ("cholesky",),
-        always,
-        "the matrix is not positive definite.",
-        "add a small multiple of the identity: x + 1e-6 * jnp.eye(len(x))",
-    ),
-    Cause(
-        "singular matrix",
-        OUT,
-        _SOLVES,
-        always,
-        "the matrix is singular.",
-        "add a small multiple of the identity: x + 1e-6 * jnp.eye(len(x)), or use jnp.linalg.lstsq",
-    ),
-    Cause(
-        "inf minus inf",
-        OUT,
-        ("sub", "add", *_SUMS),
-        kind("from inf"),
-        "inf - inf is nan.",
-        "keep both finite: a large number instead of inf",
-    ),
-    Cause(
-        "0 times inf",
-        OUT,
-        ("mul", "dot_general"),
-        kind("from inf"),
-        "0 * inf is nan.",
-        "keep the factor finite: choose with jnp.where instead of multiplying by a mask",
-    ),
-    Cause(
-        "inf divided by inf",
-        OUT,
-        ("div",),
-        kind("from inf"),
-        "inf / inf is nan.",
-        "subtract the maximum before the exponentials, or work with logarithms",
-    ),
-    Cause(
-        "custom rule",
-        OUT,
-        (),
-        custom,
-        "`{name}` makes it inside, of finite operands.",
-        "call it alone at these operands",
-    ),
-    Cause(
-        "a loop",
-        OUT,
-        ("while",),
-        always,
-        "the loop makes it inside; a `while` is not opened.",
-        "write it as jax.lax.scan or fori_loop with fixed bounds, and it is opened",
-    ),
-    Cause(
-        "overflow",
-        OUT,
-        ("mul", *_SUMS, "cumprod", "reduce_prod", "mul_any", "scatter-add", "square"),
-        infinite,
-        "the result is too large for {dtype}.",
-        "scale the numbers down, or keep this part in float32",
-    ),
-)
+    def of(evidence: Evidence) -> bool:
+        x = evidence.x[position] if position < len(evidence.x) else None
+        return x is not None and bool(test(x))
 
-UNKNOWN = Cause(
-    "unknown",
-    "",
-    (),
-    always,
-    "no known cause fits the numbers at `{name}`.",
-    "look at the operands there: jaxprop.backprop(loss, nodes=[...])",
-)
+    return of
+
+
+def operands(test: Callable[[Any, Any], object]) -> Predicate:
+    """The numbers of the first two operands pass a test."""
+
+    def of(evidence: Evidence) -> bool:
+        if len(evidence.x) < 2:
+            return False
+        a, b = evidence.x[:2]
+        return a is not None and b is not None and bool(test(a, b))
+
+    return of
+
+
+def in_call(*names: str) -> Predicate:
+    """The source calls a function of one of these names there, or the node is inside of one."""
+    return lambda evidence: called(evidence.code) in names or evidence.has_scope(*names)
+
+
+def is_masked(evidence: Evidence) -> bool:
+    """Whether the bad number does not reach the loss: the forward pass masks it."""
+    return not evidence.reaches_loss
+
+
+def is_norm(evidence: Evidence) -> bool:
+    """Whether the operand is a sum: of squares, as a rule."""
+    producer = _before_moves(evidence)
+    return "norm" in called(evidence.code) or (
+        producer is not None and producer.primitive in ("reduce_sum", "dot_general")
+    )
+
+
+def _before_moves(evidence: Evidence) -> Node | None:
+    """The node that produces the first operand, seen through reshapes and the like."""
+    producer = evidence.producer(0)
+    while producer is not None and producer.operands and moves(producer):
+        producer = producers(evidence.graph).get(producer.operands[0].id)
+    return producer
+
+
+def is_divisor(evidence: Evidence) -> bool:
+    """Whether the result is divided by, seen through reshapes and the like."""
+    level = evidence.graph.places[evidence.node.index].graph
+    results = {value.id for value in evidence.node.outputs}
+    for node in level.equations():
+        if moves(node) and node.operands and node.operands[0].id in results:
+            results.update(value.id for value in node.outputs)
+        elif node.primitive == "div" and node.operands[1].id in results:
+            return True
+    return False
+
+
+def exponent(evidence: Evidence) -> float:
+    """The exponent of a power; NaN if there is none."""
+    if evidence.primitive == "integer_pow":
+        return float(evidence.node.params.get("y", 0))
+    p = evidence.x[1] if len(evidence.x) > 1 else None
+    return np.nan if p is None else float(np.real(p))
+
+
+def has_custom_rule(evidence: Evidence) -> bool:
+    """Whether the operation has a custom derivative rule."""
+    return evidence.node.eqn is not None and _jaxpr.has_custom_rule(evidence.node.eqn)
+
+
+def has_library_rule(evidence: Evidence) -> bool:
+    """Whether the operation has a custom derivative rule that an installed library defines."""
+    if not has_custom_rule(evidence):
+        return False
+    assert evidence.node.eqn is not None
+    program = _jaxpr.primal_program(evidence.node.eqn)
+    file = None if program is None else program.function_file
+    return file is not None and is_library(file)
+
+
+def has_row_of_minus_inf(evidence: Evidence) -> bool:
+    """Whether a whole row of an operand is minus infinity."""
+    for x in evidence.operands:
+        if np.ndim(x) and np.size(x) and np.any(np.all(np.asarray(x) == -np.inf, axis=-1)):
+            return True
+    return any(x is not None and np.ndim(x) == 0 and x == -np.inf for x in evidence.x)
+
+
+def has_equal_values(evidence: Evidence) -> bool:
+    """Whether two eigenvalues or singular values are equal, to rounding."""
+    for x in evidence.outputs:
+        if np.ndim(x) and np.isrealobj(x):
+            values = np.asarray(x, float)
+            gaps = np.abs(np.diff(np.sort(values, axis=-1), axis=-1))
+            scale = float(np.max(np.abs(values), initial=0.0))
+            if np.size(gaps) and np.min(gaps) <= 1e-6 * max(scale, 1e-30):
+                return True
+    return False
+
+
+def has_zero_cotangent(evidence: Evidence) -> bool:
+    """Whether the incoming cotangent is zero at the element."""
+    return evidence.ct is not None and bool(np.all(evidence.ct == 0))
+
+
+def has_gain(test: Callable[[Any], object]) -> Predicate:
+    """The local gradient at the element passes a test."""
+    return lambda evidence: evidence.gain is not None and bool(test(evidence.gain))
+
+
+def has_constant_inf(evidence: Evidence) -> bool:
+    """Whether an infinite operand is a constant, such as a mask."""
+    for position, x in enumerate(evidence.operands):
+        producer = evidence.producer(position)
+        if x is not None and np.any(np.isinf(x)) and (producer is None or producer.primitive == "const"):
+            return True
+    return False
+
+
+def is_literal(evidence: Evidence) -> bool:
+    """Whether a number that is not finite is written in the program."""
+    return evidence.kind == "unexamined" and any(
+        value.literal is not None and _jaxpr.is_inexact(value.dtype) and not np.all(np.isfinite(value.literal))
+        for value in evidence.node.operands
+    )
+
+
+def is_differentiated(evidence: Evidence) -> bool:
+    """Whether the value in question is differentiated."""
+    return any(value.active for value in evidence.node.outputs)

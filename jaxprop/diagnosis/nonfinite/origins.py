@@ -1,21 +1,20 @@
-"""The origin of NaN and Inf: which node made them, where, and what they spoil."""
+"""The origin of NaN and Inf: which node produced them, where, and what they spoil."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import numpy as np
 
 from ... import _jaxpr
-from ...core.graph import Graph, Value
+from ...core.graph import Graph, Node, Value
 from ...core.structure import outside
-from ...record.aliases import BACK, OUT
+from ...record.aliases import BACKWARD, FORWARD
 from ...record.tape import Tape
 from ..passes import Run, on_host
-from .events import Event, events, given, loose_ends, read_counts, seeds, unseen
-from .origin_test import is_float, made, moves
-from .propagation import Counts, Site, Ways, ways
+from .events import Event, events, inputs, loose_ends, masked, read_probes, seeds, unexamined
+from .probe import is_float, moves, probe
+from .propagation import Edges, Nonfinite, ValueSite, edges_of
 from .recorders import tally
 
 
@@ -26,85 +25,126 @@ class Origin:
     Attributes:
         event: where bad numbers begin.
         leaves: paths of the differentiated leaves whose gradient it spoils.
-        spoils_value: whether it spoils the value of the loss.
-        nan: whether what begins here is NaN; else it is Inf alone.
+        reaches_loss: whether it spoils the value of the loss.
+        nan: whether NaN begins here; otherwise only Inf does.
     """
 
     event: Event
     leaves: tuple[str, ...]
-    spoils_value: bool
+    reaches_loss: bool
     nan: bool
 
     @property
     def harmless(self) -> bool:
-        return not (self.leaves or self.spoils_value)
+        """Whether it reaches neither the gradient nor the loss."""
+        return not (self.leaves or self.reaches_loss)
 
 
 @dataclass(frozen=True)
-class Ends:
+class Results:
     """What has to be finite.
 
     Attributes:
         leaves: the cotangents of the differentiated leaves, with their names.
-        results: the values returned, without the auxiliary ones.
+        values: the values returned, without the auxiliary ones.
     """
 
-    leaves: Mapping[Site, str]
-    results: frozenset[Site]
+    leaves: Mapping[ValueSite, str]
+    values: frozenset[ValueSite]
 
     @classmethod
-    def of(cls, tape: Tape) -> "Ends":
+    def of(cls, tape: Tape) -> "Results":
+        """Read them off the graph of a tape."""
         graph = tape.graph
-        results = [value for value in graph.outputs[: len(tape.seed)] if is_float(value)]
+        returned = [value for value in graph.outputs[: len(tape.seed)] if is_float(value)]
         return cls(
-            {(BACK, value.id): value.name for value in graph.inputs if value.active},
-            frozenset((OUT, value.id) for value in results),
+            {(BACKWARD, value.id): value.name for value in graph.inputs if value.active},
+            frozenset((FORWARD, value.id) for value in returned),
         )
 
 
+@dataclass(frozen=True)
+class _Search:
+    """What the search for origins knows: the program, what is bad in it, what leads where, what matters.
+
+    Attributes:
+        infinite: the returned values that hold an infinity and no NaN.
+    """
+
+    graph: Graph
+    bad: Nonfinite
+    edges: Edges
+    results: Results
+    infinite: tuple[Value, ...]
+
+    def judged(self, event: Event) -> Origin:
+        """Find out what an event spoils."""
+        spoiled = {site for site in self.edges.after(event.sites) if np.any(self.bad.numbers.get(site, 0))}
+        leaves = tuple(name for site, name in self.results.leaves.items() if site in spoiled)
+        return Origin(event, leaves, bool(spoiled & self.results.values), self.makes_nan(event))
+
+    def makes_nan(self, event: Event) -> bool:
+        """Whether NaN begins at an event; otherwise only Inf does."""
+        if event.kind in ("from inf", "masked") or event.half == BACKWARD:
+            return True
+        probed = self.bad.outputs.get((event.node.index, event.position))
+        return probed is None or bool(np.any(probed.nan))
+
+
 def find_origins(run: Run, first: Tape) -> list[Origin]:
-    """The origins of what is not finite, those that reach the gradient first; none for a healthy pass.
+    """Find the origins of what is not finite, those that reach the gradient first; none in a healthy pass.
 
     Args:
         run: further passes at the same arguments.
         first: the tape of the first pass, recorded by `health`, on the host.
     """
-    if not _worth_looking(first):
+    if not _is_suspicious(first):
         return []
     counted = on_host(run(record=tally))
     graph = counted.graph
-    counts = read_counts(graph, counted, on_host(run(nodes=suspects(counted), record=made)))
-    edges = ways(graph, counts)
-    ends = Ends.of(counted)
-    found = [*seeds(graph, counted.seed), *_merged(events(graph, counts))]
-    inputs = given(graph, counts)
-    wrong = [event for event in inputs if not _meant(event, counts, run.leaf_names)]
-    origins = _first_causes(found, wrong, edges)
-    loose = loose_ends(graph, counts, edges, [*found, *origins])
-    origins += [event for event in loose if event.kind == "sum" or _makes_nan(event, counts)]
-    origins += _uncovered(graph, counts, edges, ends, origins, [*found, *inputs, *loose])
-    judged = [_judged(event, counts, edges, ends) for event in origins]
-    kept = [origin for origin in judged if not origin.harmless or (origin.nan and origin.event.kind in _MADE)]
+    bad = read_probes(graph, counted, on_host(run(nodes=suspects(counted), record=probe)))
+    search = _Search(graph, bad, edges_of(graph, bad), Results.of(counted), _infinite_results(counted))
+    found = [*seeds(graph, counted.seed), *_merged(events(graph, bad))]
+    given = inputs(graph, bad)
+    wrong = list(
+        _wrong_inputs(search, [event for event in given if not _is_intended(event, bad, run.leaf_names)])
+    )
+    origins = _first_causes(found, wrong, search.edges)
+    loose = loose_ends(graph, bad, search.edges, [*found, *given])
+    origins += [event for event in loose if event.kind == "sum" or search.makes_nan(event)]
+    origins += _uncovered(search, origins, [*found, *given, *loose])
+    kept = [origin for origin in map(search.judged, origins) if _is_worth_telling(origin)]
     return sorted(kept, key=lambda origin: (not origin.leaves, origin.harmless, origin.event.order))
 
 
-#: Of events that do no harm, only these are worth a note: a NaN that is given or written may be meant.
-_MADE = ("made", "from inf")
+def _is_worth_telling(origin: Origin) -> bool:
+    """Whether an origin does harm, or is a NaN that some operation produced.
+
+    A NaN in the data or in the program that does no harm may be intended.
+    """
+    return not origin.harmless or (origin.nan and origin.event.kind in ("produced", "from inf"))
 
 
-# --- what to look at ------------------------------------------------------------------------------
+def _infinite_results(tape: Tape) -> tuple[Value, ...]:
+    pairs = zip(tape.graph.outputs, jax.tree.leaves(tape.value), strict=False)
+    return tuple(
+        value for value, x in pairs if is_float(value) and np.any(np.isinf(x)) and not np.any(np.isnan(x))
+    )
 
 
-def _worth_looking(first: Tape) -> bool:
-    """Whether the result or the gradient is not finite, or a NaN is hidden in between.
+# --- what to look at -------------------------------------------------------------------------------
 
-    An Inf in between is no fault: masks are made of it.
+
+def _is_suspicious(first: Tape) -> bool:
+    """Whether the result or the gradient is not finite, or there is a NaN among the intermediates.
+
+    An Inf among the intermediates is no fault: masks are made of it.
     """
     results = [x for x in jax.tree.leaves(first.value) if _jaxpr.is_inexact(_jaxpr.dtype_of(x))]
     if not all(np.all(np.isfinite(np.asarray(x, complex))) for x in results):
         return True
     for entry in first:
-        if _hides_nan(entry.value) or _hides_nan(entry.cotangent):
+        if any(x is not None and np.any(np.isnan(x.squares)) for x in (entry.value, entry.cotangent)):
             return True
         if (
             entry.node.primitive == "input"
@@ -115,12 +155,8 @@ def _worth_looking(first: Tape) -> bool:
     return False
 
 
-def _hides_nan(record: Any) -> bool:
-    return record is not None and bool(np.any(np.isnan(record.squares)))
-
-
 def suspects(counted: Tape) -> frozenset[int]:
-    """The nodes to be tested: next to something that is not finite, or not looked at before."""
+    """Return the nodes to probe: next to something that is not finite, or not examined before."""
     graph, bad = counted.graph, set()
     for entry in counted:
         if any(record is not None and np.any(record.nonfinite) for record in (entry.value, entry.cotangent)):
@@ -128,22 +164,24 @@ def suspects(counted: Tape) -> frozenset[int]:
     outer = outside(graph)
 
     def is_bad(value: Value) -> bool:
-        return value.id in bad or (value.id in outer and is_bad(outer[value.id]))
+        while value.id not in bad and value.id in outer:
+            value = outer[value.id]
+        return value.id in bad
 
-    found = set()
-    for node in graph.walk():
-        hidden = any(is_float(value) and not value.active for value in node.outputs)
-        if hidden or (not moves(node) and any(map(is_bad, (*node.operands, *node.outputs)))):
-            found.add(node.index)
-    return frozenset(found)
+    def is_suspect(node: Node) -> bool:
+        if any(is_float(value) and not value.active for value in node.outputs):
+            return True
+        return not moves(node) and any(map(is_bad, (*node.operands, *node.outputs)))
+
+    return frozenset(node.index for node in graph.walk() if is_suspect(node))
 
 
-# --- which events are origins ---------------------------------------------------------------------
+# --- which events are origins ----------------------------------------------------------------------
 
 
 def _merged(found: Sequence[Event]) -> list[Event]:
-    """One event for each node and way: the first, with the sites of all."""
-    merged: dict[Any, Event] = {}
+    """Keep one event for each node, half and kind: the first, with the sites of all."""
+    merged: dict[tuple[str, int, str], Event] = {}
     for event in found:
         key = (event.half, event.node.index, event.kind)
         first = merged.get(key)
@@ -151,60 +189,52 @@ def _merged(found: Sequence[Event]) -> list[Event]:
     return list(merged.values())
 
 
-def _first_causes(found: Sequence[Event], wrong: Sequence[Event], edges: Ways) -> list[Event]:
-    """What is made of finite numbers; of what is made from Inf, only where nobody made the Inf."""
-    kept = [*(event for event in found if event.kind in ("made", "seed")), *wrong]
-    producers = {site for event in kept for site in event.sites}
+def _wrong_inputs(search: _Search, given: Sequence[Event]) -> Iterator[Event]:
+    """Replace each bad input that the forward pass masks by where the backward pass multiplies by it."""
+    for event in given:
+        if search.judged(event).reaches_loss:
+            yield event
+        else:
+            yield from masked(search.graph, search.bad, event)
+
+
+def _first_causes(found: Sequence[Event], wrong: Sequence[Event], edges: Edges) -> list[Event]:
+    """Keep what is produced from finite numbers, and from an Inf only if no event produced that Inf."""
+    kept = [event for event in found if event.kind in ("produced", "seed")]
+    kept += [event for event in wrong if event.kind == "input"]
+    produced = {site for event in kept for site in event.sites}
     for event in found:
         if event.kind == "from inf":
-            behind = edges.behind((OUT, value.id) for value in event.node.operands)
-            if not behind & producers:
+            behind = edges.behind((FORWARD, value.id) for value in event.node.operands)
+            if not behind & produced:
                 kept.append(event)
-    return kept
+    known = {event.node.index for event in kept}
+    return kept + [event for event in wrong if event.kind == "masked" and event.node.index not in known]
 
 
-def _meant(event: Event, counts: Counts, arguments: Set[str]) -> bool:
-    """Whether what is not finite in an argument or constant may well be meant.
+def _is_intended(event: Event, bad: Nonfinite, arguments: Set[str]) -> bool:
+    """Whether what is not finite in an argument or constant may well be intended.
 
-    Minus infinity is, as in masks; so is any in a constant. A NaN never is.
+    Minus infinity is, as in masks, and so is any infinity in a constant. A NaN never is.
     """
-    out = counts.outs[event.node.index, 0]
-    return not np.any(out.nan) and not (np.any(out.up) and event.node.name in arguments)
+    probed = bad.outputs[event.node.index, 0]
+    return not np.any(probed.nan) and not (np.any(probed.positive_inf) and event.node.name in arguments)
 
 
-def _uncovered(
-    graph: Graph,
-    counts: Counts,
-    edges: Ways,
-    ends: Ends,
-    origins: Sequence[Event],
-    others: Sequence[Event],
-) -> Iterator[Event]:
-    """For ends no origin explains: the first of the other events that does, else the end itself."""
-    open_ends = {site for site in (*ends.leaves, *ends.results) if np.any(counts.bad.get(site, 0))}
+def _uncovered(search: _Search, origins: Sequence[Event], others: Sequence[Event]) -> Iterator[Event]:
+    """Explain the bad results that no origin explains by the first other event that does, or as they are.
+
+    An infinity that is written on purpose explains an infinite loss, but not a NaN.
+    """
+    results = (*search.results.leaves, *search.results.values)
+    unexplained = {site for site in results if np.any(search.bad.numbers.get(site, 0))}
     for event in origins:
-        open_ends -= edges.after(event.sites)
+        unexplained -= search.edges.after(event.sites)
     for event in sorted(others, key=lambda event: event.order):
-        reached = edges.after(event.sites) & open_ends
+        reached = search.edges.after(event.sites) & unexplained
+        if not search.makes_nan(event):
+            reached &= {(FORWARD, value.id) for value in search.infinite}
         if reached:
-            open_ends -= reached
+            unexplained -= reached
             yield event
-    yield from (unseen(graph, site, counts) for site in sorted(open_ends))
-
-
-# --- what an origin spoils -------------------------------------------------------------------------
-
-
-def _judged(event: Event, counts: Counts, edges: Ways, ends: Ends) -> Origin:
-    bad = {site for site in edges.after(event.sites) if np.any(counts.bad.get(site, 0))}
-    leaves = tuple(name for site, name in ends.leaves.items() if site in bad)
-    return Origin(event, leaves, bool(bad & ends.results), _makes_nan(event, counts))
-
-
-def _makes_nan(event: Event, counts: Counts) -> bool:
-    if event.kind == "from inf":
-        return True
-    if event.half == BACK:
-        return True
-    out = counts.outs.get((event.node.index, event.position))
-    return out is None or bool(np.any(out.nan))
+    yield from (unexamined(search.graph, site, search.bad) for site in sorted(unexplained))

@@ -1,7 +1,7 @@
-"""The way of a bad number: from where it is made, through the values and cotangents that carry it.
+"""How a bad number propagates: from where it first appears to the values and cotangents it spoils.
 
-Sites are values (`OUT`) and their cotangents (`BACK`); an edge goes from one that is not finite to another
-that is not finite because of it. All steps of a scan count as one.
+A site is a value (`FORWARD`) or its cotangent (`BACKWARD`). An edge goes from a site that is not finite to another that
+is not finite because of it. All steps of a scan count as one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,62 +10,60 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ... import _jaxpr
 from ...core.graph import Graph, Node, Value
-from ...record.aliases import BACK, OUT
-from .origin_test import Back, Out, passes_on
+from ...core.structure import binding
+from ...core.types import ValueId
+from ...record.aliases import BACKWARD, FORWARD
+from .probe import CotangentProbe, OutputProbe, is_float, passes_cotangents
 
-#: Half and id of a value.
-Site: TypeAlias = tuple[str, int]
+#: The half of the pass, `FORWARD` or `BACKWARD`, and the id of a value.
+ValueSite: TypeAlias = tuple[str, ValueId]
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What the two passes found, by value and node; arrays over the steps of the loops around.
+class Nonfinite:
+    """What the passes found, by value and node; arrays over the steps of the loops around.
 
     Attributes:
-        bad: numbers that are not finite, by site; sites that were not looked at are missing.
-        outs: the counts at each output, by (node, position).
-        backs: the counts of what is sent to each operand, by (node, position).
+        numbers: how many numbers are not finite, by site; a site that was not examined is missing.
+        outputs: the probe of each output, by (node, position).
+        cotangents: the probe of each operand's cotangent, by (node, position).
     """
 
-    bad: Mapping[Site, np.ndarray]
-    outs: Mapping[tuple[int, int], Out]
-    backs: Mapping[tuple[int, int], Back]
+    numbers: Mapping[ValueSite, np.ndarray]
+    outputs: Mapping[tuple[int, int], OutputProbe]
+    cotangents: Mapping[tuple[int, int], CotangentProbe]
 
-    def is_bad(self, half: str, value: Value) -> bool:
-        """Whether a value is not finite; taken to be, where nobody looked and it is a float."""
-        if not _floats(value) or (half == BACK and not value.active):
+    def at(self, half: str, value: Value) -> bool:
+        """Whether a value is not finite; assumed of a float that was not examined."""
+        if not is_float(value) or (half == BACKWARD and not value.active):
             return False
-        found = self.bad.get((half, value.id))
+        found = self.numbers.get((half, value.id))
         return True if found is None else bool(np.any(found))
 
 
-def _floats(value: Value) -> bool:
-    return _jaxpr.is_inexact(value.dtype)
-
-
 @dataclass
-class Ways:
-    """The edges between bad sites."""
+class Edges:
+    """The edges between sites that are not finite."""
 
-    next: dict[Site, set[Site]] = field(default_factory=dict)
-    before: dict[Site, set[Site]] = field(default_factory=dict)
+    next: dict[ValueSite, set[ValueSite]] = field(default_factory=dict)
+    before: dict[ValueSite, set[ValueSite]] = field(default_factory=dict)
 
-    def add(self, source: Site, target: Site) -> None:
+    def add(self, source: ValueSite, target: ValueSite) -> None:
+        """Add an edge."""
         self.next.setdefault(source, set()).add(target)
         self.before.setdefault(target, set()).add(source)
 
-    def after(self, sites: Iterable[Site]) -> set[Site]:
-        """All sites that are bad because of these, themselves included."""
-        return _closure(sites, self.next)
+    def after(self, sites: Iterable[ValueSite]) -> set[ValueSite]:
+        """Return all sites that are bad because of these, including these."""
+        return _reachable(sites, self.next)
 
-    def behind(self, sites: Iterable[Site]) -> set[Site]:
-        """All sites because of which these are bad, themselves included."""
-        return _closure(sites, self.before)
+    def behind(self, sites: Iterable[ValueSite]) -> set[ValueSite]:
+        """Return all sites because of which these are bad, including these."""
+        return _reachable(sites, self.before)
 
 
-def _closure(sites: Iterable[Site], edges: Mapping[Site, set[Site]]) -> set[Site]:
+def _reachable(sites: Iterable[ValueSite], edges: Mapping[ValueSite, set[ValueSite]]) -> set[ValueSite]:
     found, todo = set(), list(sites)
     while todo:
         site = todo.pop()
@@ -75,14 +73,14 @@ def _closure(sites: Iterable[Site], edges: Mapping[Site, set[Site]]) -> set[Site
     return found
 
 
-def ways(graph: Graph, counts: Counts) -> Ways:
-    """All edges between the bad sites of a graph."""
-    found = Ways()
+def edges_of(graph: Graph, bad: Nonfinite) -> Edges:
+    """Find all edges between the bad sites of a graph."""
+    found = Edges()
     for node in graph.walk():
         if node.eqn is None:
             continue
-        for source, target in _edges(node, counts):
-            if source[1].literal is None and counts.is_bad(*source) and counts.is_bad(*target):
+        for source, target in _edges_at(node, bad):
+            if source[1].literal is None and bad.at(*source) and bad.at(*target):
                 found.add((source[0], source[1].id), (target[0], target[1].id))
     return found
 
@@ -90,63 +88,53 @@ def ways(graph: Graph, counts: Counts) -> Ways:
 _Edge: TypeAlias = tuple[tuple[str, Value], tuple[str, Value]]
 
 
-def _edges(node: Node, counts: Counts) -> Iterator[_Edge]:
+def _edges_at(node: Node, bad: Nonfinite) -> Iterator[_Edge]:
     if node.opened and node.graphs:
-        for inside in _through_form(node):
-            yield from _both_ways(*inside)
+        for source, target in bound_values(node):
+            yield (FORWARD, source), (FORWARD, target)
+            if source.active and target.active:
+                yield (BACKWARD, target), (BACKWARD, source)
         return
-    yield from _forward_edges(node, counts)
-    yield from _backward_edges(node, counts)
+    yield from _forward_edges(node, bad)
+    yield from _backward_edges(node, bad)
 
 
-def _both_ways(source: Value, target: Value) -> Iterator[_Edge]:
-    """One value handed on as another: its cotangent comes back the same way."""
-    yield (OUT, source), (OUT, target)
-    if source.active and target.active:
-        yield (BACK, target), (BACK, source)
-
-
-def _through_form(node: Node) -> Iterator[tuple[Value, Value]]:
-    """Pairs of values of which one is handed on as the other, into a body, out of it and round a loop."""
-    form = _jaxpr.opened_form(node.eqn)
-    operands = node.operands[1:] if isinstance(form, _jaxpr.Cond) else node.operands
+def bound_values(node: Node) -> Iterator[tuple[Value, Value]]:
+    """Yield pairs of values of which one becomes the other: into a body, out of it, and around a loop."""
     for body in node.graphs:
-        yield from zip(operands, body.inputs, strict=False)
-        yield from zip(body.outputs, node.outputs, strict=False)
-        if isinstance(form, _jaxpr.Scan):
-            carried = body.inputs[form.num_consts : form.num_consts + form.num_carry]
-            yield from zip(body.outputs, carried, strict=False)
+        for pairs in binding(node, body):
+            yield from pairs
 
 
-def _forward_edges(node: Node, counts: Counts) -> Iterator[_Edge]:
+def _forward_edges(node: Node, bad: Nonfinite) -> Iterator[_Edge]:
     for position, output in enumerate(node.outputs):
-        out = counts.outs.get((node.index, position))
-        if out is not None and not np.any(out.carried):
-            continue  # all of it is made here
+        probed = bad.outputs.get((node.index, position))
+        if probed is not None and not np.any(probed.propagated):
+            continue  # all of it is produced here
         for operand in node.operands:
-            yield (OUT, operand), (OUT, output)
+            yield (FORWARD, operand), (FORWARD, output)
 
 
-def _backward_edges(node: Node, counts: Counts) -> Iterator[_Edge]:
+def _backward_edges(node: Node, bad: Nonfinite) -> Iterator[_Edge]:
     for position, operand in enumerate(node.operands):
         if not operand.active:
             continue
-        back = counts.backs.get((node.index, position))
-        if back is not None and not np.any(back.sent):
+        probed = bad.cotangents.get((node.index, position))
+        if probed is not None and not np.any(probed.nonfinite):
             continue
-        by_ct, by_value = (True, False) if passes_on(node) else _blame(back)
+        by_cts, by_operands = (True, False) if passes_cotangents(node) else _reasons(probed)
         for output in node.outputs:
-            if by_ct:
-                yield (BACK, output), (BACK, operand)
-            if by_value:
-                yield (OUT, output), (BACK, operand)
-        for other in node.operands if by_value else ():
-            yield (OUT, other), (BACK, operand)
+            if by_cts:
+                yield (BACKWARD, output), (BACKWARD, operand)
+            if by_operands:
+                yield (FORWARD, output), (BACKWARD, operand)
+        for other in node.operands if by_operands else ():
+            yield (FORWARD, other), (BACKWARD, operand)
 
 
-def _blame(back: Back | None) -> tuple[bool, bool]:
-    """Whether cotangents, whether operands are to blame for what was sent; both where neither is alone."""
-    if back is None:
+def _reasons(probed: CotangentProbe | None) -> tuple[bool, bool]:
+    """Whether the out_cts and whether the operands cause a bad in_ct; both if neither does alone."""
+    if probed is None:
         return True, True
-    by_ct, by_value = bool(np.any(back.by_ct)), bool(np.any(back.by_value))
-    return (True, True) if not (by_ct or by_value) else (by_ct, by_value)
+    by_cts, by_operands = bool(np.any(probed.by_cts)), bool(np.any(probed.by_operands))
+    return (by_cts, by_operands) if by_cts or by_operands else (True, True)
