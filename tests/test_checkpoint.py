@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import os
 import re
 import shutil
@@ -19,8 +20,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import jaxprop as jp
 import processes
-from jaxprop.train import CSV, Checkpoint, CheckpointError, Evaluation, open_store
+from jaxprop.train import CSV, Checkpoint, CheckpointError, Data, Evaluation, open_store
 from jaxprop.train.checkpoint.leaves import fingerprints
 
 pytest.importorskip("orbax.checkpoint")
@@ -260,8 +262,8 @@ def test_without_resume_nothing_is_overwritten(saved):
     place, _ = saved
     before = files(place)
     message = (
-        f"{place} already contains checkpoints 1, 2. Continue from there with resume=True, or choose another directory: "
-        "nothing is overwritten."
+        f"{place} already contains checkpoints 1, 2. Continue from there with resume=True, or choose another "
+        "directory: nothing is overwritten."
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
         open_store(Checkpoint(place))
@@ -274,8 +276,8 @@ def test_an_incomplete_newest_one_is_skipped_aloud(saved, tmp_path):
     shutil.copytree(place / "2", place / "3.orbax-checkpoint-tmp")
     (place / "3.orbax-checkpoint-tmp" / "commit_success.txt").unlink(missing_ok=True)
     message = (
-        f"checkpoint 3 in {place} is incomplete: the run ended while it was being written. It is skipped, continuing "
-        "from checkpoint 2."
+        f"checkpoint 3 in {place} is incomplete: the run ended while it was being written. It is skipped, "
+        "continuing from checkpoint 2."
     )
     with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
         store = open_store(Checkpoint(place), resume=True)
@@ -361,8 +363,8 @@ def test_another_programs_directory_is_left_alone(tmp_path):
         manager.save(5, args=ocp.args.StandardSave({"w": jnp.ones(3)}))
     before = files(tmp_path)
     message = (
-        f"checkpoint 5 in {tmp_path} was not written by jaxprop, or is damaged: it does not contain 'about'. It was "
-        "left unchanged; choose another directory."
+        f"checkpoint 5 in {tmp_path} was not written by jaxprop, or is damaged: it does not contain 'about'. "
+        "It was left unchanged; choose another directory."
     )
     for resume in (True, False):
         with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
@@ -447,8 +449,8 @@ def test_the_one_before_can_be_gone_on_from(saved, tmp_path):
     shutil.copytree(saved[0], place)
     (place / "2" / "about" / "metadata").write_text("{}")
     message = (
-        f"checkpoint 2 in {place} is damaged: its 'about' has no content. It was left unchanged; to continue from 1, "
-        "remove it."
+        f"checkpoint 2 in {place} is damaged: its 'about' has no content. It was left unchanged; to continue "
+        "from 1, remove it."
     )
     with (
         open_store(Checkpoint(place), resume=True) as store,
@@ -471,8 +473,8 @@ def test_numbers_changed_behind_its_back_are_found(saved, tmp_path):
     shutil.rmtree(place / "2" / "state")
     shutil.copytree(tmp_path / "other" / "2" / "state", place / "2" / "state")
     message = (
-        f"checkpoint 2 in {place} is damaged: the numbers of ['params']['w'] are not those that were saved. It was "
-        "left unchanged; to continue from 1, remove it."
+        f"checkpoint 2 in {place} is damaged: the numbers of ['params']['w'] are not those that were saved. It "
+        "was left unchanged; to continue from 1, remove it."
     )
     with (
         open_store(Checkpoint(place), resume=True) as store,
@@ -607,6 +609,118 @@ def test_the_best_is_saved_when_it_is_found(tmp_path):
     assert str(caught.value) == message
 
 
+BATCHES = [*processes.batches(0, processes.BATCH)]
+HALVES = [(x[:8], y[:8]) for x, y in BATCHES]
+
+#: How a resumed run reads its data, beside how the run before did, and what is said.
+OTHER_DATA = {
+    "batch_size": ({}, {"batch_size": 12}, "batch_size was 16, now 12"),
+    "shuffle": ({}, {"data_": Data(processes.data(), shuffle=False)}, "shuffle was True, now False"),
+    "fewer examples": ({}, {"data_": tuple(x[:32] for x in processes.data())}, "examples was 48, now 32"),
+    "remainder": (
+        {"batch_size": 20},
+        {"batch_size": 20, "data_": Data(processes.data(), remainder="drop")},
+        "remainder was keep, now drop",
+    ),
+    "all at once": ({}, {"batch_size": None}, "batch_size was 16, now None"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_DATA)
+def test_a_run_that_reads_its_data_in_another_order_is_not_resumed(case, tmp_path):
+    before, after, changes = OTHER_DATA[case]
+    options = {"checkpoint": tmp_path / "saved", "batch_size": processes.BATCH}
+    processes.train(**{**options, **before, "steps": 4})
+    on_disk_before = files(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        processes.train(**{**options, **after, "steps": 8, "resume": True})
+    assert str(caught.value) == (
+        f"checkpoint 4 in {tmp_path / 'saved'} belongs to a run that reads its data in another order: "
+        f'{changes}. Pass the data as before, or resume="state" to continue from the state with the data as '
+        "it is now."
+    )
+    assert files(tmp_path) == on_disk_before
+    _, history = processes.train(**{**options, **after, "steps": 8, "resume": "state"})
+    assert len(history["loss"]) == 8 and np.isfinite(history["loss"]).all()
+
+
+def test_a_stream_of_other_batches_is_not_resumed(tmp_path):
+    options = {"checkpoint": tmp_path / "saved", "resume": True}
+    processes.train(BATCHES, steps=4, **options)
+    with pytest.raises(CheckpointError) as caught:
+        processes.train(HALVES, steps=8, **options)
+    assert str(caught.value) == (
+        "the run that is resumed read batches of float32[16, 12], float32[16, 4], but the first batch is now "
+        "float32[8, 12], float32[8, 4]: the data would continue elsewhere. Pass batches of the same shape, or "
+        'resume="state" to continue from the state with the data as it is now.'
+    )
+    with pytest.raises(CheckpointError, match="batch_size was None, now 16|examples was None, now 48"):
+        processes.train(batch_size=processes.BATCH, steps=8, **options)
+    _, history = processes.train(HALVES, steps=8, **{**options, "resume": "state"})
+    assert len(history["loss"]) == 8
+    with pytest.raises(ValueError, match="^`resume` must be True, False or \"state\", got 'all'.$"):
+        processes.train(steps=8, **{**options, "resume": "all"})
+
+
+# --- what was watched, over pauses ------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Largest:
+    """A container that JAX knows and JSON does not."""
+
+    value: jax.Array
+
+
+def largest(x):
+    return {"max": jnp.max(jnp.abs(x)), "pair": (jnp.min(x), [jnp.mean(x)])}
+
+
+RECORDERS = {
+    "summary": jp.summary,
+    "one number": jp.Recorder.each(cotangent=lambda ct: jnp.max(jnp.abs(ct))),
+    "containers": jp.Recorder.each(largest, largest),
+    "a class": jp.Recorder.each(value=lambda x: Largest(jnp.max(x))),
+}
+
+
+def watched_columns(history):
+    watched = history.watched
+    return {
+        "steps": watched.steps,
+        **{name: watched[name] for name in watched},
+        "leaves": watched.leaves,
+        "per_example": watched.per_example,
+    }
+
+
+@pytest.mark.parametrize("name", RECORDERS)
+def test_what_was_watched_before_comes_back(name, tmp_path):
+    watch = jp.Watch(["h", "loss"], every=3, record=RECORDERS[name], per_example=name == "summary")
+    options = {"batch_size": processes.BATCH, "watch": watch}
+    _, expected = processes.train(**options, steps=12)
+    for steps in (4, 5, 12):  # 4 to 5: nothing is watched
+        _, history = processes.train(**options, steps=steps, checkpoint=tmp_path / "saved", resume=True)
+        assert history.watched.steps.tolist() == list(range(0, steps, 3))
+    assert list(history.watched) == list(expected.watched) and len(history.watched) > 0
+    jax.tree.map(np.testing.assert_array_equal, watched_columns(history), watched_columns(expected))
+    assert str(history.watched) == str(expected.watched)
+    if name != "a class":  # nothing is left to do, and no step says what was watched
+        _, again = processes.train(**options, steps=12, checkpoint=tmp_path / "saved", resume=True)
+        jax.tree.map(np.testing.assert_array_equal, watched_columns(again), watched_columns(expected))
+
+
+def test_what_is_watched_otherwise_starts_again_and_says_so(tmp_path):
+    options = {"batch_size": processes.BATCH, "checkpoint": tmp_path / "saved"}
+    processes.train(**options, steps=4, watch=jp.Watch("h", every=2))
+    _, history = processes.train(**options, steps=8, watch=jp.Watch("loss", every=2), resume=True)
+    assert history.watched.steps.tolist() == [4, 6] and list(history.watched) == ["loss"]
+    assert history.notes == (
+        "What was watched before step 4 is left out: other numbers are watched since the run was resumed.",
+    )
+
+
 # --- a run that is killed ---------------------------------------------------------------------------
 
 
@@ -672,7 +786,9 @@ def half_written(place):
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_the_same(tmp_path):
-    """SIGKILL, twenty times: each life goes on from the newest checkpoint, and the end is bit for bit the same."""
+    """SIGKILL, twenty times: each life goes on from the newest checkpoint, and the end is bit for bit the
+    same.
+    """
     from killed import EVERY
 
     lives = Lives()

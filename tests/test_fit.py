@@ -2,8 +2,11 @@
 chunks.
 """
 
+import errno
 import inspect
+import os
 import re
+import signal
 import threading
 import time
 import tracemalloc
@@ -23,6 +26,7 @@ from jaxprop.train.data import stream as _stream
 from jaxprop.train.data.source import order_of
 from jaxprop.train.loop import chunks as _chunks
 from jaxprop.train.loop import schedule as _schedule
+from jaxprop.train.loop.interrupts import interrupts_held
 from jaxprop.train.loop.schedule import Pace, Schedule, eval_period, total_steps
 
 
@@ -817,3 +821,264 @@ def test_plain_numbers_are_one_case():
     state, history = jp.fit(loss, 1.0, (1.0, 2.0), optimizer=optax.sgd(0.01), steps=100, progress=False)
     np.testing.assert_allclose(state.params, 2 - 0.98**100, rtol=1e-5)
     np.testing.assert_allclose(history["loss"][0], 1.0)
+
+
+# --- outputs that are not arrays ----------------------------------------------------------------------------
+
+
+class Thing:
+    pass
+
+
+NOT_ARRAYS = {
+    "str": "text",
+    "Thing": Thing(),
+    "function": line,
+    "ndarray (dtype <U1)": np.array(["a"]),
+    "datetime64": np.datetime64("2020-01-01"),
+}
+WAYS = {
+    "a step": lambda loss, **options: jp.make_step(loss, **options),
+    "a watched step": lambda loss, **options: jp.make_step(loss, watch=jp.Watch(every=1), **options),
+    "a step with rules": lambda loss, **options: jp.make_step(
+        loss, rules=[("mul", jp.rules.scale(1.0))], **options
+    ),
+}
+
+
+def outputs_error(word, kind):
+    return (
+        f"`loss` returned `{word}['note']` of type {kind}, but only arrays and numbers can leave a compiled "
+        "function. Leave it out."
+    )
+
+
+@pytest.mark.parametrize("kind", NOT_ARRAYS)
+@pytest.mark.parametrize("way", [*WAYS, "fit", "fit, watched", "an evaluation"])
+def test_an_output_that_is_not_an_array_is_named(way, kind):
+    def loss(w, x):
+        return jnp.mean((w * x) ** 2), {"note": NOT_ARRAYS[kind], "fine": jnp.sum(x)}
+
+    x = jnp.ones(3)
+    with pytest.raises(TypeError) as caught:
+        if way in WAYS:
+            step = WAYS[way](loss, has_aux=True)
+            step(step.init(1.0), x)
+        elif way == "an evaluation":
+            evaluation = Evaluation((x,), lambda w, x: loss(w, x)[1])
+            fit(lambda w, x: loss(w, x)[0], 1.0, (x,), steps=1, evaluation=evaluation)
+        else:
+            watch = jp.Watch(every=1) if "watched" in way else None
+            fit(loss, 1.0, (x,), steps=1, has_aux=True, watch=watch)
+    expected = outputs_error("aux", kind)
+    if way == "an evaluation":
+        expected = expected.replace("`loss`", "`<lambda>`").replace("aux[", "result[")
+    assert str(caught.value) == expected
+
+
+def test_a_model_state_that_is_not_an_array_is_named():
+    def loss(w, x, *, model_state):
+        return w * x, {"note": "text"}
+
+    step = jp.make_step(loss)
+    with pytest.raises(TypeError) as caught:
+        step(step.init(1.0, model_state={"note": 1.0}), jnp.float32(1))
+    assert str(caught.value) == outputs_error("model_state", "str")
+    with pytest.raises(TypeError) as caught:
+        step.init(1.0, model_state={"note": "text"})
+    start = "`model_state['note']` is a str, but must be an array of numbers. Keep it out of `model_state` and close "
+    assert str(caught.value).startswith(start)
+
+
+@pytest.mark.parametrize(
+    "data", [{"x": X, "name": np.array(["a"] * 30)}, [{"x": X, "name": "text"}]], ids=["arrays", "batches"]
+)
+def test_data_that_is_not_an_array_is_named(data):
+    with pytest.raises(TypeError) as caught:
+        fit(lambda params, batch: jnp.sum(params["w1"]), data=data, steps=1)
+    start = "`data['name']` is a ndarray, but must be an array of numbers. Keep it out of `data` and close over it; "
+    assert str(caught.value).startswith(start), caught.value
+
+
+# --- nothing is lost -----------------------------------------------------------------------------------------
+
+
+class Failing:
+    """A writer that raises at a step, or when it is closed."""
+
+    def __init__(self, step=None, error=None):
+        self.step, self.error, self.told = step, error, []
+
+    def write(self, step, row):
+        self.told.append(step)
+        if step == self.step:
+            raise self.error
+
+    def close(self):
+        if self.step is None:
+            raise self.error
+
+
+def notes_of(error):
+    """What jaxprop added to an exception; JAX adds notes of its own."""
+    return [note for note in getattr(error, "__notes__", ()) if note.startswith("jaxprop: ")]
+
+
+def broken_reader(after):
+    def batches():
+        yield from (batch for batch, _ in zip(shuffled(5, 4), range(after), strict=False))
+        raise OSError("the disk is gone")
+
+    return batches
+
+
+def broken_evaluation(params, x, y):
+    raise RuntimeError("no such metric")
+
+
+FAILURES = {
+    "a reader": (OSError, 7, {"data": broken_reader(7)}),
+    "a writer": (
+        OSError,
+        None,
+        {"writers": lambda: [Failing(5, OSError(errno.ENOSPC, "No space left on device"))], "log_every": 5},
+    ),
+    "a writer that is closed": (
+        ValueError,
+        12,
+        {"writers": lambda: [Failing(None, ValueError("not flushed"))]},
+    ),
+    "an evaluation": (RuntimeError, 6, {"evaluation": Evaluation((X, Y), broken_evaluation, every=6)}),
+    "until": (
+        KeyError,
+        4,
+        {"evaluation": Evaluation((X, Y), every=4), "until": lambda row: row["eval_loss"] < row["x"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("saves", [False, True])
+@pytest.mark.parametrize("case", FAILURES)
+def test_what_raises_keeps_state_and_history(case, saves, tmp_path):
+    kind, steps, options = FAILURES[case]
+    options = {"data": lambda: shuffled(5, 4), "epochs": 1, **options}
+    options["writers"] = options.get("writers", list)()
+    saved = {"checkpoint": tmp_path / "run"} if saves else {}
+    with pytest.raises(kind) as caught:
+        fit(**options, **saved)
+    error = caught.value
+    stop, done = error.history.stop, int(error.state.step)
+    assert done == stop.step == len(error.history["loss"]) and done in (steps, steps or done)
+    params, losses = trained(mlp, PARAMS, list(shuffled(5, 4))[:done])
+    check_equal(error.state.params, params)
+    np.testing.assert_array_equal(error.history["loss"], losses)
+    if done == 12:
+        assert stop.reason == "done"
+    else:
+        assert stop.reason == "error" and stop.message.startswith(
+            f"failed after {done} steps: {kind.__name__}: "
+        )
+    (note,) = notes_of(error)
+    start = f"jaxprop: after {done} steps, the state and the history are `error.state` and `error.history`."
+    assert note == start + (f" Checkpoint {done} was saved." if saves and done < 12 else "")
+    if saves:
+        pytest.importorskip("orbax.checkpoint")
+        state, history = fit(data=lambda: shuffled(5, 4), epochs=1, **saved, resume=True)
+        whole, losses = trained(mlp, PARAMS, shuffled(5, 4))
+        check_equal(state.params, whole)
+        np.testing.assert_array_equal(history["loss"], losses)
+
+
+def test_an_error_before_the_first_step_is_left_alone():
+    with pytest.raises(TypeError) as caught:
+        fit(lambda params, x, y: "no", steps=3)
+    assert not hasattr(caught.value, "state") and not notes_of(caught.value)
+
+
+def test_every_writer_is_closed_when_one_fails():
+    notes = Notes()
+    with pytest.raises(ValueError, match="not flushed"):
+        fit(
+            steps=2,
+            writers=[notes, Failing(None, ValueError("not flushed")), Failing(None, ValueError("nor this"))],
+        )
+    assert notes.closed == 1
+
+
+class Alarm(Notes):
+    """Sends Ctrl-C some time after the first row."""
+
+    def __init__(self, delay):
+        super().__init__()
+        self.timer = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
+
+    def write(self, step, row):
+        if not self.rows:
+            self.timer.start()
+        super().write(step, row)
+
+
+@pytest.mark.parametrize("most", [pytest.param(1, marks=pytest.mark.slow), 40])
+def test_ctrl_c_at_any_moment_loses_nothing(most, monkeypatch):
+    """The state is that of a run of as many steps, bit by bit, wherever the signal comes in."""
+    monkeypatch.setattr(Pace, "finished", lambda self, count, now: setattr(self, "most", most))
+    options = {"batch_size": 10, "key": 5}
+    runs = []
+    for delay in np.random.default_rng(most).uniform(0.0, 0.5, 3):
+        alarm = Alarm(delay)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            fit(until=Until(seconds=120), writers=[alarm], **options)
+        state, history = caught.value.state, caught.value.history
+        assert history.stop.reason == "interrupted"
+        assert int(state.step) == history.stop.step == len(history["loss"]) > 0
+        runs.append((state, history))
+    state, history = max(runs, key=lambda run: run[1].stop.step)
+    whole, expected = fit(steps=history.stop.step, **options)
+    check_equal(state.params, whole.params)
+    np.testing.assert_array_equal(history["loss"], expected["loss"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_is_held_back_until_the_state_is_stored():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+        done.append("the rest of the block")
+    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # a second one is not held
+        done.append("not reached")
+    assert len(done) == 1
+    with interrupts_held():
+        done.append("nothing happens")
+
+
+def test_ctrl_c_saves_a_checkpoint(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+
+    class Impatient(Notes):
+        def write(self, step, row):
+            if step >= 20:
+                signal.raise_signal(signal.SIGINT)
+
+    options = {"batch_size": 10, "key": 5, "checkpoint": tmp_path / "run", "log_every": 1}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(steps=4000, writers=[Impatient()], **options)
+    done = caught.value.history.stop.step
+    assert caught.value.history.stop.message == f"interrupted after {done} steps."
+    assert f"Checkpoint {done} was saved." in notes_of(caught.value)[0]
+    state, history = fit(steps=done + 20, resume=True, **options)
+    whole, expected = fit(steps=done + 20, batch_size=10, key=5)
+    check_equal(state.params, whole.params)
+    np.testing.assert_array_equal(history["loss"], expected["loss"])
+
+
+def test_a_full_disk(tmp_path):
+    """The system's own: every write to /dev/full fails."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fit(steps=30, batch_size=10, key=5, writers=[jp.train.JSONL("/dev/full")])
+    state, history = caught.value.state, caught.value.history
+    check_equal(state.params, fit(steps=history.stop.step, batch_size=10, key=5)[0].params)

@@ -125,8 +125,8 @@ def check_arrays_only(tree: PyTree, word: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not is_jax_type(leaf):
             raise TypeError(
-                f"`{word}{jax.tree_util.keystr(path)}` is a {type(leaf).__name__}, which is not an array. Keep "
-                f"it out of `{word}` and close over it; {OF_A_MODEL}."
+                f"`{word}{jax.tree_util.keystr(path)}` is a {type(leaf).__name__}, but must be an array of "
+                f"numbers. Keep it out of `{word}` and close over it; {OF_A_MODEL}."
             )
 
 

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, cast
 
@@ -152,14 +152,21 @@ class StreamSource:
             full = types if full is None else full
             room = self._room(first.data) if types == full else 1
             members = [first]
-            while len(members) < room and not members[-1].ends and (item := following()) is not None:
-                if batch_types(item.data) != types:
-                    pushed_back.append(item)
-                    break
-                members.append(item)
-            stack = functools.partial(_stacked_batches, room)
-            arrays = self.place(jax.tree.map(stack, *(member.data for member in members)), types != full)
-            yield BatchGroup(arrays, 0, len(members), members[-1].ends)
+            try:
+                while len(members) < room and not members[-1].ends and (item := following()) is not None:
+                    if batch_types(item.data) != types:
+                        pushed_back.append(item)
+                        break
+                    members.append(item)
+            except BaseException:
+                yield self._group_of(members, room, types != full)  # what was read before the error is used
+                raise
+            yield self._group_of(members, room, types != full)
+
+    def _group_of(self, members: Sequence["EpochBatch"], room: int, short: bool) -> BatchGroup:
+        stack = functools.partial(_stacked_batches, room)
+        arrays = self.place(jax.tree.map(stack, *(member.data for member in members)), short)
+        return BatchGroup(arrays, 0, len(members), members[-1].ends)
 
     def _rest(self) -> Iterator["EpochBatch"]:
         """The batches of all epochs that are still to come."""
@@ -197,8 +204,13 @@ class EpochBatch(NamedTuple):
 def _with_end(items: Iterator[PyTree]) -> Iterator[EpochBatch]:
     held = next(items, None)
     while held is not None:
-        item, held = held, next(items, None)
-        yield EpochBatch(item, held is None)
+        try:
+            following = next(items, None)
+        except BaseException:
+            yield EpochBatch(held, False)  # what was read before the error is used
+            raise
+        yield EpochBatch(held, following is None)
+        held = following
 
 
 def _alone(group: BatchGroup) -> BatchGroup:
