@@ -1,7 +1,7 @@
 """How a bad number propagates: from where it first appears to the values and cotangents it spoils.
 
-A site is a value (`FORWARD`) or its cotangent (`BACKWARD`). An edge goes from a site that is not finite to another that
-is not finite because of it. All steps of a scan count as one.
+A site is a value (`FORWARD`) or its cotangent (`BACKWARD`). An edge goes from a site that is not finite to
+another that is not finite because of it. All steps of a scan count as one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
