@@ -18,6 +18,7 @@ from .core.graph import Value as Value
 from .core.local import Local as Local
 from .core.local import LocalGradient as LocalGradient
 from .core.rules import Recorder as Recorder
+from .core.rules import Rule as Rule
 from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
 from .diagnosis import Thresholds as Thresholds

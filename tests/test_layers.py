@@ -18,7 +18,7 @@ LAYERS = {
     "naming": "syntax assign",
     "core": """types draft graph structure activity build local rules taps aliases control_flow interpreter""",
     "record": "statistics batching tape",
-    "rules": "basic",
+    "rules": "scaling clipping estimators",
     "show": "symbolic explanation drawing plots notebook",
     "show.symbolic": "notation expressions names kinds einsum reader text derive latex formula",
     "show.explanation": """values story reach outline pieces lookup paths forward backward renderers explain
@@ -250,13 +250,13 @@ PLANTED = {
     "insides by attribute": ({"core/graph.py": "import jax\njax.extend.core.Var"}, "only `_jaxpr`"),
     "not in the table": ({"_surprise.py": ""}, "not in the table"),
     "not in the table of a folder": ({"core/surprise.py": ""}, "not in the table"),
-    "apart": ({"rules/basic.py": "from ..show import f", "show/__init__.py": ""}, "are apart"),
+    "apart": ({"rules/scaling.py": "from ..show import f", "show/__init__.py": ""}, "are apart"),
     "apart in a folder": (
         {"show/drawing/svg.py": "from ..explanation.story import f", "show/explanation/story.py": ""},
         "are apart",
     ),
     "a folder's own files": (
-        {"rules/__init__.py": "from .basic import f", "rules/basic.py": "from ..core.rules import g"},
+        {"rules/__init__.py": "from .scaling import f", "rules/scaling.py": "from ..core.rules import g"},
         None,
     ),
     "a circle": (
