@@ -1,7 +1,8 @@
 """Words and numbers for people: one of each small helper, for the whole package."""
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -65,3 +66,12 @@ def in_columns(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def suggestion(name: str, available: Iterable[str], noun: str = "names") -> str:
+    """Point to names that exist: ` Nearest names: loss.`, or ` Available names: w, b.` if none is near."""
+    known = list(available)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f" Nearest {noun}: {', '.join(close)}."
+    return f" Available {noun}: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}." if known else ""

@@ -6,7 +6,7 @@ import pytest
 
 import jaxprop as jp
 import models
-from jaxprop.cli.digits import _init, digits_loss
+from jaxprop.cli.demo import digits_loss, init_params
 from jaxprop.diagnosis.flow.flow import cancellation_findings, flow_findings
 from jaxprop.diagnosis.measures import Field, recorder
 from jaxprop.diagnosis.passes import Passes
@@ -70,7 +70,7 @@ def test_a_healthy_model_of_the_rest(name):
 @pytest.mark.library
 def test_a_trained_network_is_healthy():
     images, labels = models.digits(256)
-    params = _init(jax.random.key(0), (64, 64, 64, 10))
+    params = init_params(jax.random.key(0), (64, 64, 64, 10))
 
     @jax.jit
     def train(params):

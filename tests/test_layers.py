@@ -40,7 +40,7 @@ LAYERS = {
     "train.data": "sharding feed stream placement arrays",
     "train.writers": "writers trackers",
     "train.loop": "history until schedule evaluate bad_step resume chunks run fit",
-    "cli": "command values loading digits demo trace draw explain quiz diagnosis main __main__",
+    "cli": "command values loading demo trace draw explain quiz diagnosis main __main__",
 }
 APART = {  # neighbours that do not import one another
     "": {"rules", "show", "diagnosis"},
@@ -237,7 +237,7 @@ PLANTED = {
     ),
     "another's, in a function": ({"core/graph.py": "def f():\n    import ast"}, "inside a function"),
     "an optional one, in a function": (
-        {"cli/digits.py": "def f():\n    from sklearn.datasets import load_digits"},
+        {"cli/demo.py": "def f():\n    from sklearn.datasets import load_digits"},
         None,
     ),
     "under TYPE_CHECKING": (

@@ -22,3 +22,5 @@ from .estimators import straight_through as straight_through
 from .scaling import reverse as reverse
 from .scaling import scale as scale
 from .scaling import stop as stop
+
+__all__ = ["clip", "reverse", "scale", "stop", "straight_through"]  # so that `help` lists them
