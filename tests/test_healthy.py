@@ -6,6 +6,7 @@ import pytest
 
 import jaxprop as jp
 import models
+from helpers import sample
 from jaxprop.cli.demo import digits_loss, init_params
 from jaxprop.diagnosis.flow.flow import cancellation_findings, flow_findings
 from jaxprop.diagnosis.measures import Field, recorder
@@ -62,7 +63,7 @@ def test_a_healthy_model(name):
 
 @pytest.mark.slow
 @pytest.mark.library
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", sample(SLOW, 3))
 def test_a_healthy_model_of_the_rest(name):
     check(name)
 
