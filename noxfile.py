@@ -1,6 +1,6 @@
-"""One test run per supported JAX line, each on the Python that line is tested with: the ends in full.
+"""One test run for each supported JAX line, each on the Python it is tested with.
 
-`nox` runs them all, `nox -s tests-jax-0.12` one; what follows `--` goes to pytest.
+`nox` runs them all, `nox -s tests-jax-0.12` one; arguments after `--` are passed to pytest.
 """
 
 import os
@@ -11,31 +11,21 @@ from pathlib import Path
 import nox
 
 PYTHON_OF_JAX = {"0.10": "3.11", "0.11": "3.12", "0.12": "3.13"}
-#: Runs the slow tests too, reads what is written with the programs it is written for, and compiles as users do:
-#: the other lines leave XLA's costly optimisations out, which a quarter of the time goes to.
+#: Runs the slow tests too, opens exported files with the programs they are for, and compiles with all of XLA's
+#: optimizations, as users do.
 NEWEST = "0.12"
-#: Left out on the line between the ends: what hardly depends on JAX, or asks the same of every line at length.
-BETWEEN = {"0.11"}
-LEFT_OUT = (
-    *(
-        "blocked",
-        "check",
-        "checkpoint",
-        "cli",
-        "cli_diagnose",
-        "compare",
-        "devices",
-        "draw",
-        "explain",
-        "exports",
-    ),
-    *("flow", "formula", "healthy", "origin", "page", "per_example", "plots", "primitives", "quiz"),
-    *("random_programs", "residuals", "scene", "writers"),
+#: Runs every example as well, as the newest line does.
+OLDEST = "0.10"
+#: Left out on the line between: what hardly depends on JAX, or takes long and is the same on every line.
+LEFT_OUT_BETWEEN = (
+    *("blocked", "check", "checkpoint", "cli", "cli_diagnose", "compare", "devices", "draw", "explain"),
+    *("exports", "flow", "formula", "healthy", "origin", "page", "per_example", "plots", "primitives"),
+    *("quiz", "random_programs", "residuals", "scene", "writers"),
 )
 
 
 def interpreter(version: str) -> str | None:
-    """The first Python `version` on this machine that starts: on the PATH, else pyenv's."""
+    """The first Python `version` on this machine that starts: on the PATH, else one of pyenv."""
     wanted = f"python{version}"
     places = [Path(place) for place in os.get_exec_path()]
     pyenv = shutil.which("pyenv")
@@ -50,7 +40,7 @@ def interpreter(version: str) -> str | None:
 
 
 def _is(python: str, version: str) -> bool:
-    """Whether `python` starts and is of `version`: a pyenv shim may be there and refuse."""
+    """Whether `python` starts and has this version: a pyenv shim may exist and refuse to start."""
     ask = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     try:
         return subprocess.run(ask, capture_output=True, text=True).stdout.strip() == version
@@ -58,8 +48,17 @@ def _is(python: str, version: str) -> bool:
         return False
 
 
+def selection(line: str) -> list[str]:
+    """The options that select the tests of a JAX line."""
+    if line == NEWEST:
+        return ["-m", ""]
+    if line == OLDEST:
+        return ["-m", "not slow or example"]
+    return [f"--ignore=tests/test_{name}.py" for name in LEFT_OUT_BETWEEN]
+
+
 def add_session(line: str, version: str) -> None:
-    """The session that tests JAX `line`; without its interpreter it says so and is skipped."""
+    """Add the session that tests a JAX line; if its interpreter is missing, it says so and is skipped."""
     python = interpreter(version)
 
     @nox.session(name=f"tests-jax-{line}", python=python or False)
@@ -69,21 +68,8 @@ def add_session(line: str, version: str) -> None:
         extras = "test,readers" if line == NEWEST else "test"
         session.install("-e", f".[{extras}]", f"jax=={line}.*", f"jaxlib=={line}.*")
         session.run("python", "-c", "import jax; print('JAX', jax.__version__)")
-        drawn = "1" if line == NEWEST else "0.3"  # how many of the random programs
-        # Each worker takes a half in order, so that what a module makes once is made once.
-        selection = () if line == NEWEST else ("-m", "not slow")
-        if line in BETWEEN:
-            selection += tuple(f"--ignore=tests/test_{name}.py" for name in LEFT_OUT)
-        session.run(
-            "pytest",
-            "-n",
-            "2",
-            "--dist",
-            "worksteal",
-            *selection,
-            *session.posargs,
-            env={"JAXPROP_EXAMPLES": drawn, "JAX_DISABLE_MOST_OPTIMIZATIONS": "01"[line != NEWEST]},
-        )
+        environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAXPROP_EXAMPLES": "1"} if line == NEWEST else {}
+        session.run("pytest", "-n", "2", *selection(line), *session.posargs, env=environment)
 
 
 for _line, _version in PYTHON_OF_JAX.items():

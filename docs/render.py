@@ -1,7 +1,8 @@
-"""Run the lessons as notebooks, and keep them with their results: `python docs/render.py [--check]`.
+"""Run the lessons as notebooks, and save them with their output: `python docs/render.py [--check]`.
 
-The scripts in `examples/lessons` are the source. From each come an executed notebook beside it and a page in
-`docs/lessons`. `--check` runs them and says which page is not what it would be, without writing.
+The scripts in `examples/lessons` are the source. Each gives an executed notebook next to it and a page in
+`docs/lessons`. `--check` runs them and lists the pages that would change, without writing.
+Requires the extra `lessons`: `pip install -e ".[lessons]"`.
 """
 
 import argparse
@@ -20,11 +21,11 @@ PAGES = ROOT / "docs" / "lessons"
 
 
 def executed(script: Path) -> nbformat.NotebookNode:
-    """The script as a notebook, run, without what changes from run to run."""
+    """Run the script as a notebook; leave out what changes from run to run."""
     notebook = jupytext.read(script, fmt="py:percent")
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(script.parent)}}).execute()
-    notebook.metadata["language_info"] = {"name": "python"}  # without the version of this machine's
+    notebook.metadata["language_info"] = {"name": "python"}  # without the version of Python
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = {}
@@ -32,7 +33,7 @@ def executed(script: Path) -> nbformat.NotebookNode:
 
 
 def page(notebook: nbformat.NotebookNode, name: str) -> dict[str, bytes]:
-    """The notebook as a page and its pictures, by file name."""
+    """Convert a notebook to a page and its pictures, by file name."""
     text, resources = MarkdownExporter().from_notebook_node(
         notebook, {"output_files_dir": name, "unique_key": name}
     )
@@ -42,8 +43,8 @@ def page(notebook: nbformat.NotebookNode, name: str) -> dict[str, bytes]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where a page would change")
-    parser.add_argument("lesson", nargs="*", help="names of lessons; all by default")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page would change")
+    parser.add_argument("lesson", nargs="*", help="names of lessons (default: all)")
     options = parser.parse_args()
     stale = []
     for script in sorted(LESSONS.glob("*.py")):

@@ -1,9 +1,14 @@
 """jaxprop opens the backward pass of JAX.
 
-Give it a pure function as it stands: beside the gradient it returns everything in between, and it lets you
-change the rules by which gradients flow.
+Pass it an ordinary pure function: besides the gradient it returns every intermediate value, local gradient and
+cotangent, and it lets you change the rules by which cotangents propagate.
+
+- `backprop`, `trace`, `derivative`: record a pass and inspect it. `value_and_grad`, `grad`: with other rules.
+- `rules`: ready-made rules. `show`: explanations, formulas, pictures, plots. `diagnosis`: where a gradient goes
+  wrong. `train`: the optimizer step and the loop.
 """
 
+from . import diagnosis as diagnosis
 from . import rules as rules
 from . import show as show
 from . import train as train
@@ -18,6 +23,7 @@ from .core.graph import Source as Source
 from .core.graph import Value as Value
 from .core.local import Local as Local
 from .core.recorders import Recorder as Recorder
+from .core.rules import Rule as Rule
 from .diagnosis import Finding as Finding
 from .diagnosis import Report as Report
 from .diagnosis import Thresholds as Thresholds
@@ -47,4 +53,4 @@ from .train import fit as fit
 from .train import make_step as make_step
 from .train import per_example as per_example
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,9 +1,10 @@
 """Words and numbers for people: one of each small helper, for the whole package."""
 
+import difflib
 import functools
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -76,3 +77,12 @@ def notebook_html(x: object) -> str:
     The classes below `show` call it in `_repr_html_`; `show.notebook` registers how each of them is shown.
     """
     return f'<pre style="line-height:1.3">{html.escape(str(x))}</pre>'
+
+
+def suggestion(name: str, available: Iterable[str], noun: str = "names") -> str:
+    """Point to names that exist: ` Nearest names: loss.`, or ` Available names: w, b.` if none is near."""
+    known = list(available)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f" Nearest {noun}: {', '.join(close)}."
+    return f" Available {noun}: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}." if known else ""

@@ -1,9 +1,20 @@
-"""What the tests share: one table of tolerances, and comparisons of whole trees."""
+"""What the tests share: samples of large products, one table of tolerances, comparisons of whole trees."""
+
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+#: Whether to run every test on every case: `JAXPROP_FULL=1 pytest -n 2`, about an hour on two cores.
+FULL = bool(os.environ.get("JAXPROP_FULL"))
+
+
+def sample(cases, every, start=0):
+    """Each `every`-th of the cases, from `start` on; all of them with JAXPROP_FULL=1."""
+    return list(cases) if FULL else list(cases)[start % every :: every]
+
 
 # Allowed difference by dtype, as a fraction of the scale of what is compared.
 TOLERANCE = {

@@ -173,7 +173,7 @@ def linen_mlp(key: jax.Array) -> Made:
 
     x, y = digits(16)
     model = MLP()
-    params = model.init({"params": key, "dropout": key}, x)
+    params = jax.jit(model.init)({"params": key, "dropout": key}, x)
 
     def loss(params: Any, key: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         logits = model.apply(params, x, rngs={"dropout": key})
@@ -202,7 +202,7 @@ def linen_cnn(key: jax.Array) -> Made:
     pixels, y = digits(8)
     x = pixels.reshape(-1, 8, 8, 1)
     model = CNN()
-    variables = model.init(key, x)
+    variables = jax.jit(model.init)(key, x)
 
     def loss(params: Any, stats: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         variables = {"params": params, "batch_stats": stats}
@@ -225,7 +225,7 @@ def linen_rnn(cell: str, key: jax.Array) -> Made:
     pixels, y = digits(4)
     rows = pixels.reshape(-1, 8, 8)
     model = Reader()
-    params = model.init(key, rows)
+    params = jax.jit(model.init)(key, rows)
 
     def loss(params: Any, rows: jax.Array, y: jax.Array) -> jax.Array:
         return cross_entropy(model.apply(params, rows), y)
@@ -265,7 +265,7 @@ def linen_transformer(key: jax.Array) -> Made:
 
     tokens = jax.random.randint(key, (2, 6), 0, 11)
     model = Model()
-    params = model.init({"params": key, "dropout": key}, tokens[:, :-1])
+    params = jax.jit(model.init)({"params": key, "dropout": key}, tokens[:, :-1])
 
     def loss(params: Any, tokens: jax.Array, key: jax.Array) -> jax.Array:
         logits = model.apply(params, tokens[:, :-1], rngs={"dropout": key})
@@ -293,7 +293,7 @@ def linen_vae(key: jax.Array) -> Made:
 
     x, _ = digits(8)
     model = VAE()
-    params = model.init(key, x, key)
+    params = jax.jit(model.init)(key, x, key)
 
     def loss(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
         logits, mean, logvar = model.apply(params, x, key)
@@ -316,7 +316,7 @@ def linen_remat(key: jax.Array) -> Made:
 
     x = normal(key, 2, 4, 8)
     model = Model()
-    params = model.init({"params": key, "dropout": key}, x)
+    params = jax.jit(model.init)({"params": key, "dropout": key}, x)
 
     def loss(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
         return jnp.mean(model.apply(params, x, rngs={"dropout": key}) ** 2)
@@ -347,7 +347,7 @@ def linen_scan(wrap: str, key: jax.Array) -> Made:
 
     x = normal(key, 4, 8)
     model = Model()
-    params = model.init({"params": key, "dropout": key}, x)
+    params = jax.jit(model.init)({"params": key, "dropout": key}, x)
 
     def loss(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
         return jnp.mean(model.apply(params, x, rngs={"dropout": key}) ** 2)
@@ -361,7 +361,7 @@ def linen_bf16(key: jax.Array) -> Made:
     half = {"dtype": jnp.bfloat16, "param_dtype": jnp.float32}
     model = nn.Sequential([nn.Dense(16, **half), nn.LayerNorm(**half), nn.silu, nn.Dense(10)])
     x, y = digits(8)
-    params = model.init(key, x)
+    params = jax.jit(model.init)(key, x)
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         return cross_entropy(model.apply(params, x).astype(jnp.float32), y)
@@ -574,7 +574,7 @@ def eqx_transformer(key: jax.Array) -> Made:
 def haiku_loss(network: Callable[..., Any], key: jax.Array, x: jax.Array, y: jax.Array) -> Made:
     """Return a case whose loss is the cross entropy of a Haiku network with state and a key."""
     model = need("haiku").transform_with_state(network)
-    params, state = model.init(key, x)
+    params, state = jax.jit(model.init)(key, x)
 
     def loss(params: Any, state: Any, key: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         logits, _ = model.apply(params, state, key, x)

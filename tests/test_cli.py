@@ -1,5 +1,6 @@
 """The command line, called as its users call it."""
 
+import errno
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 
 import jaxprop as jp
 from jaxprop.cli import main
-from jaxprop.cli.command import console
+from jaxprop.cli.command import terminal
 
 ROOT = Path(__file__).parents[1]
 WORKED = str(ROOT / "examples" / "worked.py")
@@ -203,41 +204,56 @@ def test_what_a_file_prints_is_not_the_result(capsys, model):
 
 WRONG = {
     "no such file": (["explain", "{folder}/modle.py:mean"], "there is no file {folder}/modle.py."),
-    "no such function": (["explain", "{model}:mena"], "there is no 'mena' in {model}. Nearest functions: mean"),
+    "no such function": (
+        ["explain", "{model}:mena"],
+        "there is no 'mena' in {model}. Nearest functions: mean, make.",
+    ),
     "no function named": (
         ["explain", "{model}"],
-        "a target is FILE.py:FUNCTION, got '{model}'. Functions there: ",
+        "a target is FILE.py:FUNCTION, got '{model}'. Available functions: Model, mean, pair, make, fails.",
     ),
-    "not a function": (["explain", "{model}:threshold"], "'threshold' in {model} is a float, no function."),
-    "no such module": (["explain", "nowhere:f"], "there is no module 'nowhere'; a file ends in .py."),
+    "not a function": (
+        ["explain", "{model}:threshold"],
+        "'threshold' in {model} is not a function, but a float.",
+    ),
+    "no such module": (
+        ["explain", "nowhere:f"],
+        "there is no module 'nowhere'; the name of a file ends in .py.",
+    ),
     "a missing argument": (
         ["explain", "{model}:mean", "w=[1.]"],
-        "mean(w, x) cannot be called so: missing a required argument: 'x'. Give x=....",
+        "mean(w, x) cannot be called with these arguments: missing a required argument: 'x'. Pass x=....",
     ),
-    "no such argument": (["explain", "{model}:mean", "v=1."], "mean(w, x) has no argument 'v'."),
+    "no such argument": (
+        ["explain", "{model}:mean", "v=1."],
+        "mean(w, x) has no argument 'v'. Available arguments: w, x.",
+    ),
     "an argument twice": (["explain", "{model}:mean", "w=1.", "w=2."], "the argument 'w' is given twice."),
     "in order after by name": (
         ["explain", "{model}:mean", "w=1.", "2."],
-        "'2.' comes after an argument by name",
+        "the positional argument '2.' follows an argument by name: write NAME=2.",
     ),
-    "no value": (["explain", "{model}:mean", "w=one", "x=1."], "w=one is no value: write a number, a list"),
+    "no value": (
+        ["explain", "{model}:mean", "w=one", "x=1."],
+        "w=one is not a value: write a number, a list, a dict, a .npy or .npz file. Put text in quotes: w='\"one\"'.",
+    ),
     "rows of different lengths": (
         ["explain", "{model}:mean", "w=[[1.], [1., 2.]]", "x=1."],
-        "w is no array: its rows have different lengths.",
+        "w is not an array: its rows have different lengths.",
     ),
     "words in a list": (
         ["explain", "{model}:mean", "w=['a']", "x=1."],
-        "w is no array of numbers: it holds text.",
+        "w is not an array of numbers: it holds text.",
     ),
     "a type where numbers are needed": (
         ["explain", "{model}:mean", "w=f32[3]", "x=f32[2,3]"],
-        "w=f32[3] is a type; numbers are needed here.",
+        "w=f32[3] is a type, but this command needs numbers. `jaxprop trace` accepts types.",
     ),
     "no such type": (["trace", "{model}:mean", "w=f8[3]", "x=f32[2,3]"], "w=f8[3]: there is no type float8."),
     "no such array file": (["explain", "{model}:mean", "w=w.npy", "x=1."], "w: there is no file w.npy."),
     "no such argument to differentiate": (
         ["explain", "{model}:mean", "w=1.", "x=1.", "--wrt", "z"],
-        "--wrt: there is no argument 'z' to differentiate.",
+        "--wrt: there is no argument 'z' to differentiate. Available arguments: w, x.",
     ),
     "shapes that do not fit": (
         ["explain", "{model}:mean", "w=[1., 2.]", "x=[[1., 2., 3.]]"],
@@ -273,7 +289,7 @@ def test_broken_files(capsys, tmp_path):
     for text, said in {
         "def f(:": "has a syntax error at line 1: ",
         "x = 1\n1 / 0\n": "cannot be imported: ZeroDivisionError: division by zero [line 2]",
-        "raise SystemExit(3)\n": "ends the process while it is imported (exit code 3).",
+        "raise SystemExit(3)\n": "exits the process (exit code 3).",
     }.items():
         file = tmp_path / "broken_of_test.py"
         file.write_text(text)
@@ -305,12 +321,12 @@ def test_colours_only_where_wanted(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stdout", Terminal())
-    assert console().paint("no", "red") == "\x1b[31mno\x1b[0m"
+    assert terminal().paint("no", "red") == "\x1b[31mno\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert console().paint("no", "red") == "no"
+    assert terminal().paint("no", "red") == "no"
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setattr("sys.stdout", io.StringIO())
-    assert console().paint("no", "red") == "no"
+    assert terminal().paint("no", "red") == "no"
 
 
 @pytest.mark.slow
@@ -338,6 +354,24 @@ def test_as_a_process_whose_reader_goes_away():
     command = f"{sys.executable} -m jaxprop explain {WORKED}:loss 1. 1. 2. | head -n 1"
     done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("How loss is computed\n", "")
+
+
+class ClosedPipe(io.StringIO):
+    """An output whose reader is gone."""
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@pytest.mark.parametrize(
+    "command", ["explain", "draw", "trace", "quiz", "diagnose", "check", "residuals", "demo"]
+)
+def test_a_closed_pipe_is_not_an_error(command, monkeypatch, capsys):
+    """Nothing is said about it, and the exit code is that of a process ended by SIGPIPE."""
+    argv = [command] if command == "demo" else [command, f"{WORKED}:loss", "1.", "1.", "2."]
+    monkeypatch.setattr("sys.stdout", ClosedPipe())
+    assert main(argv) == 141
+    assert capsys.readouterr().err == ""
 
 
 def test_the_registry_is_what_the_help_lists(capsys):

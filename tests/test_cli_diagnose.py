@@ -105,4 +105,4 @@ def test_residuals(run):
     assert code == 1 and "more than --max-bytes=4" in err and "Temporary memory" in out
     code, out, err = run("residuals", "healthy", "--max-bytes", "many")
     assert code == 2
-    assert "--max-bytes is a number of bytes, such as 65536, 64KiB or 1.5GiB; got 'many'." in err
+    assert "--max-bytes requires a number of bytes, such as 65536, 64KiB or 1.5GiB; got 'many'." in err

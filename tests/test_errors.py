@@ -283,17 +283,17 @@ CASES = {
     ),
     "clip without a bound": (
         ValueError,
-        r"clip needs a bound: pass max_norm=, max_value=, or both\.",
+        r"`clip` requires a bound: pass max_norm=, max_value=, or both\.",
         lambda: jp.rules.clip(),
     ),
     "clip with a negative bound": (
         ValueError,
-        r"clip needs max_norm >= 0, got -1\.0\.",
+        r"`clip` requires max_norm >= 0, got -1\.0\.",
         lambda: jp.rules.clip(max_norm=-1.0),
     ),
     "straight through what changes the shape": (
         ValueError,
-        r"straight_through cannot stand in for `tanh_sum` \(reduce_sum\) at .*: its output has shape \(\), and no "
+        r"`straight_through` cannot be applied to `tanh_sum` \(reduce_sum\) at .*: its output has shape \(\), and no "
         r"floating point operand has that shape\.",
         lambda: jp.grad(tanh_sum, rules=[("reduce_sum", jp.rules.straight_through())])(X),
     ),

@@ -14,10 +14,11 @@ def test_there_are_examples():
     assert EXAMPLES
 
 
-#: The others run on the newest JAX line, and CI runs all of them once more on the oldest.
+#: CI runs the others on the oldest and on the newest JAX line.
 QUICK = {"worked", "double_where"}
 
 
+@pytest.mark.example
 @pytest.mark.parametrize(
     "path",
     [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow) for path in EXAMPLES],

@@ -6,7 +6,8 @@ import pytest
 
 import jaxprop as jp
 import models
-from jaxprop.cli.digits import _init, digits_loss
+from helpers import sample
+from jaxprop.cli.demo import digits_loss, init_params
 from jaxprop.diagnosis.flow.flow import cancellation_findings, flow_findings
 from jaxprop.diagnosis.measures import Field, recorder
 from jaxprop.diagnosis.passes import Passes
@@ -62,7 +63,7 @@ def test_a_healthy_model(name):
 
 @pytest.mark.slow
 @pytest.mark.library
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", sample(SLOW, 3))
 def test_a_healthy_model_of_the_rest(name):
     check(name)
 
@@ -70,7 +71,7 @@ def test_a_healthy_model_of_the_rest(name):
 @pytest.mark.library
 def test_a_trained_network_is_healthy():
     images, labels = models.digits(256)
-    params = _init(jax.random.key(0), (64, 64, 64, 10))
+    params = init_params(jax.random.key(0), (64, 64, 64, 10))
 
     @jax.jit
     def train(params):

@@ -18,7 +18,7 @@ LAYERS = {
     "naming": "syntax assign labels",
     "core": """types selectors graph build structure activity local rules recorders taps control_flow interpreter""",
     "record": "statistics aliases batching brief kept local_gradient contributions tape",
-    "rules": "basic",
+    "rules": "scaling clipping estimators",
     "show": "symbolic explanation drawing plots notebook",
     "show.symbolic": """names kinds expressions arithmetic arrays contractions literals elementwise shapes
         textbook reader text latex derive formula""",
@@ -43,7 +43,7 @@ LAYERS = {
     "train.writers": "writer console files trackers group",
     "train.loop": """watched_history history until schedule evaluate bad_step resume interrupts chunks
         run fit""",
-    "cli": "command values loading digits demo trace draw explain quiz diagnosis main __main__",
+    "cli": "command values loading demo trace draw explain quiz diagnosis main __main__",
 }
 APART = {  # neighbours that do not import one another
     "": {"rules", "show", "diagnosis"},
@@ -240,7 +240,7 @@ PLANTED = {
     ),
     "another's, in a function": ({"core/graph.py": "def f():\n    import ast"}, "inside a function"),
     "an optional one, in a function": (
-        {"cli/digits.py": "def f():\n    from sklearn.datasets import load_digits"},
+        {"cli/demo.py": "def f():\n    from sklearn.datasets import load_digits"},
         None,
     ),
     "under TYPE_CHECKING": (
@@ -253,13 +253,13 @@ PLANTED = {
     "insides by attribute": ({"core/graph.py": "import jax\njax.extend.core.Var"}, "only `_jaxpr`"),
     "not in the table": ({"_surprise.py": ""}, "not in the table"),
     "not in the table of a folder": ({"core/surprise.py": ""}, "not in the table"),
-    "apart": ({"rules/basic.py": "from ..show import f", "show/__init__.py": ""}, "are apart"),
+    "apart": ({"rules/scaling.py": "from ..show import f", "show/__init__.py": ""}, "are apart"),
     "apart in a folder": (
         {"show/drawing/view.py": "from ..explanation.story import f", "show/explanation/story.py": ""},
         "are apart",
     ),
     "a folder's own files": (
-        {"rules/__init__.py": "from .basic import f", "rules/basic.py": "from ..core.rules import g"},
+        {"rules/__init__.py": "from .scaling import f", "rules/scaling.py": "from ..core.rules import g"},
         None,
     ),
     "a circle": (

@@ -3,14 +3,15 @@
 The models are the table in ``models.py``. Each is tried jitted, eagerly, and inside the
 transformations people put a gradient in. That compiles much and runs little, so all but one test
 turn XLA's slower optimisations off: the numbers are the same to rounding. The tests run model by
-model, and what JAX keeps of one is thrown away before the next.
+model, and JAX's caches are cleared after every few.
+
+Every model has the quick tests and one of the slow ones; with JAXPROP_FULL=1 each has all.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxprop as jp
-from helpers import check_close, tolerance
+from helpers import check_close, sample, tolerance
 from models import CASES
 
 pytestmark = [pytest.mark.library, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -59,11 +60,15 @@ class Model:
         check_close(actual, expected, self.tolerance / tolerance(jnp.float32))
 
 
+_made = itertools.count(1)
+
+
 @pytest.fixture(scope="module")
 def model(request):
-    """Make a model, and throw away afterwards what JAX has compiled for it."""
+    """Make a model; clear JAX's caches after every fourth, since models share the operations of their making."""
     yield Model(request.param)
-    jax.clear_caches()
+    if next(_made) % 4 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture
@@ -80,16 +85,16 @@ def quick_compile(request):
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-_diagonal = itertools.count()
+_slow_tests = itertools.count()
 
 
-def cases(without=(), slow=False):
-    """Run a test for every model, save those with some tags.
+def cases(without=(), slow=False, every=1):
+    """Run a test for every model, except those with some tags.
 
-    The slow tests run on one line of JAX only, each for a third of the models, so that each model has a third
-    of the tests. With JAXPROP_FULL=1 each has all.
+    A test may ask for each `every`-th model only. The slow tests run on one line of JAX, each for a ninth of the
+    models, so that each model has one of the nine.
     """
-    some = CASES[next(_diagonal) % 3 :: 3] if slow and not os.environ.get("JAXPROP_FULL") else CASES
+    some = sample(CASES, 9, next(_slow_tests)) if slow else sample(CASES, every)
     params = [pytest.param(c, marks=marks(c.tags, without, slow), id=c.name) for c in some]
     return pytest.mark.parametrize("model", params, indirect=True, scope="module")
 
@@ -135,7 +140,7 @@ def test_eager_gradients_are_those_of_jax(model):
     model.check(tape.grads, grads)
 
 
-@cases()
+@cases(every=3)
 def test_drop_in_gradients_are_those_of_jax(model):
     """jp.value_and_grad returns what jax.value_and_grad returns, to the last bit."""
     loss, args, argnums = model.made

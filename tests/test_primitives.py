@@ -5,16 +5,15 @@ and where it is known not to work. For each with a float or complex argument and
 tape with everything recorded is compared with ``jax.vjp`` under the same random cotangent: the
 gradients agree to one unit in the last place, and the values are the same bits.
 
-There are thousands. By default each group (mostly one primitive) is held to `PER_GROUP` cases,
+There are thousands. By default each group (mostly one primitive) is limited to `PER_GROUP` cases,
 evenly spaced in the order of JAX's table, the first and the last among them: the families of a
-group stand together there, so each has its share. ``JAXPROP_ALL_HARNESSES=1`` takes them all, and
-so does ``python tests/test_primitives.py``, which prints the counts as a table.
+group are neighbours there, so each has its share. ``JAXPROP_FULL=1`` takes them all, and so does
+``python tests/test_primitives.py``, which prints the counts as a table.
 """
 
 from __future__ import annotations
 
 import collections
-import os
 import zlib
 
 import jax
@@ -23,12 +22,13 @@ import numpy as np
 import pytest
 
 import jaxprop as jp
+from helpers import FULL
 
 harnesses = pytest.importorskip("jax._src.internal_test_util.test_harnesses")
 
 pytestmark = [pytest.mark.library, pytest.mark.filterwarnings("ignore")]
 
-PER_GROUP = 12
+PER_GROUP = 4
 BITS = {2: np.int16, 4: np.int32, 8: np.int64}
 COUNTS: collections.Counter[str] = collections.Counter()
 LEFT_OUT: collections.Counter[str] = collections.Counter()
@@ -54,7 +54,7 @@ def could_differentiate(harness):
 
 
 def evenly(cases, count):
-    """Return at most so many cases, evenly spaced, the first and the last among them."""
+    """Return at most `count` cases, evenly spaced, the first and the last among them."""
     if len(cases) <= count:
         return cases
     return [cases[round(i * (len(cases) - 1) / (count - 1))] for i in range(count)]
@@ -202,9 +202,6 @@ def report():
 # Tests
 
 
-ALL = bool(os.environ.get("JAXPROP_ALL_HARNESSES"))
-
-
 @pytest.fixture(autouse=True)
 def quick_compile():
     """Compile with few optimisations: an operation is compiled once and runs twice."""
@@ -214,7 +211,7 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.mark.parametrize("harness", chosen(None if ALL else PER_GROUP), ids=str)
+@pytest.mark.parametrize("harness", chosen(None if FULL else PER_GROUP), ids=str)
 def test_harness(harness):
     """The eager gradients and values of a harness are JAX's."""
     try:

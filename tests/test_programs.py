@@ -1,9 +1,8 @@
-"""Programs as people write them: every tool takes each of them as it stands, and gives no false alarm.
+"""Programs as people write them: every tool accepts each of them unmodified, and gives no false alarm.
 
-The programs are the table in ``programs.py``.
+The programs are the table in ``programs.py``. By default those that a tool once failed on are tried;
+with JAXPROP_FULL=1 all are.
 """
-
-import os
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +10,23 @@ import numpy as np
 import pytest
 
 import jaxprop as jp
-from helpers import check_close
+from helpers import FULL, check_close
 from programs import PROGRAMS
 
 pytestmark = [pytest.mark.library, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-#: What went wrong in one of these once stays in the tests of every day; with JAXPROP_FULL=1 all are tried.
-ALWAYS = ("kalman", "ctc", "sde", "quantum", "sinkhorn", "fixedpoint", "fft", "cg")
+LONG = ("kalman", "ctc")  # many equations
+SHORT = ("sde", "quantum", "sinkhorn", "fixedpoint", "fft", "cg")
 
 
-def some(most):
-    return list(PROGRAMS) if os.environ.get("JAXPROP_FULL") else ALWAYS[:most]
+def some(*names):
+    """Run a test on the programs of these names; the long ones are slow tests."""
+    names = list(PROGRAMS) if FULL else names
+    marks = dict.fromkeys(LONG, pytest.mark.slow)
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=marks.get(n, ())) for n in names])
 
 
-@pytest.mark.parametrize("name", some(8))
+@some(*LONG, *SHORT)
 def test_the_shares_of_every_value_sum_to_its_cotangent(name):
     loss, args = PROGRAMS[name]()
     tape = jp.backprop(loss)(*args)
@@ -33,7 +35,7 @@ def test_the_shares_of_every_value_sum_to_its_cotangent(name):
     for value in tape.names:
         try:
             shares = tape.shares(value)
-        except ValueError:  # nothing comes to it
+        except ValueError:  # no cotangent reaches it
             assert tape[value].cotangent is None or not tape.graph.value(value).active
             continue
         asked += 1
@@ -44,7 +46,7 @@ def test_the_shares_of_every_value_sum_to_its_cotangent(name):
     assert asked
 
 
-@pytest.mark.parametrize("name", some(3))
+@some("ctc", "sde")
 def test_a_healthy_program_has_no_suspect(name):
     loss, args = PROGRAMS[name]()
     for report in (jp.diagnose(loss)(*args), jp.check(loss)(*args)):
@@ -54,7 +56,7 @@ def test_a_healthy_program_has_no_suspect(name):
         )
 
 
-@pytest.mark.parametrize("name", some(4))
+@some("kalman", "sde", "quantum")
 def test_every_tool_takes_it(name):
     loss, args = PROGRAMS[name]()
     tape = jp.backprop(loss)(*args)

@@ -1,9 +1,10 @@
-"""Every Python block of the README and of the docs runs, in order, and prints what the page says it prints."""
+"""Every Python block of the README and of the docs runs, in order, and prints the output shown below it."""
 
 import contextlib
 import doctest
 import io
 import re
+import runpy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,15 +68,30 @@ def compare(got: str, expected: str, line: int) -> None:
         raise AssertionError(f"the block at line {line} printed\n\n{got}\nand the page says\n\n{expected}")
 
 
+#: Pages whose programs take more than ten seconds to compile.
+LONG = ("train", "models-with-state")
+
+
 @pytest.mark.library
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.stem in LONG else page for page in WITH_CODE],
+    ids=lambda page: page.stem,
+)
 def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with np.printoptions():  # a page may set its own
         run(page.read_text(encoding="utf-8"), tmp_path)
 
 
-@pytest.mark.parametrize("page", ["README", "tutorial", "from-nothing"])
+@pytest.mark.library
+def test_the_picture_is_what_the_code_draws():
+    pytest.importorskip("py_mini_racer", reason="static pictures need mini-racer")
+    drawn = runpy.run_path(str(ROOT / "docs" / "picture.py"))
+    assert drawn["picture"]() == drawn["PICTURE"].read_text(encoding="utf-8"), "run: python docs/picture.py"
+
+
+@pytest.mark.parametrize("page", ["README", "tutorial", "from-nothing", "write-a-rule", "write-a-recorder"])
 def test_output_is_stated(page):
     (path,) = (path for path in WITH_CODE if path.stem == page)
     assert any(block.expected for block in blocks(path.read_text(encoding="utf-8")))

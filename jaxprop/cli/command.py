@@ -1,4 +1,4 @@
-"""What a command is, what it may say to its user, and how it fails."""
+"""Commands, the terminal they read from and write to, and how they fail."""
 
 import argparse
 import os
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-#: Exit codes: all is well; something was found, or an answer was wrong; the call itself was wrong.
+#: Exit codes: no findings; findings, or wrong answers; the command line itself was wrong.
 FINE, FOUND, USAGE = 0, 1, 2
 
 
 class CommandError(Exception):
-    """Something the user can mend: one clear line, no traceback."""
+    """An error the user can fix: shown as one line, without a traceback."""
 
 
 @dataclass(frozen=True)
-class Console:
+class Terminal:
     """Where a command reads and writes.
 
     Attributes:
-        out: for results.
-        err: for what is said about them.
-        read: asks the user for a line; None at the end of the input.
-        interactive: whether a person sits there: both input and output are a terminal.
-        colour: whether colours are wanted: the output is a terminal, and `NO_COLOR` is not set.
-        width: columns of the terminal.
+        out: the stream of the results.
+        err: the stream of messages about them.
+        read: prompts for a line; returns None at the end of the input.
+        interactive: whether both input and output are connected to a person.
+        colour: whether to use colours: the output is a terminal, and `NO_COLOR` is not set.
+        width: in columns.
     """
 
     out: TextIO
@@ -45,7 +45,7 @@ class Console:
         print(text, file=self.err)
 
     def paint(self, text: str, style: str) -> str:
-        """Colour a text where colours are wanted."""
+        """Colour a text, if colours are used."""
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.colour and text else text
 
 
@@ -54,34 +54,34 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", 
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command of the command line.
 
     Attributes:
-        name: as it is called.
+        name: what the user types.
         help: one line, for the list of commands.
-        examples: lines that work as they stand in a checkout, shown below the help.
-        configure: adds its arguments to a parser.
-        run: does it; returns the exit code.
-        description: what it does, in a few sentences; the one line where there is none.
+        examples: command lines that run unmodified in a checkout, shown below the help.
+        configure: adds the arguments of the command to a parser.
+        run: runs the command; returns the exit code.
+        description: a few sentences; defaults to `help`.
     """
 
     name: str
     help: str
     examples: str
     configure: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, Console], int]
+    run: Callable[[argparse.Namespace, Terminal], int]
     description: str = ""
 
 
-def console() -> Console:
-    """The console of this process, as it stands now."""
-    terminal = _is_terminal(sys.stdout)
-    return Console(
+def terminal() -> Terminal:
+    """The standard streams of this process."""
+    is_terminal = _is_terminal(sys.stdout)
+    return Terminal(
         out=sys.stdout,
         err=sys.stderr,
-        read=_read,
-        interactive=terminal and _is_terminal(sys.stdin),
-        colour=terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
+        read=_read_line,
+        interactive=is_terminal and _is_terminal(sys.stdin),
+        colour=is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
         width=_width(),
     )
 
@@ -97,38 +97,40 @@ def _width() -> int:
         return 100
 
 
-def _read(prompt: str) -> str | None:
+def _read_line(prompt: str) -> str | None:
     try:
         return input(prompt)
     except EOFError:
         return None
 
 
-# --- what several commands share -------------------------------------------------------------------
+# --- output ------------------------------------------------------------------------------------------
 
 
 def add_output(parser: argparse.ArgumentParser, formats: tuple[str, ...]) -> None:
     """Add `--format` (the first is the default) and `-o`."""
-    parser.add_argument("--format", choices=formats, help=f"form of the output (default: {formats[0]})")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write to a file; its ending sets the format")
+    parser.add_argument("--format", choices=formats, help=f"output format (default: {formats[0]})")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write to a file; its extension selects the format"
+    )
 
 
-_ENDINGS = {".txt": "text", ".md": "markdown", ".tex": "latex", ".mmd": "mermaid"}
+_EXTENSIONS = {".txt": "text", ".md": "markdown", ".tex": "latex", ".mmd": "mermaid"}
 
 
 def format_of(options: argparse.Namespace, formats: tuple[str, ...]) -> str:
-    """The format asked for: by name, by the ending of the file, else the first."""
+    """The format given by `--format`, else by the extension of the file, else the first."""
     if options.format is not None:
         return options.format
     if options.output is None:
         return formats[0]
-    ending = Path(options.output).suffix
-    named = _ENDINGS.get(ending, ending.removeprefix("."))
+    extension = Path(options.output).suffix
+    named = _EXTENSIONS.get(extension, extension.removeprefix("."))
     return named if named in formats else formats[0]
 
 
-def deliver(text: str, options: argparse.Namespace, console: Console) -> None:
-    """Write a result to where it was asked for."""
+def write_result(text: str, options: argparse.Namespace, console: Terminal) -> None:
+    """Write a result to the file given by `-o`, else to the terminal."""
     text = text.rstrip("\n")
     if options.output in (None, "-"):
         console.say(text)
@@ -136,5 +138,10 @@ def deliver(text: str, options: argparse.Namespace, console: Console) -> None:
     try:
         Path(options.output).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"cannot write {options.output}: {error.strerror or error}.") from error
+        raise cannot_write(options.output, error) from error
     console.note(f"wrote {options.output}")
+
+
+def cannot_write(file: str, error: OSError) -> CommandError:
+    """The error of a file that cannot be written."""
+    return CommandError(f"cannot write {file}: {error.strerror or error}.")

@@ -6,13 +6,13 @@ from pathlib import Path
 from .. import _api
 from ..show import Drawing, draw
 from . import loading
-from .command import FINE, Command, CommandError, Console
+from .command import FINE, Command, CommandError, Terminal, cannot_write
 
 FORMATS = ("svg", "html", "dot", "mermaid", "json")
 _EXTENSIONS = (".svg", ".html", ".dot", ".gv", ".mmd", ".json", ".me.json")
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
+def _add_draw(parser: argparse.ArgumentParser) -> None:
     loading.add_arguments(parser, shapes=True)
     parser.add_argument("--graph", action="store_true", help="draw the graph without numbers; types suffice")
     parser.add_argument("--to", metavar="NAME", help="draw only the nodes between this value and the result")
@@ -23,7 +23,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help=f"write to a file ({', '.join(_EXTENSIONS)})")
 
 
-def _run(options: argparse.Namespace, console: Console) -> int:
+def _draw(options: argparse.Namespace, console: Terminal) -> int:
     if options.output is not None and not options.output.endswith(_EXTENSIONS):
         supported = ", ".join(_EXTENSIONS)
         raise CommandError(f"{options.output}: unsupported file extension; supported: {supported}.")
@@ -34,13 +34,11 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         drawing = draw(
             what, collapse=_collapse(options), to=options.to, theme=options.theme, direction=options.direction
         )
-        _deliver(drawing, options, console)
+        _write_drawing(drawing, options, console)
     except KeyError as error:
         raise CommandError(str(error.args[0])) from error
     except (ValueError, ImportError) as error:
         raise CommandError(str(error)) from error
-    except OSError as error:
-        raise CommandError(f"cannot write {options.output}: {error.strerror or error}.") from error
     return FINE
 
 
@@ -54,9 +52,12 @@ def _collapse(options: argparse.Namespace) -> bool | int | None:
     return int(options.collapse)
 
 
-def _deliver(drawing: Drawing, options: argparse.Namespace, console: Console) -> None:
+def _write_drawing(drawing: Drawing, options: argparse.Namespace, console: Terminal) -> None:
     if options.output is not None:
-        drawing.save(Path(options.output))
+        try:
+            drawing.save(Path(options.output))
+        except OSError as error:
+            raise cannot_write(options.output, error) from error
         console.note(f"wrote {options.output}")
         return
     console.say(drawing.to(options.format or "mermaid").rstrip("\n"))
@@ -70,6 +71,6 @@ jaxprop draw examples/worked.py:loss w=1. x=1. y=2. -o worked.svg
 jaxprop draw examples/worked.py:loss w=1. x=1. y=2. -o worked.html
 jaxprop draw model.py:loss --graph w=f32[64,10] x=f32[32,64] --format dot
 """,
-    configure=_configure,
-    run=_run,
+    configure=_add_draw,
+    run=_draw,
 )

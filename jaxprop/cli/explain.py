@@ -5,12 +5,12 @@ import argparse
 from .. import _api
 from ..show import Explanation, explain
 from . import loading
-from .command import FINE, Command, CommandError, Console, add_output, deliver, format_of
+from .command import FINE, Command, CommandError, Terminal, add_output, format_of, write_result
 
 FORMATS = ("text", "markdown", "latex", "json")
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
+def _add_explain(parser: argparse.ArgumentParser) -> None:
     loading.add_arguments(parser)
     parser.add_argument("--to", metavar="NAME", help="explain only how the result depends on this value")
     parser.add_argument(
@@ -23,7 +23,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_output(parser, FORMATS)
 
 
-def _run(options: argparse.Namespace, console: Console) -> int:
+def _explain(options: argparse.Namespace, console: Terminal) -> int:
     call = loading.load(options)
     tape = call.apply(_api.backprop)
     path = options.path.split(",") if options.path else None
@@ -37,11 +37,11 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     if options.step:
         _tell(told, console)
     else:
-        deliver(told.to(form), options, console)
+        write_result(told.to(form), options, console)
     return FINE
 
 
-def _tell(told: Explanation, console: Console) -> None:
+def _tell(told: Explanation, console: Terminal) -> None:
     """Print it step by step; without a terminal, all at once."""
     console.say(console.paint(told.story.title, "bold"))
     for text in told.steps():
@@ -62,6 +62,6 @@ jaxprop explain examples/worked.py:loss 1. 1. 2. --to y_hat --step
 jaxprop explain examples/worked.py:loss w=1. x=1. y=2. --path w,y_hat,s,loss
 jaxprop explain model.py:loss --args make_batch --wrt params --format markdown -o chain.md
 """,
-    configure=_configure,
-    run=_run,
+    configure=_add_explain,
+    run=_explain,
 )

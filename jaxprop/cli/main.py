@@ -1,6 +1,8 @@
-"""The entry: finds the command, runs it, turns whatever fails into one line and an exit code."""
+"""The entry point: find the command, run it, turn failures into one line and an exit code."""
 
 import argparse
+import contextlib
+import os
 import re
 import sys
 import traceback
@@ -10,7 +12,7 @@ import jax
 
 from .. import __version__
 from ..naming.syntax import is_library
-from .command import USAGE, Command, CommandError, Console, console
+from .command import USAGE, Command, CommandError, Terminal, terminal
 from .demo import demo
 from .diagnosis import check, diagnose, precision, residuals
 from .draw import draw_
@@ -25,66 +27,77 @@ COMMANDS: tuple[Command, ...] = (
     demo,
 )
 
-_EPILOG = """\
-A target is FILE.py:FUNCTION or MODULE:FUNCTION. Its arguments follow by name or in order: numbers, lists (read
-as arrays), dicts and tuples of them, .npy and .npz files. `jaxprop COMMAND --help` says more.
+#: Exit codes of a process ended by a signal, as shells report them: 128 + SIGINT, 128 + SIGPIPE.
+INTERRUPTED, BROKEN_PIPE = 130, 141
 
-exit codes: 0 fine, 1 something was found or an answer was wrong, 2 the call was wrong"""
+_EPILOG = """\
+A target is FILE.py:FUNCTION or MODULE:FUNCTION. Its arguments follow, by name or by position: numbers, lists
+(read as arrays), dicts and tuples of them, .npy and .npz files. For details: `jaxprop COMMAND --help`.
+
+exit codes: 0 no findings, 1 findings or wrong answers, 2 the command line is wrong or the function fails"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
+    try:
+        try:
+            return _main(argv)
+        finally:  # `--help` and wrong options exit from inside
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader is gone, as in `jaxprop ... | head`
+        _discard_output()
+        return BROKEN_PIPE
+
+
+def _discard_output() -> None:
+    """Point the standard output at the null device, so that Python's flush at exit does not fail."""
+    with contextlib.suppress(OSError, ValueError):  # no file stands behind the stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     options = _parse(parser, argv)
     if options.command is None:
         parser.print_help()
         return USAGE
-    on = console()
+    console = terminal()
     try:
-        with jax.enable_x64(True) if getattr(options, "x64", False) else _AsItIs():
-            code = options.run(options, on)
-        on.out.flush()
-        return code
-    except BrokenPipeError:  # `jaxprop ... | head`
-        sys.stderr.close()
-        return 0
+        with jax.enable_x64(True) if getattr(options, "x64", False) else contextlib.nullcontext():
+            return options.run(options, console)
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
-        on.note("")
-        return 130
+        console.note("")
+        return INTERRUPTED
     except Exception as error:
         if getattr(options, "debug", False):
-            traceback.print_exc(file=on.err)
+            traceback.print_exc(file=console.err)
         else:
-            _report(error, on)
+            _report_error(error, console)
         return USAGE
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; arguments of the function may stand after options too."""
+    """Parse the command line; arguments of the function may also follow options."""
     options, rest = parser.parse_known_args(argv)
     arguments = getattr(options, "arguments", None)
     unknown = [text for text in rest if text.startswith("-") and not _NUMBER.match(text)]
     if unknown or (rest and arguments is None):
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
-        options.arguments = [*arguments, *rest]  # type: ignore[misc]
+        options.arguments = [*(arguments or ()), *rest]
     return options
 
 
 _NUMBER = re.compile(r"-[\d.]")
 
 
-class _AsItIs:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 def _parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="jaxprop",
-        description="Opens the backward pass of JAX: see every value and gradient in between.",
+        description="Opens the backward pass of JAX: inspect every intermediate value and gradient.",
         epilog=_EPILOG,
         formatter_class=form,
     )
@@ -112,20 +125,20 @@ def _indent(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.strip().splitlines())
 
 
-def _report(error: Exception, on: Console) -> None:
-    """Say in one line what went wrong, and where in the user's own code."""
-    head = on.paint("jaxprop:", "red")
+def _report_error(error: Exception, console: Terminal) -> None:
+    """Report in one line what went wrong, and where in the user's own code."""
+    head = console.paint("jaxprop:", "red")
     if isinstance(error, CommandError):
-        on.note(f"{head} {error}")
+        console.note(f"{head} {error}")
         return
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     first = " ".join(text.split("\n\n")[0].split())
-    place = _place(error)
-    on.note(f"{head} {type(error).__name__}: {first or 'no message'}{place} (--debug shows the traceback)")
+    place = _user_location(error)
+    console.note(f"{head} {type(error).__name__}: {first or 'no message'}{place} (--debug shows the traceback)")
 
 
-def _place(error: BaseException) -> str:
-    """The innermost place of the user's own code, unless the message names one."""
+def _user_location(error: BaseException) -> str:
+    """The innermost line of the user's own code, unless the message already names it."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
     if not frames or f"{frames[-1].filename}:{frames[-1].lineno}" in str(error):
         return ""

@@ -5,10 +5,10 @@ import argparse
 from .. import _api
 from ..show import Quiz, quiz
 from . import loading
-from .command import FINE, FOUND, Command, CommandError, Console
+from .command import FINE, FOUND, Command, CommandError, Terminal
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
+def _add_quiz(parser: argparse.ArgumentParser) -> None:
     loading.add_arguments(parser)
     parser.add_argument(
         "--count", type=int, default=10, metavar="N", help="ask at most N questions (default: 10)"
@@ -16,7 +16,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="choose the same questions again")
 
 
-def _run(options: argparse.Namespace, console: Console) -> int:
+def _quiz(options: argparse.Namespace, console: Terminal) -> int:
     call = loading.load(options)
     tape = call.apply(_api.backprop)
     try:
@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return FINE if exercises.right == len(exercises) else FOUND
 
 
-def _ask_all(exercises: Quiz, console: Console) -> None:
+def _ask_all(exercises: Quiz, console: Terminal) -> None:
     asked = None
     while not exercises.done:
         if exercises.question is not asked:
@@ -58,6 +58,6 @@ quiz_ = Command(
 jaxprop quiz examples/worked.py:loss w=1. x=1. y=2.
 jaxprop quiz examples/worked.py:loss w=3. x=2. y=1. --seed 1 --count 5
 """,
-    configure=_configure,
-    run=_run,
+    configure=_add_quiz,
+    run=_quiz,
 )

@@ -2,35 +2,34 @@
 
 import argparse
 import json
-from typing import Any
 
 from .. import _api
 from ..core.graph import Graph, Node, Value
 from . import loading
-from .command import FINE, Command, Console, add_output, deliver, format_of
+from .command import FINE, Command, Terminal, add_output, format_of, write_result
 
 FORMATS = ("text", "json")
 
 
-def _configure(parser: argparse.ArgumentParser) -> None:
+def _add_trace(parser: argparse.ArgumentParser) -> None:
     loading.add_arguments(parser, shapes=True)
     add_output(parser, FORMATS)
 
 
-def _run(options: argparse.Namespace, console: Console) -> int:
+def _trace(options: argparse.Namespace, console: Terminal) -> int:
     call = loading.load(options)
     graph = call.apply(_api.trace)
     form = format_of(options, FORMATS)
-    text = str(graph) if form == "text" else json.dumps(_plain(graph), indent=1)
-    deliver(text, options, console)
+    text = str(graph) if form == "text" else json.dumps(_graph_data(graph), indent=1)
+    write_result(text, options, console)
     return FINE
 
 
-def _plain(graph: Graph) -> dict[str, Any]:
-    return {"nodes": [_plain_node(node) for node in graph.nodes], "returns": [v.name for v in graph.outputs]}
+def _graph_data(graph: Graph) -> dict[str, object]:
+    return {"nodes": [_node_data(node) for node in graph.nodes], "returns": [v.name for v in graph.outputs]}
 
 
-def _plain_node(node: Node) -> dict[str, Any]:
+def _node_data(node: Node) -> dict[str, object]:
     return {
         "name": node.name,
         "primitive": node.primitive,
@@ -38,13 +37,13 @@ def _plain_node(node: Node) -> dict[str, Any]:
         "label": node.label,
         "source": str(node.source) if node.source else None,
         "operands": [value.name for value in node.operands],
-        "outputs": [_plain_value(value) for value in node.outputs],
+        "outputs": [_value_data(value) for value in node.outputs],
         "active": node.active,
-        "graphs": [_plain(nested) for nested in node.graphs],
+        "graphs": [_graph_data(nested) for nested in node.graphs],
     }
 
 
-def _plain_value(value: Value) -> dict[str, Any]:
+def _value_data(value: Value) -> dict[str, object]:
     return {"name": value.name, "shape": list(value.shape), "dtype": str(value.dtype), "active": value.active}
 
 
@@ -55,6 +54,6 @@ trace = Command(
 jaxprop trace examples/worked.py:loss w=1. x=1. y=2.
 jaxprop trace model.py:loss w=f32[64,10] x=f32[32,64] y=i32[32] --format json
 """,
-    configure=_configure,
-    run=_run,
+    configure=_add_trace,
+    run=_trace,
 )

@@ -1,80 +1,85 @@
-"""Values as they are written on the command line: numbers, lists, dicts, files, types."""
+"""Read values from the command line: numbers, lists, dicts, files, types."""
 
 import ast
 import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.selectors import nearest
+from .._text import suggestion
+from ..core.types import Array, PyTree
 from .command import CommandError
 
-_TYPE = re.compile(r"(f|bf|i|u|c)(4|8|16|32|64|128)\[([\d\s,]*)\]|bool\[([\d\s,]*)\]")
+_TYPE = re.compile(r"(bool|(?P<kind>f|bf|i|u|c)(?P<bits>4|8|16|32|64|128))\[(?P<dims>[\d\s,]*)\]")
 _KINDS = {"f": "float", "bf": "bfloat", "i": "int", "u": "uint", "c": "complex"}
 
 
-def read_value(text: str, name: str, shapes: bool = False) -> Any:
+def read_value(text: str, name: str, shapes: bool = False) -> PyTree:
     """Read a value: a number, a list (an array), a tuple or dict of values, a file, or (`shapes`) a type.
 
     Raises:
-        CommandError: it is none of these; the message says which argument, and how it is written.
+        CommandError: it is none of these; the message names the argument and says how to write it.
     """
     file, _, key = text.partition(".npz:")
     if key or text.endswith((".npz", ".npy")):
         return _read_file(f"{file}.npz" if key else text, key, name)
-    if _TYPE.fullmatch(text):
+    if type_ := _TYPE.fullmatch(text):
         if shapes:
-            return _read_type(text, name)
-        raise CommandError(f"{name}={text} is a type; numbers are needed here. `jaxprop trace` takes types.")
-    return _arrays(_literal(text, name), name)
+            return _read_type(type_, name)
+        raise CommandError(
+            f"{name}={text} is a type, but this command needs numbers. `jaxprop trace` accepts types."
+        )
+    return _lists_as_arrays(_literal(text, name), name)
 
 
-def _literal(text: str, name: str) -> Any:
+def _literal(text: str, name: str) -> object:
     special = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
     if text.lower() in special:
-        return float(special[text.lower()])
+        return special[text.lower()]
     for read in (ast.literal_eval, json.loads):
         try:
             return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             pass
-    hint = f" Text is written in quotes: {name}='\"{text}\"'." if re.fullmatch(r"[\w-]+", text) else ""
-    raise CommandError(f"{name}={text} is no value: write a number, a list, a dict, a .npy or .npz file.{hint}")
+    hint = f" Put text in quotes: {name}='\"{text}\"'." if re.fullmatch(r"[\w-]+", text) else ""
+    raise CommandError(
+        f"{name}={text} is not a value: write a number, a list, a dict, a .npy or .npz file.{hint}"
+    )
 
 
-def _arrays(x: Any, name: str) -> Any:
-    """Lists as arrays, inside tuples and dicts too."""
+def _lists_as_arrays(x: object, name: str) -> PyTree:
+    """Convert lists to arrays, inside tuples and dicts too."""
     if isinstance(x, dict):
-        return {key: _arrays(value, f"{name}[{key!r}]") for key, value in x.items()}
+        return {key: _lists_as_arrays(value, f"{name}[{key!r}]") for key, value in x.items()}
     if isinstance(x, tuple):
-        return tuple(_arrays(value, f"{name}[{i}]") for i, value in enumerate(x))
+        return tuple(_lists_as_arrays(value, f"{name}[{i}]") for i, value in enumerate(x))
     if not isinstance(x, list):
         return x
     try:
         array = np.array(x)
     except ValueError:
-        raise CommandError(f"{name} is no array: its rows have different lengths.") from None
+        raise CommandError(f"{name} is not an array: its rows have different lengths.") from None
     if array.dtype.kind not in "biufc":
-        raise CommandError(f"{name} is no array of numbers: it holds {_kind(array)}.")
+        holds = "text" if array.dtype.kind in "US" else "something else"
+        raise CommandError(f"{name} is not an array of numbers: it holds {holds}.")
     return jnp.asarray(array)
 
 
-def _read_type(text: str, name: str) -> jax.ShapeDtypeStruct:
-    kind, bits, dims, bool_dims = _TYPE.fullmatch(text).groups()  # type: ignore[union-attr]
-    dtype = "bool" if kind is None else f"{_KINDS[kind]}{bits}"
-    shape = tuple(int(dim) for dim in (dims if kind else bool_dims).split(",") if dim.strip())
+def _read_type(text: re.Match[str], name: str) -> jax.ShapeDtypeStruct:
+    dtype = "bool" if text["kind"] is None else f"{_KINDS[text['kind']]}{text['bits']}"
+    shape = tuple(int(dim) for dim in text["dims"].split(",") if dim.strip())
     try:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
     except TypeError:
-        raise CommandError(f"{name}={text}: there is no type {dtype}.") from None
+        raise CommandError(f"{name}={text[0]}: there is no type {dtype}.") from None
 
 
-def _read_file(file: str, key: str, name: str) -> Any:
+def _read_file(file: str, key: str, name: str) -> Array | dict[str, Array]:
+    """The array of a .npy file or under a key of a .npz file; without a key all arrays of the .npz file."""
     if not Path(file).is_file():
         raise CommandError(f"{name}: there is no file {file}.")
     try:
@@ -87,9 +92,5 @@ def _read_file(file: str, key: str, name: str) -> Any:
     if not key:
         return arrays
     if key not in arrays:
-        raise CommandError(f"{name}: there is no array {key!r} in {file}.{nearest(key, arrays)}")
+        raise CommandError(f"{name}: there is no array {key!r} in {file}.{suggestion(key, arrays)}")
     return arrays[key]
-
-
-def _kind(array: np.ndarray) -> str:
-    return "text" if array.dtype.kind in "US" else "something else"

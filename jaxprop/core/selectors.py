@@ -1,12 +1,12 @@
 """Selectors: which nodes a glob, a list of globs, or a predicate on `Node` picks."""
 
-import difflib
 import fnmatch
 import functools
-import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias, TypeVar
+
+from .._text import suggestion
 
 
 class Selectable(Protocol):
@@ -42,7 +42,7 @@ def select(nodes: Iterable[N], selector: Selector) -> tuple[N, ...]:
         raise ValueError(f"the selector {selector!r} matches no node of the graph.")
     patterns = [selector] if isinstance(selector, str) else list(selector)
     names = [name for node in nodes for name in node.names if name]
-    hint = nearest(patterns[0], names) if patterns else ""
+    hint = suggestion(patterns[0], names) if patterns else ""
     raise ValueError(
         f"the selector {selector!r} matches no node: none has such a name, scope or primitive.{hint}"
     )
@@ -57,18 +57,9 @@ def matches(selector: Selector, node: Selectable) -> bool:
     return any(_glob(pattern)(text) for pattern in patterns for text in texts if text)
 
 
-def nearest(name: str, names: Collection[str]) -> str:
-    """Hint at names for one that does not exist: those most like it, else the first few."""
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    if close:
-        return " Nearest names: " + ", ".join(close) + "."
-    some = ", ".join(itertools.islice(names, 8))
-    return f" Available names: {some}{', ...' if len(names) > 8 else ''}."
-
-
 def unknown_name(name: str, names: Iterable[str]) -> str:
     """Write the message for a name that is not in the graph."""
-    return f"there is no value named {name!r} in the graph.{nearest(name, list(names))}"
+    return f"there is no value named {name!r} in the graph.{suggestion(name, names)}"
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ...core.selectors import nearest
+from ..._text import suggestion
 from .scene import Box, Edge, Endpoint, Scene, SceneNode
 
 #: Which boxes are drawn closed, see `draw`.
@@ -168,7 +168,7 @@ def _all_but(scene: Scene, patterns: Sequence[str]) -> frozenset[str]:
         }
         if not found:
             names = list(dict.fromkeys(box.name for box in scene.boxes))
-            hint = nearest(pattern, names) if names else " The graph has no boxes."
+            hint = suggestion(pattern, names) if names else " The graph has no boxes."
             raise KeyError(f"no box is named {pattern!r}.{hint}")
         closed |= found
     open_ids: set[str] = set()
@@ -260,7 +260,7 @@ def between(scene: Scene, name: str) -> Scene:
     """The part of a scene between one value and the result."""
     produced = {out.name: node.id for node in scene.nodes for out in node.outputs if out.name}
     if name not in produced:
-        raise KeyError(f"there is no value named {name!r} in the graph.{nearest(name, produced)}")
+        raise KeyError(f"there is no value named {name!r} in the graph.{suggestion(name, produced)}")
     consumers: dict[int, list[int]] = {}
     producers: dict[int, list[int]] = {}
     for edge in scene.edges:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..._text import suggestion
 from ...core.graph import Graph, Node, Value
-from ...core.selectors import nearest
 from ...record.tape import Tape
 from ..symbolic.expressions import PrimitiveReader
 from ..symbolic.names import text_name
@@ -139,7 +139,7 @@ def _whole_story(lookup: Lookup, start: Value | None, max_rows: int) -> Story:
 def _start(tape: Tape, to: str) -> Value:
     graph = tape.graph
     if to not in graph:
-        raise KeyError(f"the tape has no value named {to!r}.{nearest(to, graph.by_name)}")
+        raise KeyError(f"the tape has no value named {to!r}.{suggestion(to, graph.by_name)}")
     value = graph.value(to)
     if not value.active:
         inputs = [v.name for node in graph.heads for v in node.outputs if v.active]

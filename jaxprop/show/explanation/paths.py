@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from ..._text import number as spell
+from ..._text import suggestion
 from ...core.graph import Graph, Value
-from ...core.selectors import nearest
 from ...core.structure import producers
 from ...record.tape import Tape
 from ..symbolic.derive import Statement
@@ -131,7 +131,9 @@ def _checked_path(tape: Tape, names: Sequence[str]) -> list[Value]:
         )
     for name in names:
         if name not in graph:
-            raise KeyError(f"`path` holds {name!r}, which is not in the graph.{nearest(name, graph.by_name)}")
+            raise KeyError(
+                f"`path` holds {name!r}, which is not in the graph.{suggestion(name, graph.by_name)}"
+            )
     if not tape.is_full:
         raise ValueError(
             "the local gradients along a path are computed from values, but the tape holds statistics of them: "
