@@ -17,7 +17,9 @@ import numpy as np
 from jax import lax
 
 import jaxprop as jp
-from jaxprop.show import formulas_of
+from jaxprop.show import PRIMITIVES, formulas_of
+from jaxprop.show.explanation.lookup import lookup_in
+from jaxprop.show.symbolic.formula import Formulas
 
 
 def _broadcast(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,6 +150,63 @@ def _error(found: Any, expected: Any) -> float:
         return math.inf
     scale = np.abs(expected[both]).max(initial=1e-30)
     return float(np.abs(found - expected)[both].max(initial=0.0) / scale)
+
+
+# --- statements of whole programs ----------------------------------------------------------------------
+
+
+def check_statements(fun: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[Checked]:
+    """Check every statement of a program, and its local gradients, at the values the program has."""
+    lookup = lookup_in(jp.backprop(fun)(*args), PRIMITIVES)
+    known = {entry.name: entry.value for entry in jp.backprop(fun, nodes="*")(*args)}
+    formulas = Formulas(called=lambda value: f"v{value.id}")
+    for node in lookup.tape.graph.equations():
+        statement = lookup.statements.of(node)
+        values = [known.get(value.name) for value in statement.inputs]
+        if node.opened or any(value is None for value in values):
+            continue
+        if node.outputs[0].id in lookup.statements.folded:
+            continue
+        names = {f"v{value.id}": x for value, x in zip(statement.inputs, values, strict=True)}
+        names |= {f"v{v.id}": x for v, x in zip(statement.outputs, statement.function(*values), strict=True)}
+        operation = formulas.operation(statement)
+        if operation is not None and jnp.issubdtype(node.outputs[0].dtype, jnp.inexact):
+            error = _error_of(operation.text, names, names[f"v{node.outputs[0].id}"])
+            yield Checked(node.name, node.primitive, -1, operation.text, "forward", "", error)
+        for i, wrt in enumerate(statement.inputs):
+            formula = formulas.of(statement, wrt) if wrt.active else None
+            if formula is not None and formula.data["form"] != "map":
+                cts, in_ct = _pulled(statement, values, i)
+                scaled = f"({formula.right})*ct" if formula.data["form"] == "local" else formula.right
+                found = _error_of(scaled, names | cts, in_ct)
+                yield Checked(node.name, node.primitive, i, formula.text, formula.data["form"], "", found)
+
+
+def _pulled(statement: Any, values: list[Any], position: int) -> tuple[dict[str, Any], Any]:
+    """Random cotangents of the outputs, by name, and the cotangent of one input."""
+    inexact = [i for i, v in enumerate(statement.outputs) if jnp.issubdtype(v.dtype, jnp.inexact)]
+
+    def along(x: Any) -> list[Any]:
+        found = statement.function(*(x if i == position else y for i, y in enumerate(values)))
+        return [found[i] for i in inexact]
+
+    outs, pull = jax.vjp(along, jnp.asarray(values[position]))
+    cts = _random_like(outs)
+    return {f"dv{statement.outputs[i].id}": ct for i, ct in zip(inexact, cts, strict=True)} | {
+        "ct": cts[0]
+    }, pull(cts)[0]
+
+
+def _error_of(text: str, names: dict[str, Any], expected: Any) -> float | None:
+    """The error of a formula; None where it calls a private function of JAX, or a number is not finite."""
+    if not np.isfinite(np.asarray(expected)).all():
+        return None
+    try:
+        return _error(eval(text, {"__builtins__": {}}, NAMESPACE | names), expected)
+    except NameError as error:
+        if str(error).startswith("name '_"):
+            return None
+        raise
 
 
 # --- cases ---------------------------------------------------------------------------------------------

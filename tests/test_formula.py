@@ -16,6 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
 import jaxprop as jp
+import programs
 from jaxprop.show import PRIMITIVES, expression_of, formulas_of, symbolic
 from jaxprop.show.symbolic import add, derive, divide, num, reshape
 from jaxprop.show.symbolic import expressions as ex
@@ -319,6 +320,22 @@ def test_latex_compiles(tmp_path):
         ["pdflatex", "-interaction=nonstopmode", "page.tex"], cwd=tmp_path, capture_output=True, timeout=60
     )
     assert done.returncode == 0, done.stdout.decode()
+
+
+#: The other programs take longer.
+QUICK = {"attention", "mix", "vq", "remat"}
+
+
+@pytest.mark.library
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in programs.PROGRAMS]
+)
+def test_every_statement_of_a_program_holds(name):
+    fun, args, *_ = programs.PROGRAMS[name]()
+    found = list(formula_check.check_statements(fun, args))
+    wrong = [c for c in found if c.error is not None and not c.error <= 5e-3]  # float32
+    assert not wrong, "\n".join(f"{c.case}, operand {c.operand}: {c.text} (error {c.error:.1e})" for c in wrong)
+    assert found
 
 
 # --- as a textbook writes it -----------------------------------------------------------------------------
