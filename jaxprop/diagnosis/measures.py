@@ -2,6 +2,7 @@
 
 import functools
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -210,4 +211,4 @@ def with_parents(graph: Graph, nodes: Iterable[Node]) -> frozenset[int]:
 
 def is_number(value: Value) -> bool:
     """Whether a value has at most one element, so that it has no units to tell apart."""
-    return int(np.prod(value.shape)) < 2
+    return math.prod(value.shape) < 2

@@ -20,7 +20,7 @@ from .events import OF_OPERAND
 from .evidence import Evidence, Number, evidence_of
 from .origins import Origin
 from .probe import is_float
-from .rewriting import Rewrite, rewrites
+from .rewriting import Rewrite, replaceable, rewrites
 from .trial import Choice, choose, fitted
 
 #: How many stable forms are tried in the whole program for each origin.
@@ -70,11 +70,9 @@ def _nodes_to_record(graph: Graph, origins: Sequence[Origin], causes: Sequence[C
     forms = list(dict.fromkeys(form for cause in causes for form in cause.forms))
     found: set[NodeIndex] = set()
     for node in (origin.event.node for origin in origins):
-        positions = range(len(node.operands))
-        matched = (
-            one for form in forms for position in positions for one in rewrites(form, graph, node, position)
-        )
-        found.update({node.index}, *(one.nodes for one in matched))
+        found.add(node.index)
+        for form in forms:
+            found.update(*(replaceable(form, graph, node, position) for position in range(len(node.operands))))
     return with_parents(graph, [graph.by_index[index] for index in found])
 
 

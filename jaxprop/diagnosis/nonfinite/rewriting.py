@@ -87,18 +87,30 @@ def rewrites(form: StableForm, graph: Graph, node: Node, position: int = 0) -> I
         node: a node that the expression must contain.
         position: of the operand that `x` stands for in `f(x)`.
     """
+    for operation, binding in _bindings(form, graph, node, position):
+        yield _rewrite(form, operation, binding)
+
+
+def replaceable(form: StableForm, graph: Graph, node: Node, position: int = 0) -> frozenset[int]:
+    """Return the indices of the nodes of all expressions that `rewrites` finds."""
+    return frozenset().union(*(binding.nodes for _, binding in _bindings(form, graph, node, position)))
+
+
+def _bindings(
+    form: StableForm, graph: Graph, node: Node, position: int
+) -> Iterator[tuple[Operation, _Binding]]:
     pattern = parse_form(form.broken)
     of_node = operation_of(graph, node)
     shape = written(pattern)
     if shape is not None and shape.name == "f":
         binding = None if of_node is None else _bind_function(of_node, node, position)
         if of_node is not None and binding is not None:
-            yield _rewrite(form, of_node, binding)
+            yield of_node, binding
         return
     for operation in _around(graph, of_node):
         for binding in _matches(graph, pattern, operation, _Binding(root=operation)):
             if node.index in binding.nodes and _is_plain(binding):
-                yield _rewrite(form, operation, binding)
+                yield operation, binding
 
 
 def parse_form(code: str) -> ast.expr:
