@@ -995,6 +995,12 @@ def test_an_error_before_the_first_step_is_left_alone():
     assert not hasattr(caught.value, "state") and not notes_of(caught.value)
 
 
+def test_a_warning_points_at_the_call():
+    with pytest.warns(RuntimeWarning, match="the data ended after 12 of 50 steps.") as caught:
+        fit(data=shuffled(5, 4), steps=50)
+    assert caught[0].filename == __file__
+
+
 def test_every_writer_is_closed_when_one_fails():
     notes = Notes()
     with pytest.raises(ValueError, match="not flushed"):

@@ -1,6 +1,4 @@
-"""Training: the step and the loop. Gradients by jaxprop, updates by optax, checkpoints by Orbax, devices by
-JAX.
-"""
+"""Training: the step and the loop, with updates by optax, checkpoints by Orbax, devices by JAX."""
 
 from .checkpoint.checkpoint import Checkpoint as Checkpoint
 from .checkpoint.checkpoint import CheckpointError as CheckpointError

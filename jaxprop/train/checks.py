@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -17,6 +19,8 @@ from ..core.types import Array, PyTree
 
 #: Leaves of a tree with their paths, as `jax.tree_util.tree_leaves_with_path` returns them.
 Leaves: TypeAlias = list[tuple[jax.tree_util.KeyPath, Array]]
+
+_PACKAGE = __name__.partition(".")[0] + "."
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +66,14 @@ def _unknown_keyword(
         f"`{function}` has no parameter `{keyword}`.{meant} Available: {', '.join(parameters)}. Further "
         f"settings are fields in jaxprop.train: {more}."
     )
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn with the position of the user's call: the first frame outside of this package."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def check_optimizer(optimizer: object) -> optax.GradientTransformation:

@@ -13,9 +13,9 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """Where checkpoints go, how often they are written, and which are kept.
 
-    Attributes: directory: The directory, with one subdirectory for each checkpoint; created if it does not
-        exist. May be a
-            bucket (`gs://...`). Under several processes it must be the same place for all.
+    Attributes:
+        directory: The directory, with one subdirectory for each checkpoint; created if it does not exist. May
+            be a bucket (`gs://...`). Under several processes it must be the same place for all.
         every: The number of steps between checkpoints.
         keep: How many of the newest checkpoints to keep.
         best: The name of a metric, such as "eval_loss"; the checkpoint with the best value is kept as well.

@@ -77,9 +77,7 @@ def leaf_record(path: str, value: StateLeaf, total: int = 0) -> LeafRecord:
 
 
 def data_of(value: StateLeaf) -> Any:
-    """Return the array that is saved for a leaf: the numbers of a typed key, a NumPy scalar for a plain
-    number.
-    """
+    """Return the array that is saved for a leaf: for a typed key its numbers, for a number a NumPy scalar."""
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.eval_shape(jax.random.key_data, value) if is_key(value) else value
     if is_key(value):
@@ -88,9 +86,7 @@ def data_of(value: StateLeaf) -> Any:
 
 
 def like(template: StateLeaf, data: StateArray) -> StateLeaf:
-    """Convert an array from disk to a leaf like `template`: a key of its kind, a number of its type, or an
-    array.
-    """
+    """Convert an array from disk to a leaf like `template`: a key, a number of its type, or an array."""
     if is_key(template):
         return jax.random.wrap_key_data(jnp.asarray(data), impl=_impl(template))
     if isinstance(template, bool | int | float):

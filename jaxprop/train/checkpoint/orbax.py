@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
-from warnings import warn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..._text import listed, shortened
+from ..checks import warn_user
 from .checkpoint import Checkpoint, CheckpointError
 from .leaves import StateArray
 
@@ -79,9 +79,10 @@ class Manager(Protocol):
 def open_manager(settings: Checkpoint, policy: KeepNewestAndBest, resume: bool) -> Manager:
     """Open a directory, once it is certain that its contents are this library's.
 
-    Raises: ImportError: Orbax is not installed. CheckpointError: There are checkpoints and `resume` is false;
-        the path is a file; or the checkpoints were not
-            written by this library.
+    Raises:
+        ImportError: Orbax is not installed.
+        CheckpointError: There are checkpoints and `resume` is false; the path is a file; or the checkpoints
+            were not written by this library.
     """
     ocp = orbax()
     from etils import epath  # installed with Orbax; a path on disk or in a bucket
@@ -134,10 +135,9 @@ def _warn_of_incomplete(path: "epath.Path", steps: Sequence[int], halves: Sequen
     half = max(halves, default=-1)
     if half > max(steps, default=-1) and jax.process_index() == 0:
         instead = f"continuing from checkpoint {max(steps)}" if steps else "starting over"
-        warn(
+        warn_user(
             f"checkpoint {half} in {path} is incomplete: the run ended while it was being written. It is "
-            f"skipped, {instead}.",
-            stacklevel=5,
+            f"skipped, {instead}."
         )
 
 
@@ -203,9 +203,7 @@ def _without_empty(table: Mapping[str, StateArray]) -> dict[str, StateArray]:
 
 
 def _restore_args(leaf: StateArray) -> object:
-    """Where a leaf is to be restored: on the devices of the template if it is committed to some, else on the
-    host.
-    """
+    """Where to restore a leaf: on the devices to which the template is committed, else on the host."""
     ocp = orbax()
     sharding = getattr(leaf, "sharding", None)
     if sharding is None or not getattr(leaf, "committed", True):

@@ -34,12 +34,15 @@ def open_store(settings: Checkpoint, *, resume: bool = False) -> "Store":
 
     Nothing on disk is changed, except that what a killed run left half-written is removed.
 
-    Args: settings: Where checkpoints go. resume: Whether to continue with the checkpoints in the directory. If
-        there are none, both mean the same.
+    Args:
+        settings: Where checkpoints go.
+        resume: Whether to continue with the checkpoints in the directory. If there are none, both mean the
+            same.
 
-    Raises: ImportError: Orbax is not installed. CheckpointError: `resume` is false and there are checkpoints;
-        the path is a file; or the checkpoints were not
-            written by this library.
+    Raises:
+        ImportError: Orbax is not installed.
+        CheckpointError: `resume` is false and there are checkpoints; the path is a file; or the checkpoints
+            were not written by this library.
 
     Examples:
         >>> import tempfile, jax.numpy as jnp, jaxprop as jp
@@ -131,14 +134,15 @@ class Store:
     def restore(self, template: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, object]]:
         """Read a checkpoint: the state, and what was saved as progress.
 
-        Args: template: A state like the one to be restored: it gives structure, shapes, dtypes and devices,
-            and may
-                hold `jax.ShapeDtypeStruct`s. The devices need not be those it was written from.
+        Args:
+            template: A state like the one to be restored: it gives structure, shapes, dtypes and devices, and
+                may hold `jax.ShapeDtypeStruct`s. The devices need not be those it was written from.
             step: Which checkpoint; the newest by default.
 
-        Raises: CheckpointError: There is no checkpoint; its leaves differ from those of the template in path,
-            shape or
-                dtype; or it is damaged: files are missing, truncated, or hold other bytes than were written.
+        Raises:
+            CheckpointError: There is no checkpoint; its leaves differ from those of the template in path,
+                shape or dtype; or it is damaged: files are missing, truncated, or hold other bytes than were
+                written.
         """
         step = self._chosen(step)
         name = f"checkpoint {step} in {self.settings.path}"

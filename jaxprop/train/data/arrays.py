@@ -86,9 +86,9 @@ def example_count(data: PyTree, word: str = "data") -> int:
 def batching_of(size: int, batch: int | None, remainder: str) -> Batching:
     """Return how examples are divided into batches.
 
-    Raises: ValueError: The batch size is not a positive integer, is larger than the data, or does not divide
-        it although
-            that is an error.
+    Raises:
+        ValueError: The batch size is not a positive integer, is larger than the data, or does not divide it
+            although that is an error.
     """
     if batch is None:
         return Batching(size, None)

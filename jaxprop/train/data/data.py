@@ -34,15 +34,16 @@ class Data:
 
     Pass it to `fit` as `data`: `fit(loss, params, Data((x, y), shuffle=False), batch_size=64, epochs=3)`.
 
-    Attributes: source: A pytree of arrays with the examples on the first axis, or batches; see `fit`.
+    Attributes:
+        source: A pytree of arrays with the examples on the first axis, or batches; see `fit`.
         batch_size: The number of examples in a batch, if `source` is arrays. By default the `batch_size` of
-        `fit`. shuffle: Whether to read arrays in a new order in each epoch, a pure function of key and epoch.
+            `fit`.
+        shuffle: Whether to read arrays in a new order in each epoch, a pure function of key and epoch.
         remainder: What to do with the examples that do not fill a batch. "keep", as data loaders do by
-        default: the
-            last batch of the epoch is shorter, and its step is a program of its own. "drop": they are left out
-            (others in each epoch, if the data is shuffled). "pad": the last batch is filled up with examples
-            from the beginning of the epoch, which then count twice. "error": refuse the batch size. What is
-            done is shown with the progress and is in `history.notes`.
+            default: the last batch of the epoch is shorter, and its step is a program of its own. "drop": they
+            are left out (others in each epoch, if the data is shuffled). "pad": the last batch is filled up
+            with examples from the beginning of the epoch, which then count twice. "error": refuse the batch
+            size. What is done is shown with the progress and is in `history.notes`.
         check: Whether to look for NaN and infinities in the data before it is used.
         memory_limit: In bytes. Arrays on the host up to this size are copied to the device as a whole; larger
             ones and memory-mapped files are streamed. By default half of the device's memory, or 1 GiB if the
@@ -114,9 +115,9 @@ class Extent(NamedTuple):
 def open_source(data: Data, state: State, extent: Extent, placement: DevicePlacement) -> BatchSource:
     """Open data for reading: a pytree of arrays, or an iterable of batches.
 
-    Raises: TypeError, ValueError: The data is empty or ragged, has a wider type than params, or does not fit
-        the batch
-            size.
+    Raises:
+        TypeError, ValueError: The data is empty or ragged, has a wider type than params, or does not fit the
+            batch size.
     """
     source = data.source
 

@@ -52,9 +52,7 @@ class DevicePlacement:
         return jax.device_put(data) if self.placement is None else self.placement.whole(data)
 
     def stacked(self, group: PyTree, short: bool = False) -> PyTree:
-        """Return a stack of batches that every process has as a whole; a shorter batch is split only if it
-        divides.
-        """
+        """Return a stack of batches that every process has whole; a shorter batch is split if it can be."""
         if self.placement is None or (short and not self._divides(group, axis=1)):
             return self.whole(group)
         return self.placement.batch(group, leading=1, own=False)
@@ -70,7 +68,7 @@ class DevicePlacement:
         return source if self.placement is None else ShardedSource(source, self.split)
 
     def split(self, batch: PyTree) -> PyTree:
-        """Inside a compiled function: split a batch over devices, if its rows divide."""
+        """Inside a compiled function: split a batch over devices, if it can be split evenly."""
         if self.placement is None or not self._divides(batch, axis=0):
             return batch
         return self.placement.split(batch)
@@ -113,7 +111,7 @@ def device_placement(sharding: Sharding | None) -> DevicePlacement:
         return DevicePlacement(placement_of(sharding))
     if jax.process_count() > 1:
         raise ValueError(
-            f"there are {jax.process_count()} processes, but sharding= does not say how they share the work. "
+            f"there are {jax.process_count()} processes, but `sharding` does not say how they share the work. "
             "Pass sharding=jaxprop.train.data_parallel()."
         )
     return DevicePlacement()

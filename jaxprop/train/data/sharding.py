@@ -1,15 +1,13 @@
 """How a run is laid out on several devices: which array goes where. JAX does the work.
 
 Everything is expressed as a mesh and `NamedSharding`s. The compiled step is the same program on one device and
-on
-thousands: XLA partitions it by the sharding of its inputs.
+on thousands: XLA partitions it by the sharding of its inputs.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
-from warnings import warn
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from jax.typing import ArrayLike
 from ..._jaxpr import is_key
 from ..._text import listed
 from ...core.types import Array, PyTree
+from ..checks import warn_user
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +44,7 @@ class Placement:
         return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
     def shardings(self, state: PyTree) -> PyTree:
-        """Return a `NamedSharding` for each leaf of a state, for `jax.jit(in_shardings=...,
-        out_shardings=...)`.
-        """
+        """Return a `NamedSharding` for each leaf of a state, for `in_shardings` of `jax.jit`."""
         return jax.tree.map(self._named, self.layout(state), is_leaf=lambda x: isinstance(x, P))
 
     def state(self, state: PyTree) -> PyTree:
@@ -64,9 +61,9 @@ class Placement:
     def batch(self, batch: PyTree, *, leading: int = 0, own: bool = True) -> PyTree:
         """Return a batch on the devices, its rows split over `axes`.
 
-        Args: batch: A pytree of arrays whose axis `leading` counts rows. A leaf without such an axis is copied
-            whole to
-                every device.
+        Args:
+            batch: A pytree of arrays whose axis `leading` counts rows. A leaf without such an axis is copied
+                whole to every device.
             leading: The number of axes before it: 1 for a stack of batches, one for each step.
             own: Under several processes, whether each passes its own rows, and the batch is all of them in the
                 order of processes; otherwise every process passes the whole batch.
@@ -153,8 +150,9 @@ def fully_sharded(
     Raises:
         ValueError: As in `data_parallel`.
 
-    Warns: UserWarning: An array of at least `least` elements has no axis that can be split evenly; it is kept
-        whole.
+    Warns:
+        UserWarning: An array of at least `least` elements has no axis that can be split evenly; it is kept
+            whole.
 
     Examples:
         >>> placement = fully_sharded()
@@ -186,10 +184,9 @@ def fully_sharded(
         new = {path: kind for path, kind in kept.items() if path not in reported}
         reported.update(new)
         if new and jax.process_index() == 0:
-            warn(
+            warn_user(
                 f"kept whole on every device, because no axis can be split evenly over {parts} devices: "
-                f"{listed([f'{path} {kind}' for path, kind in new.items()])}.",
-                stacklevel=4,
+                f"{listed([f'{path} {kind}' for path, kind in new.items()])}."
             )
         return specs
 
@@ -202,13 +199,14 @@ def explicit_sharding(params: PyTree, batch: NamedSharding | None = None) -> Pla
     What the optimizer keeps for a parameter is sharded like the parameter: an array of the state whose path
     ends with the path of a parameter, and which has its shape. Everything else is kept whole.
 
-    Args: params: A `NamedSharding` for each parameter, or for each subtree of them, or one for all. batch: The
-        sharding of a batch, of which only the first axis counts. By default rows are split over the axis
-            `data` of the mesh, or its first axis.
+    Args:
+        params: A `NamedSharding` for each parameter, or for each subtree of them, or one for all.
+        batch: The sharding of a batch, of which only the first axis counts. By default rows are split over the
+            axis `data` of the mesh, or its first axis.
 
-    Raises: ValueError: There is no sharding in `params`, the shardings belong to several meshes, or `params`
-        does not
-            match the parameters of a state.
+    Raises:
+        ValueError: There is no sharding in `params`, the shardings belong to several meshes, or `params` does
+            not match the parameters of a state.
         TypeError: A leaf is not a `NamedSharding`.
     """
     named = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, NamedSharding))
@@ -241,7 +239,7 @@ def placement_of(sharding: Sharding) -> Placement:
     return data_parallel(sharding) if isinstance(sharding, Mesh) else explicit_sharding(sharding)
 
 
-# --- helpers -------------------------------------------------------------------------------------------------
+# --- helpers ------------------------------------------------------------------------------------------------
 
 
 def _mesh_and_axes(mesh: Mesh | None, axis: str | Sequence[str] | None) -> tuple[Mesh, tuple[str, ...]]:

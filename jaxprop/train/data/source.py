@@ -135,9 +135,8 @@ class Batching(NamedTuple):
 
     Attributes:
         size: The number of examples.
-        batch: Examples in a batch; None for all of them, as they are.
-        remainder: What is done with the examples that do not fill a batch: "keep", "drop" or "pad". "error" is
-            refused before.
+        batch: The number of examples in a batch; None for all of them, unmodified.
+        remainder: What is done with the examples that do not fill a batch: "keep", "drop" or "pad".
     """
 
     size: int
@@ -192,6 +191,12 @@ class Batching(NamedTuple):
         }
 
 
+def padded_order(batching: Batching, key: Array, epoch: int | Int[Array, ""]) -> Order:
+    """Return the order of an epoch, and after it the examples that the last batch is filled up with."""
+    order = order_of(key, epoch, batching.size)
+    return jnp.concatenate([order, order[: batching.missing]]) if batching.missing else order
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LastBatch:
@@ -237,7 +242,8 @@ class ArraySource:
     def order(self, done: int) -> Order | None:
         if self.key is None or self.batching.batch is None:
             return None
-        return jax.jit(self._draw)(self.key, done // self.per_epoch)
+        draw = jax.jit(padded_order, static_argnums=0)
+        return draw(self.batching, self.key, done // self.per_epoch)
 
     def take(
         self, arrays: PyTree, order: Order | None, at: State, place: Int[Array, ""]
@@ -264,12 +270,8 @@ class ArraySource:
 
     def _order_at(self, number: Array, epoch: Array, key: Array, order: Order) -> Order:
         """The first step of an epoch draws its order, the others keep it."""
-        return jax.lax.cond(number == 0, lambda order: self._draw(key, epoch), lambda order: order, order)
-
-    def _draw(self, key: Array, epoch: int | Int[Array, ""]) -> Order:
-        order = order_of(key, epoch, self.batching.size)
-        missing = self.batching.missing
-        return jnp.concatenate([order, order[:missing]]) if missing else order
+        draw = functools.partial(padded_order, self.batching, key, epoch)
+        return jax.lax.cond(number == 0, lambda order: draw(), lambda order: order, order)
 
     def close(self) -> None:
         pass

@@ -40,11 +40,12 @@ class EndOfStream(NamedTuple):
 class StreamSettings(NamedTuple):
     """Which part of a stream is read, and how it goes to the device.
 
-    Attributes: skip: The number of batches to skip: the steps that a resumed run has done. epochs: The number
-        of epochs; None for no end. steps: The number of batches to read in all, those skipped included; None
-        for no end. groups: Whether batches go to the device in groups if steps are short. The size of a group
-        depends on the
-            clock, so several processes that share the work do without.
+    Attributes:
+        skip: The number of batches to skip: the steps that a resumed run has done.
+        epochs: The number of epochs; None for no end.
+        steps: The number of batches to read in all, those skipped included; None for no end.
+        groups: Whether batches go to the device in groups if steps are short. The size of a group depends on
+            the clock, so several processes that share the work do without.
     """
 
     skip: int = 0
@@ -185,9 +186,7 @@ class StreamSource:
                 return
 
     def _room(self, batch: PyTree) -> int:
-        """How many batches a group has room for: one, or more if steps are short. Each is a program of its
-        own.
-        """
+        """How many batches a group has room for: one, or more if steps are short."""
         if not self.settings.groups or self._ahead < _GROUP_FROM:
             return 1
         size = max(1, sum(x.nbytes for x in jax.tree.leaves(batch)))
@@ -351,16 +350,15 @@ class UniformBatches:
     def _refuse(self, batch: PyTree, where: str) -> None:
         """Raise ValueError unless a batch is like the first, only shorter."""
         types, expected = (", ".join(batch_types(each)) for each in (batch, self._first))
-        if self.remainder == "error":
-            raise ValueError(
-                f"{where} has the types {types}, but the first batch {expected}. Make the batches equal, or "
-                'pass data=Data(..., remainder="keep"), "drop" or "pad".'
-            )
+        differ = f"{where} has the types {types}, but the first batch {expected}."
         if not _only_shorter(batch, self._first):
             raise ValueError(
-                f"{where} has the types {types}, but the first batch {expected}. Only the number of examples "
-                "may be smaller, as in the last batch of an epoch: each shape needs a program of its own. "
-                "Make the batches equal."
+                f"{differ} Only the number of examples may be smaller, as in the last batch of an epoch: each "
+                "shape needs a program of its own. Make the batches equal."
+            )
+        if self.remainder == "error":
+            raise ValueError(
+                f'{differ} Make the batches equal, or pass data=Data(..., remainder="keep"), "drop" or "pad".'
             )
 
 
@@ -379,7 +377,10 @@ def _filled_up(x: HostArray, first: HostArray) -> HostArray:
     """A shorter array with examples of the first batch at its end."""
     if not np.ndim(x):
         return x
-    return np.concatenate([np.asarray(x), np.asarray(first)[: len(first) - len(x)]])
+    more = first[: len(first) - len(x)]
+    if isinstance(x, jax.Array):
+        return jnp.concatenate([x, jnp.asarray(more)])
+    return np.concatenate([x, np.asarray(more)])
 
 
 def _own_array(x: HostArray) -> HostArray:

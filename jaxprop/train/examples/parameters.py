@@ -73,9 +73,7 @@ class ParameterView:
         return ParameterView(self.leaf, self.moves + (length,) * sliced, (*self.sliced, sliced))
 
     def back(self, g: Array) -> Array:
-        """Return the gradient of the parameter, given that of what the node sees (axis `s`, then its own
-        axes).
-        """
+        """Return the gradient of the parameter from that of what the node sees (axis `s`, then its own)."""
         lengths = [move for move in self.moves if isinstance(move, int)]
         g = g.reshape(*lengths, *g.shape[1:])
         depth = len(lengths)

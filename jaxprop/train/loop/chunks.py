@@ -66,9 +66,9 @@ class LoopCarry(NamedTuple):
 class ChunkResult(NamedTuple):
     """What a chunk reports.
 
-    Attributes: rows: One column for each number of a step, as long as a chunk may be; the first `steps` rows
-        are filled.
-            If something was not finite, the next row is that of the step that was not taken.
+    Attributes:
+        rows: One column for each number of a step, as long as a chunk may be; the first `steps` rows are
+            filled. If something was not finite, the next row is that of the step that was not taken.
         steps: How many steps were taken.
         status: As in `LoopCarry`.
         watched: What was watched, for a chunk of one watched step.

@@ -32,9 +32,9 @@ class Evaluation:
 
     Pass it to `fit` as `evaluation`; `evaluation=(x, y)` is short for `Evaluation((x, y))`.
 
-    Attributes: data: Data as in `fit`, except that it must be possible to read it more than once. A shorter
-        last batch counts
-            by its examples.
+    Attributes:
+        data: Data as in `fit`, except that it must be possible to read it more than once. A shorter last batch
+            counts by its examples.
         fn: A function `(params, *batch)` that returns a number or a dict of numbers, each a mean over the
             examples of the batch; by default the loss. It gets the model's state if it has a parameter
             `model_state`.

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import time
-import warnings
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from ...core.rules import Rules
 from ...core.types import Array, Function, PyTree
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.store import open_store
-from ..checks import explains_keywords
+from ..checks import explains_keywords, warn_user
 from ..data.data import Data, Extent, data_settings, open_source
 from ..data.placement import device_placement
 from ..data.sharding import Sharding
@@ -162,5 +161,5 @@ def fit(
         rescue.run = run = TrainingRun(step.functions, source, schedule, chunks, effects, *host)
         stop = run.go()
     if stop.reason in ("nonfinite", "data"):
-        warnings.warn(stop.message, RuntimeWarning, stacklevel=3)
+        warn_user(stop.message, RuntimeWarning)
     return run.carry.state, run.result(stop)

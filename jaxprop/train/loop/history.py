@@ -17,9 +17,9 @@ from .watched_history import StepNumbers, WatchedColumns, WatchedHistory
 class Stop:
     """Why a run ended.
 
-    Attributes: reason: "done" (all steps), "until", "nonfinite", "seconds", "data" (the data ended early),
-        "interrupted"
-            (Ctrl-C) or "error".
+    Attributes:
+        reason: "done" (all steps), "until", "nonfinite", "seconds", "data" (the data ended early),
+            "interrupted" (Ctrl-C) or "error".
         step: The number of steps done.
         message: One sentence.
         loss: The loss of the step that was not taken, if something was not finite.

@@ -28,8 +28,10 @@ def checkpoint_settings(
 ) -> Checkpoint | None:
     """Interpret `checkpoint` of `fit`: None, a `Checkpoint`, or a directory.
 
-    Raises: TypeError: It is something else. ValueError: `resume` is neither a boolean nor "state"; or a run is
-        to be resumed, but `checkpoint` is not given.
+    Raises:
+        TypeError: It is something else.
+        ValueError: `resume` is neither a boolean nor "state"; or a run is to be resumed, but `checkpoint` is
+            not given.
     """
     if not isinstance(resume, bool) and resume != "state":
         raise ValueError(f'`resume` must be True, False or "state", got {resume!r}.')

@@ -60,9 +60,7 @@ class Pace:
     _last: float | None = None
 
     def finished(self, count: int, now: float) -> float | None:
-        """Take note of a finished chunk. Returns seconds per step, None for the first chunk, which was
-        compiled.
-        """
+        """Note a finished chunk. Returns seconds per step, None for the first chunk, which was compiled."""
         since, self._last = None if self._last is None else now - self._last, now
         if since is None or count == 0:
             return None

@@ -22,10 +22,10 @@ class Until:
 
     Pass it to `fit` as `until`; `until=condition` is short for `Until(condition)`.
 
-    Attributes: condition: A function of the row of a step, such as `lambda row: row["loss"] < 1e-6`. The step
-        for which it
-            is true is the last. It is evaluated in every step, inside the compiled program; if it reads a name
-            that starts with `eval_`, after every evaluation.
+    Attributes:
+        condition: A function of the row of a step, such as `lambda row: row["loss"] < 1e-6`. The step for
+            which it is true is the last. It is evaluated in every step, inside the compiled program; if it
+            reads a name that starts with `eval_`, after every evaluation.
         seconds: The time limit.
         nonfinite: Whether to stop before a step whose loss or gradient is not finite. That step is then
             diagnosed: `history.stop.report` says which operation produced the NaN, where and why (see
@@ -108,8 +108,7 @@ class NameRecorder(Mapping[str, Array]):
 
 
 def split_condition(condition: Condition | None, evaluates: bool) -> tuple[Condition | None, Condition | None]:
-    """Return where a condition is evaluated: (in every step, on the device; after each evaluation, on the
-    host).
+    """Return a condition as (evaluated in every step on the device, evaluated after each evaluation).
 
     Raises:
         ValueError: It reads `eval_...`, but nothing is evaluated.

@@ -74,9 +74,7 @@ class WatchedColumns:
     stacks: list[list[np.ndarray]] = field(default_factory=list)
 
     def add(self, step: int, numbers: StepNumbers) -> bool:
-        """Append the numbers of a step. Returns False if earlier steps were dropped: other numbers were
-        watched.
-        """
+        """Append the numbers of a step. Returns False if earlier, unlike ones were dropped."""
         leaves, tree = jax.tree.flatten(numbers)
         arrays = [_on_host(leaf) for leaf in leaves]
         kinds: dict[tuple[str, tuple[int, ...]], list[np.ndarray]] = {}

@@ -11,12 +11,13 @@ from ...record.statistics import summary
 class Watch:
     """What to record of the inside of a step, and how often.
 
-    Attributes: nodes: A selector as in `jaxprop.backprop`. `"*"` is every node that a cotangent can reach,
-        `()` none. every: Watch the steps whose count is a multiple of this number: 0, every, 2 * every, ...
-        record: What to record of values and cotangents; bounded statistics by default. grads: Whether to
-        record the norm of each leaf of the gradient, and of the params. updates: Whether to record the norm of
-        each leaf's change by the step as applied, its ratio to that of the
-            params, and the fraction of elements that did not change.
+    Attributes:
+        nodes: A selector as in `jaxprop.backprop`. `"*"` is every node that a cotangent can reach, `()` none.
+        every: Watch the steps whose count is a multiple of this number: 0, every, 2 * every, ...
+        record: What to record of values and cotangents; bounded statistics by default.
+        grads: Whether to record the norm of each leaf of the gradient, and of the params.
+        updates: Whether to record the norm of each leaf's change by the step as applied, its ratio to that of
+            the params, and the fraction of elements that did not change.
         per_example: Whether to record norms of the gradients of single examples, and the gradient noise scale,
             by `jaxprop.per_example`: one more backward pass in the steps watched. The loss is then called on
             batches of one, and every array of the batch must have the examples on its first axis.

@@ -19,11 +19,13 @@ class LeafNorms(NamedTuple):
 
     In `history.watched.leaves` each is an array over the watched steps.
 
-    Attributes: param: 2-norm of the parameter, before the step. grad: 2-norm of its gradient. update: 2-norm
-        of its change by the step as applied, after rounding to the parameter's precision. ratio: update /
-        param: by which fraction the step changes it. NaN for a parameter that is zero. unchanged: Fraction of
-        its elements that the step did not change, between 0 and 1. Near 1 where updates are
-            lost to rounding, as in bfloat16 with small steps.
+    Attributes:
+        param: 2-norm of the parameter, before the step.
+        grad: 2-norm of its gradient.
+        update: 2-norm of its change by the step as applied, after rounding to the parameter's precision.
+        ratio: update / param: by which fraction the step changes it. NaN for a parameter that is zero.
+        unchanged: Fraction of its elements that the step did not change, between 0 and 1. Near 1 where updates
+            are lost to rounding, as in bfloat16 with small steps.
     """
 
     param: np.ndarray
@@ -101,9 +103,7 @@ class Watched(Mapping[str, Entry]):
 
     @functools.cached_property
     def per_example(self) -> Mapping[str, ExampleNorms]:
-        """Single examples by leaf of the params: `watched.per_example["w"].max`; with
-        `Watch(per_example=True)`.
-        """
+        """Norms of single examples by leaf of the params: `watched.per_example["w"].max`."""
         self._check_on()
         rms, largest, noise, signal = map(self._norm, ("example_rms", "example_max", "noise", "signal"))
         rows = np.transpose([rms, largest, _ratio(noise, signal)])

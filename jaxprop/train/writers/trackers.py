@@ -63,9 +63,9 @@ class TensorBoard:
 class WandB:
     """Log rows to a run of Weights & Biases.
 
-    Args: run: An open run, which stays open; or None, and a run is started with `options` at the first row and
-        finished
-            at the end.
+    Args:
+        run: An open run, which stays open; or None, and a run is started with `options` at the first row and
+            finished at the end.
         options: Those of `wandb.init`: `project`, `name`, `mode="offline"` and so on. To continue a run, pass
             its `id` and `resume="allow"`.
 
