@@ -1,1 +1,1 @@
-"""What jaxprop costs, measured: `python -m benchmarks`."""
+"""Measure the cost of jaxprop: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: what jaxprop costs, as tables. Half an hour; `--quick` takes a few minutes."""
+"""`python -m benchmarks`: the cost of jaxprop, as tables. Half an hour; `--quick` takes a few minutes."""
 
 import argparse
 import json
@@ -19,13 +19,13 @@ def main(argv: list[str] | None = None) -> None:
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()), flush=True)
     for part in options.part:
         found[part] = PARTS[part](options)
-        if options.json:  # after each: what is measured is not lost
+        if options.json:  # after each part, so that an interrupted run keeps its numbers
             with open(options.json, "w") as file:
                 json.dump(found, file, indent=1)
 
 
 def _engine(options):
-    _say("\nAgainst jitted jax.value_and_grad (its rows are the base; the others are ratios)\n")
+    _say("\nRelative to the jitted jax.value_and_grad (its rows are absolute, the others are ratios)\n")
     compiles = 1 if options.quick else options.compiles
     rows = _each(options, lambda name, model: engine.measure(name, model, options.seconds, compiles))
     return _table(rows, engine.COLUMNS)
@@ -38,7 +38,7 @@ def _growth(options):
 
 
 def _torch(options):
-    _say("\nThe norm of every intermediate gradient, beside PyTorch on this CPU\n")
+    _say("\nThe norm of every intermediate gradient, compared with PyTorch on this CPU\n")
     if not torch_hooks.available():
         return _say(NO_TORCH)
     models = [name for name in torch_hooks.SIZES if name in options.model]
@@ -46,7 +46,7 @@ def _torch(options):
 
 
 def _per_example(options):
-    _say("\nNorms of single examples' gradients, over each framework's own plain gradient\n")
+    _say("\nNorms of per-example gradients, relative to each framework's own plain gradient\n")
     if not per_example.available():
         _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.\n")
     return _table(per_example.measure(options.model, options.quick, options.rounds), per_example.COLUMNS)
@@ -54,56 +54,56 @@ def _per_example(options):
 
 def _train(options):
     models = [name for name in train.SIZES if train.kind_of(name) in options.model]
-    _say("\nTraining, against the same loop written by hand (its row is the base; the others are ratios)\n")
+    _say("\nTraining, relative to the same loop written by hand (its row is absolute, the others are ratios)\n")
     rows = []
     for name in models:
         rows += train.measure(name, options.quick, options.seconds)
         _progress(name)
     _table(rows, train.COLUMNS)
-    _say("\nTraining beside PyTorch on this CPU\n")
+    _say("\nTraining, compared with PyTorch on this CPU\n")
     if not torch_hooks.available():
         _say(NO_TORCH)
         return {"train": rows}
-    alike = [name for name in models if name in options.model]  # a longer run of the same says nothing more
-    beside = train.beside_torch(alike, options.quick, options.rounds)
-    return {"train": rows, "torch": _table(beside, train.BESIDE)}
+    once = [name for name in models if name in options.model]  # longer runs of the same model add nothing
+    compared = train.beside_torch(once, options.quick, options.rounds)
+    return {"train": rows, "torch": _table(compared, train.BESIDE)}
 
 
 def _devices(options):
-    _say("\nTwo host devices against one: they share the cores, so 1.00 is all there is to gain\n")
+    _say("\nTwo host devices relative to one: they share the cores, so 1.00 is the best possible\n")
     found = devices.measure(options.quick)
     _table(found["scaling"], devices.SCALING)
-    _say("\nA run of `fit` that is watched, and saved\n")
+    _say("\nA run of `fit` with watching and with checkpoints\n")
     _table(found["cost"], devices.COST)
     return found
 
 
 def _diagnose(options):
-    _say("\nWho names the line where a NaN or Inf is made\n")
+    _say("\nWhich tools find the line that produces a NaN or Inf\n")
     cases = list(diagnose.compare(options.quick))
     _table([*cases, diagnose.summary(cases)], diagnose.COLUMNS)
-    _say("\nWhat asking costs, once compiled\n")
+    _say("\nThe cost of a diagnosis, once compiled\n")
     costs = _each(options, lambda name, model: diagnose.cost(name, model, options.seconds))
     costs += diagnose.torch_cost(options.quick) if torch_hooks.available() else []
     return {"cases": cases, "cost": _table(costs, diagnose.COST)}
 
 
 def _flow(options):
-    _say("\nWhere a gradient is blocked, vanishes or explodes (the first row of a model is the base)\n")
+    _say("\nWhere a gradient is blocked, vanishes or explodes (the first row of a model is absolute)\n")
     return _table(_each(options, lambda name, model: flow.measure(name, model, options.seconds)), flow.COLUMNS)
 
 
 def _check(options):
-    _say("\nEvery local gradient against differences; the second call finds its nodes compiled\n")
+    _say("\nEvery local gradient compared with finite differences; the second call reuses compiled nodes\n")
     checks = _table(_each(options, lambda name, model: [check.measure(name, model)]), check.COLUMNS)
-    _say("\nWhat the backward pass keeps, beside the temporary memory of the compiled gradient\n")
+    _say("\nResiduals, compared with the temporary memory of the compiled gradient\n")
     return {"check": checks, "residuals": _table(_each(options, check.residuals), check.RESIDUALS)}
 
 
 def _show(options):
-    _say("\nExplained: chains of equations\n")
+    _say("\nExplanations of chains of equations\n")
     explained = _table(list(explain.measure(options.quick)), explain.COLUMNS)
-    _say("\nDrawn: chains of equations, beside torchviz with `dot`\n")
+    _say("\nDrawings of chains of equations, compared with torchviz and `dot`\n")
     return {"explained": explained, "drawn": _table(list(show.measure(options.quick)), show.COLUMNS)}
 
 
@@ -115,7 +115,7 @@ def _page(options):
     return _table(list(page.measure(options.quick, chromium)), page.COLUMNS)
 
 
-#: What there is to measure, in the order it is measured in.
+#: The parts, in the order in which they run.
 PARTS: dict[str, Callable] = {
     "engine": _engine,
     "growth": _growth,
@@ -132,7 +132,7 @@ PARTS: dict[str, Callable] = {
 
 
 def _each(options, measure):
-    """The rows of all models, one after the other."""
+    """The rows of all models."""
     rows = []
     for name in options.model:
         rows += measure(name, MODELS[name](quick=options.quick))
@@ -159,13 +159,13 @@ def _options(argv):
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="small models, few repetitions")
-    parser.add_argument("--seconds", type=float, help="run time spent on a model (12; quick: 1)")
-    parser.add_argument("--compiles", type=int, default=3, help="compilations of each program")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers here as well")
+    parser.add_argument("--seconds", type=float, help="run time for each model (default: 12; quick: 1)")
+    parser.add_argument("--compiles", type=int, default=3, help="compilations of each program (default: 3)")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers to a file")
     options = parser.parse_args(argv)
     if options.seconds is None:
         options.seconds = 1.0 if options.quick else 12.0
-    options.rounds = 3 if options.quick else 15  # how often frameworks take turns
+    options.rounds = 3 if options.quick else 15  # turns of each framework
     return options
 
 

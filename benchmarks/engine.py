@@ -1,7 +1,7 @@
-"""What looking into the backward pass costs, against jitted `jax.value_and_grad`.
+"""The cost of recording the backward pass, relative to the jitted `jax.value_and_grad`.
 
-Everything is measured in one process, in turns. `jax again` is the same program a second time: what
-it is away from 1.00 is the noise.
+Everything is measured in one process, in turns. `jax again` is the same program a second time: its deviation
+from 1.00 is the noise.
 """
 
 import statistics
@@ -46,7 +46,7 @@ GROWTH = {
 
 
 def variants(model: Model) -> dict[str, Callable[[], Callable[..., Any]]]:
-    """What is compared, first the base; each makes its function anew, so that nothing is cached."""
+    """What is compared, the base first; each builds a new function, so that nothing is cached."""
     loss, watch = model.loss, model.watch
     made = {
         "jax.value_and_grad": lambda: jax.value_and_grad(loss),
@@ -63,7 +63,7 @@ def variants(model: Model) -> dict[str, Callable[[], Callable[..., Any]]]:
 
 
 def measure(name: str, model: Model, budget: float, compiles: int) -> Iterator[dict[str, Any]]:
-    """One row for each variant: ratios over the first."""
+    """One row for each variant: ratios to the first."""
     made = variants(model)
     compiled, trace_times, compile_times = _compile(list(made.values()), model.args, compiles)
     samples = in_turns([_call(program, model.args) for program in compiled], budget)
@@ -90,7 +90,7 @@ def measure(name: str, model: Model, budget: float, compiles: int) -> Iterator[d
 
 
 def growth(sizes: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Microseconds per equation on chains of `sizes` equations: flat where the cost is linear."""
+    """Microseconds per equation on chains of `sizes` equations: constant if the cost is linear."""
     x = jnp.ones(4, jnp.float32)
     for size in sizes:
         loss = _chain(size)
@@ -121,24 +121,24 @@ def _chain(size):
 
 
 def _first_call(function):
-    """Seconds of a call with JAX's own caches empty; the result may hold no arrays."""
+    """Seconds for a call with empty JAX caches; the result need not hold arrays."""
     jax.clear_caches()
     return seconds(lambda: function() and None)
 
 
-def _compile(producers, args, repeats):
-    """The compiled programs; seconds of trace alone, and of trace and compile together, for each.
+def _compile(makers, args, repeats):
+    """The compiled programs; for each, seconds of tracing alone, and of tracing and compiling together.
 
-    The first round is thrown away: what is cached outside JAX is then there for everyone.
+    The first round is discarded: it fills caches outside JAX that all variants share.
     """
-    compiled = [None] * len(producers)
-    traced, both = [[] for _ in producers], [[] for _ in producers]
+    compiled = [None] * len(makers)
+    traced, both = [[] for _ in makers], [[] for _ in makers]
     for turn in range(repeats + 1):
-        for i in range(len(producers)):
-            which = (i + turn) % len(producers)
+        for i in range(len(makers)):
+            which = (i + turn) % len(makers)
             jax.clear_caches()
             start = time.perf_counter()
-            lowered = jax.jit(producers[which]()).lower(*args)
+            lowered = jax.jit(makers[which]()).lower(*args)
             middle = time.perf_counter()
             compiled[which] = lowered.compile()
             if turn:
@@ -162,7 +162,7 @@ def _costs(program):
 
 
 def _entries(program, args):
-    """How many values were written down: 0 where the result is no tape."""
+    """The number of recorded values: 0 if the result is not a tape."""
     result = program(*args)
     return 0 if isinstance(result, tuple) else len(result)
 

@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""The machine on which the numbers were measured."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def cores() -> int:
-    """How many cores this process may use: both frameworks get as many threads."""
+    """The number of cores this process may use: both frameworks get this many threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Model(NamedTuple):
-    """A loss and where it is taken; `watch` names one value inside its scan, if it has one."""
+    """A loss and its arguments; `watch` names one value inside its scan, if it has one."""
 
     loss: Callable[..., jax.Array]
     args: tuple[Any, ...]

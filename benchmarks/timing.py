@@ -1,4 +1,4 @@
-"""Fair timing: everything warmed up, taken in turns, short runs, medians."""
+"""Fair timing: everything warmed up, in turns, short runs, medians."""
 
 import gc
 import random
@@ -11,7 +11,7 @@ import jax
 
 
 def seconds(function: Callable[[], Any], times: int = 1) -> float:
-    """Seconds for one call, of `times` calls in a row, each waited for."""
+    """Seconds per call, over `times` calls in a row, each waited for."""
     start = time.perf_counter()
     for _ in range(times):
         jax.block_until_ready(function())
@@ -21,11 +21,12 @@ def seconds(function: Callable[[], Any], times: int = 1) -> float:
 def in_turns(
     functions: Sequence[Callable[[], Any]], budget: float, least: int = 5, most: int = 60
 ) -> list[list[float]]:
-    """Seconds per call of every function, one row of samples for each, taken in turns.
+    """Seconds per call of every function, one row of samples for each, measured in turns.
 
-    The order of a turn is drawn: after a loop in Python what comes next begins slowly, and it must not always
-    be the same one. A sample is a run of calls of at least 5 ms together, after one that is not counted where
-    they are short. `budget` is in seconds, for all of them; at least `least` samples are taken whatever it is.
+    The order within a turn is random, because what follows a loop in Python starts slowly, and it must not
+    always be the same function. A sample is a run of calls of at least 5 ms in total; short calls are warmed
+    up by one run that is not counted. `budget` is in seconds, for all functions; at least `least` samples are
+    taken in any case.
     """
     for function in functions:
         seconds(function)
@@ -44,7 +45,7 @@ def in_turns(
 
 
 def ratios(samples: list[list[float]]) -> list[tuple[float, float]]:
-    """For each row against the first: (the median of the ratios turn by turn, ratio of minima)."""
+    """For each row relative to the first: the median of the ratios, turn by turn, and the ratio of minima."""
     base = samples[0]
     return [
         (

@@ -1,8 +1,8 @@
-"""The norm of every intermediate gradient: PyTorch's hooks and `retain_grad` beside `jp.summary`.
+"""The norm of every intermediate gradient: PyTorch's hooks and `retain_grad` compared with `jp.summary`.
 
-The same MLP and transformer in both, on the CPU with the same number of threads. Each framework
-has a process of its own and they take turns, since in one process they fight for the cores. What
-is compared is each framework's ratio over its own plain step.
+The same MLP and transformer in both, on the CPU with the same number of threads. Each framework has its own
+process, and they take turns, since in one process they compete for the cores. What is compared is the ratio of
+each framework to its own plain step.
 
     python -m benchmarks.torch_hooks [--quick]
 """
@@ -20,7 +20,7 @@ COLUMNS = {
     "what": "what",
     "told": "norms|d",
     "run_ms": "ms|.2f",
-    "run": "over its own step|.2f",
+    "run": "ratio to its own step|.2f",
     "run_min": "(of minima)|.2f",
 }
 
@@ -41,7 +41,7 @@ QUICK = {
 
 
 def measure(models: list[str], quick: bool, rounds: int) -> list[dict[str, Any]]:
-    """Rows of the table; both frameworks answer in turns."""
+    """The rows of the table; the frameworks are measured in turns."""
     return worker.measure(__spec__.name, ("torch", "jax"), models, quick, rounds, base="plain step")
 
 
@@ -51,7 +51,7 @@ def available() -> bool:
 
 
 def _jax_jobs(name, sizes):
-    """Each job runs a step, waits for it, and returns how many norms it has."""
+    """Each job runs a step, waits for it, and returns the number of norms."""
     import jax
     import jax.numpy as jnp
 
@@ -87,12 +87,12 @@ def _jax_jobs(name, sizes):
 
 
 def _torch_jobs(name, sizes):
-    """Each job runs a step and returns how many norms it has."""
+    """Each job runs a step and returns the number of norms."""
     import warnings
 
     import torch
 
-    # The hook of a part whose input has no gradient fires at its output: what is wanted here.
+    # The hook of a module whose input has no gradient fires at its output, which is what we want here.
     warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
     torch.set_num_threads(cores())
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def _torch_jobs(name, sizes):
 
 
 def torch_model(name, **sizes):
-    """The model of `benchmarks.models`, each operation a module, so that hooks see each."""
+    """The model of `benchmarks.models`, with a module for each operation, so that hooks see all of them."""
     import torch
     from torch import nn
 
@@ -215,7 +215,7 @@ def torch_model(name, **sizes):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small transformer, few rounds")
-    parser.add_argument("--rounds", type=int, help="how often each is timed")
+    parser.add_argument("--rounds", type=int, help="how often each framework is timed")
     parser.add_argument("--worker", choices=["torch", "jax"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
