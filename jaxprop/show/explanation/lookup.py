@@ -21,7 +21,7 @@ from ..symbolic.names import Spelled
 from ..symbolic.reader import checked_primitives
 from .pieces import edge, quotient
 from .statements import Statements, statements_of
-from .values import NOTHING, Described, describe, is_finite
+from .values import NOTHING, Described, describe, has_only_finite
 
 
 class Consumer(NamedTuple):
@@ -143,7 +143,7 @@ class Lookup:
         """
         names = {name for node in statement.nodes for name in node.names} & self.recorded
         entries = (self.tape[name] for name in names)
-        return all(is_finite(entry.value) and is_finite(entry.cotangent) for entry in entries)
+        return all(has_only_finite(entry.value) and has_only_finite(entry.cotangent) for entry in entries)
 
     @functools.cached_property
     def _slopes(self) -> dict[tuple[int, int], Described]:

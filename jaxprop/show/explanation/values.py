@@ -67,7 +67,7 @@ def describe(x: Any, steps: Sequence[int] = (), brief: bool = False) -> Describe
     return Described(_describe_array(array, brief), _array_data(array))
 
 
-def is_finite(x: Any) -> bool:
+def has_only_finite(x: Any) -> bool:
     """Whether a recorded value has only finite elements; True where that is unknown."""
     if isinstance(x, Summary):
         return _jaxpr.is_tracer(x.nonfinite) or not np.any(np.asarray(x.nonfinite))

@@ -125,7 +125,7 @@ def reduce(fn: str, x: Expr, axes: Sequence[int]) -> Expr:
         constant = [(f, e) for f, e in x.factors if _is_constant(f, x.shape, axes)]
         varying = [power(f, e) for f, e in x.factors if not _is_constant(f, x.shape, axes)]
         if varying and shape_of(varying) == x.shape and (constant or x.coefficient != 1):
-            outside = [power(_without(f, x.shape, axes), e) for f, e in constant]
+            outside = [power(_without_axes(f, x.shape, axes), e) for f, e in constant]
             return broadcast(
                 multiply(Num(x.coefficient), *outside, reduce(fn, multiply(*varying), axes)), shape
             )
@@ -138,7 +138,7 @@ def _is_constant(x: Expr, shape: Shape, axes: Sequence[int]) -> bool:
     return all(sizes[axis] == 1 for axis in axes) and all(shape[axis] != 1 for axis in axes)
 
 
-def _without(x: Expr, shape: Shape, axes: Sequence[int]) -> Expr:
+def _without_axes(x: Expr, shape: Shape, axes: Sequence[int]) -> Expr:
     """A factor that is constant along some axes, with these axes removed."""
     first = len(shape) - len(x.shape)
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if i + first not in axes))

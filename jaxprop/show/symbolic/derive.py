@@ -30,7 +30,7 @@ from .expressions import (
     is_diagonal,
 )
 from .reader import PRIMITIVES, Style, read
-from .textbook import in_terms_of, recognised
+from .textbook import in_terms_of, recognised, symbols_first
 
 T = TypeVar("T")
 
@@ -329,6 +329,7 @@ class _Problem:
     def _derivative(self, form: str, right: Expr) -> Derivative:
         if self.forward is not None:
             right = in_terms_of(Sym("out", 0, self.forward[0].shape), self.forward[0], right)
+        right = symbols_first(right) if form == "local" else right
         return Derivative(form, self.shown, recognised(right))
 
     def _local(self) -> Expr | None:

@@ -72,10 +72,10 @@ def in_terms_of(output: Sym, forward: Expr, x: Expr) -> Expr:
             return x
         others[term] = linear([(Fraction(1), divide(ONE, output)), (Fraction(-1), ONE)])
     found = replace(x, others)
-    return x if contains(found, symbol) or found.size >= x.size else _symbols_first(found)
+    return x if contains(found, symbol) or found.size >= x.size else symbols_first(found)
 
 
-def _symbols_first(x: Expr) -> Expr:
+def symbols_first(x: Expr) -> Expr:
     """`a*(1 - a)` in place of `(1 - a)*a`."""
     if not isinstance(x, Prod):
         return x
