@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxprop as jp
-from jaxprop.core.structure import propagate, propagate_back
+from jaxprop._structure import propagate, propagate_back
 from jaxprop.diagnosis import Thresholds
 
 CASES = (*blocked_cases.STATIC, *blocked_cases.DYNAMIC)

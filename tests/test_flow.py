@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprop as jp
-from jaxprop.core.structure import PostDominators
+from jaxprop._structure import PostDominators
 from jaxprop.diagnosis import Thresholds
 from jaxprop.diagnosis.flow.loops import growth_of
 

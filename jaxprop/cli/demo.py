@@ -135,7 +135,7 @@ def _digits(out: TextIO) -> None:
     print(NEXT_STEPS, file=out)
 
 
-def _change(numbers: Float[Array, " times"], form: str) -> str:
+def _change(numbers: np.ndarray, form: str) -> str:
     """The first and the last of several numbers."""
     return f"{float(numbers[0]):{form}} -> {float(numbers[-1]):{form}}"
 

@@ -91,7 +91,7 @@ def rewrites(form: StableForm, graph: Graph, node: Node, position: int = 0) -> I
         yield _rewrite(form, operation, binding)
 
 
-def replaceable(form: StableForm, graph: Graph, node: Node, position: int = 0) -> frozenset[int]:
+def replaceable(form: StableForm, graph: Graph, node: Node, position: int = 0) -> frozenset[NodeIndex]:
     """Return the indices of the nodes of all expressions that `rewrites` finds."""
     return frozenset().union(*(binding.nodes for _, binding in _bindings(form, graph, node, position)))
 
