@@ -132,6 +132,14 @@ def producers(graph: Graph) -> Mapping[int, Node]:
     return makers(graph)
 
 
+def evaluation_order(graph: Graph) -> Iterator[Node]:
+    """All nodes in the order they are evaluated in: those of a body before the node that holds it."""
+    for node in graph.nodes:
+        for nested in node.graphs:
+            yield from evaluation_order(nested)
+        yield node
+
+
 @once
 def consumers(graph: Graph) -> Mapping[int, Sequence[tuple[Node, int]]]:
     """By id of a value: the nodes that read it, each with the position of the operand."""
