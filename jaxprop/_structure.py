@@ -26,6 +26,14 @@ Transfer: TypeAlias = Callable[[Node, Sequence[Bits]], Sequence[Bits]]
 Neighbours: TypeAlias = Callable[[Value], Iterable[Value]]
 
 
+def evaluation_order(graph: Graph) -> Iterator[Node]:
+    """All nodes in the order they are evaluated in: those of a body before the node that holds it."""
+    for node in graph.nodes:
+        for nested in node.graphs:
+            yield from evaluation_order(nested)
+        yield node
+
+
 @once
 def consumers(graph: Graph) -> Mapping[ValueId, Sequence[tuple[Node, int]]]:
     """By id of a value: the nodes that read it, each with the position of the operand."""

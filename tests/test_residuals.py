@@ -263,7 +263,7 @@ def test_assert_residuals_names_the_largest():
     text = str(caught.value).split("\n")[0]
     assert re.fullmatch(
         r"the backward pass of `loss` keeps 160 bytes, more than max_bytes=100\. The largest is `cos for big`, "
-        r"f32\[30\] at .*test_residuals\.py:\d+: 120 bytes\. Put `jax\.checkpoint` around what makes it, or choose "
+        r"f32\[30\] at .*test_residuals\.py:\d+: 120 bytes\. Put `jax\.checkpoint` around what produces it, or choose "
         r"another policy\.",
         text,
     )
@@ -279,7 +279,7 @@ def test_the_ledger_is_data_and_text():
     assert [row["kind"] for row in data["residuals"]] == ["value", "argument"]
     text = str(found)
     assert text.startswith("residuals loss: 32 bytes kept in 1 arrays\n\nbytes  type")
-    assert "Kept but there anyway, arguments and constants: 48 bytes" in text
+    assert "Live anyway (arguments and constants): 48 bytes" in text
     assert found.ok
 
 
@@ -290,3 +290,55 @@ def test_shapes_are_enough():
     found = ledger(loss, jax.ShapeDtypeStruct((2**20, 1024), np.float32))
     assert found.total == 2**32
     assert str(found).startswith("residuals loss: 4.0 GiB kept in 1 arrays")
+
+
+@pytest.mark.library
+def test_every_name_is_one_array():
+    def block(w, x):
+        return jax.nn.gelu(x @ w) * jax.nn.sigmoid(x @ w)
+
+    def loss(w, x):
+        for _ in range(3):
+            x = block(w, x)
+        return jnp.sum(x)
+
+    found = ledger(loss, jnp.eye(4), jnp.ones((2, 4)))
+    names = [row.name for row in found.residuals]
+    assert len(names) == len(set(names)) > 6
+
+
+def test_an_array_that_nothing_reads_says_what_becomes_of_it():
+    """JAX keeps the zeros that a relu puts in where its input is negative."""
+
+    def loss(w, x):
+        h = jax.nn.relu(x @ w)
+        return jnp.sum(h**2)
+
+    found = ledger(loss, jnp.ones((3, 4)), jnp.ones((8, 3)))
+    unused = [row for row in found.kept if not row.consumers]
+    if unused:  # it depends on the version of JAX
+        text = str(found)
+        assert "(unused: XLA drops it)" in text and "nothing" not in text
+        assert "are kept by `jax.vjp`, but no operation of the backward pass reads them" in found.notes[0]
+        assert found.notes[0].startswith("128 bytes in 1 array ")
+
+
+def test_a_residual_that_is_the_gradient_has_a_consumer():
+    through = jax.custom_vjp(lambda x: jnp.sum(x))
+    through.defvjp(lambda x: (jnp.sum(x), jnp.cos(x)), lambda kept, ct: (kept,))
+    (kept,) = ledger(through, jnp.ones(5)).kept
+    assert kept.consumers == ("the gradient itself",)
+
+
+def test_temporary_memory_beyond_the_residuals_is_explained():
+    """What is recomputed is not kept, and needs memory all the same: here the scores of an attention."""
+
+    @jax.checkpoint
+    def scores(q):
+        return jnp.sum(jax.nn.softmax(q @ q.T))
+
+    report = jp.residuals(scores)(jnp.ones((512, 8)))
+    assert report.figures["temporary"] > 2**20 > 20 * report.total
+    assert "of temporary memory, more than the residuals: values that live within one pass." in report.notes[-1]
+    assert "f32[512,512] at " in report.notes[-1] and "test_residuals.py" in report.notes[-1]
+    assert not jp.residuals(lambda w: jnp.sum(jnp.sin(w)))(jnp.ones(1000)).notes

@@ -1,34 +1,33 @@
-"""Which value of one program is which of another: by name, by order, by what they are made from."""
+"""Align two programs: which value of one is which of the other, by name, source, order and operands."""
 
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ... import _jaxpr
-from ...core.graph import Graph, Node, Value
+from ...core.graph import Node, Value
 from ...core.structure import producers
-from ...core.types import ValueId
+from ...core.types import Array, ValueId
 from ...record.tape import Tape
 
-#: Operations that hand on their operand: one program may have them where the other has not.
+#: Operations that pass their operand through: one program may have them where the other does not.
 TRANSPARENT = frozenset(
     {"convert_element_type", "reduce_precision", "copy", "copy_p", "name", "optimization_barrier"}
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class Recorded:
     """A recorded value of a tape.
 
     Attributes:
-        tape: the tape it is on.
-        names: its name; the names of all steps, where an unrolled loop stands against a scan.
-        node: the node that makes it.
+        tape: the tape.
+        names: its name; the names of all steps, where an unrolled loop is compared with a scan.
+        node: the node that produces it.
         value: the value in the graph.
         steps: the lengths of the loops around it.
     """
@@ -43,144 +42,199 @@ class Item:
     def name(self) -> str:
         return self.names[0]
 
-    def forward(self) -> Any:
-        return self._stacked([self.tape[name].value for name in self.names])
+    @property
+    def base(self) -> str:
+        """Its name without the number that makes it unique."""
+        return re.sub(r"#\d+", "", self.name)
 
-    def backward(self) -> Any:
-        return self._stacked([self.tape[name].cotangent for name in self.names])
+    @property
+    def is_named(self) -> bool:
+        """Whether a person gave it its name, rather than its primitive."""
+        return not re.fullmatch(rf"{re.escape(self.node.primitive)}(\[\d+\])?", self.base.rpartition("/")[2])
 
-    def _stacked(self, parts: Sequence[Any]) -> Any:
-        if any(part is None for part in parts):
-            return None
-        return np.stack([np.asarray(part) for part in parts]) if len(parts) > 1 else parts[0]
+    def forward(self) -> np.ndarray | Array | None:
+        return _stacked([self.tape[name].value for name in self.names])
+
+    def backward(self) -> np.ndarray | Array | None:
+        return _stacked([self.tape[name].cotangent for name in self.names])
 
 
-def align(a: Tape, b: Tape) -> list[tuple[Item, Item]]:
-    """Pairs of recorded values that stand for each other, in the forward order of the first tape.
+def _stacked(parts: Sequence[Array | None]) -> np.ndarray | Array | None:
+    if len(parts) == 1:
+        return parts[0]
+    known = [np.asarray(part) for part in parts if part is not None]
+    return np.stack(known) if len(known) == len(parts) else None
 
-    Four passes, each over what the one before has left: the order of names without their numbers; a loop
-    against its steps written out; whole names; equal operations on operands that are pairs already. Shapes are
-    the same in every pair. What finds no counterpart is left out.
+
+def align(a: Tape, b: Tape) -> list[tuple[Recorded, Recorded]]:
+    """Pair the recorded values that correspond to one another, in the forward order of the first tape.
+
+    Each pass takes what those before it have left: values of one name and one expression of the source, in
+        order; the same without the expression; a loop and its steps unrolled; whole names; equal operations on
+        operands that are pairs already. Shapes are the same in every pair. A pair of values without a name of
+        their own is dropped where their operands belong to other pairs. What has no counterpart is left out.
     """
-    items_a, items_b = list(_items(a)), list(_items(b))
-    pairs: dict[str, Item] = {}
-    taken: set[str] = set()
-
-    def join(one: Item, other: Item) -> None:
-        pairs[one.name] = other
-        taken.update(other.names)
-
-    for i, j in _matched([_token(item) for item in items_a], [_token(item) for item in items_b]):
-        join(items_a[i], items_b[j])
-    for one, other in _unrolled(items_a, items_b, set(pairs), taken):
-        join(one, other)
-    swapped = _unrolled(items_b, items_a, taken, set(pairs))
-    done = {name for _, item in swapped for name in item.names}
-    by_name = {item.name: item for item in items_b}
-    for item in items_a:
-        other = by_name.get(item.name)
-        if other is None or item.name in pairs or item.name in done or other.name in taken:
-            continue
-        if _fit(item, other):
-            join(item, other)
-    _by_operands(a.graph, items_a, items_b, pairs, taken)
-    result = [(item, pairs[item.name]) for item in items_a if item.name in pairs]
-    return result + [(one, other) for other, one in swapped if one.name not in pairs]
+    matching = _Matching(list(_recorded(a)), list(_recorded(b)))
+    matching.by_order(lambda value: (_token(value), value.node.label))
+    matching.drop_contradictions()
+    matching.by_order(_token)
+    matching.drop_contradictions()
+    matching.by_unrolling()
+    matching.by_name()
+    matching.by_operands()
+    return matching.result()
 
 
-def _items(tape: Tape) -> Iterator[Item]:
+def _recorded(tape: Tape) -> Iterator[Recorded]:
     made = producers(tape.graph)
     for name in tape.names:
         value = tape.graph.value(name)
         node = made.get(value.id) or tape.graph[name]
         place = tape.graph.places.get(node.index)
-        yield Item(tape, (name,), node, value, place.steps if place else ())
+        yield Recorded(tape, (name,), node, value, place.steps if place else ())
 
 
-def _base(name: str) -> str:
-    return re.sub(r"#\d+", "", name)
+def _token(value: Recorded) -> Hashable:
+    return value.base, value.node.primitive, value.value.shape, value.steps
 
 
-def _token(item: Item) -> Any:
-    return _base(item.name), item.node.primitive, item.value.shape, item.steps
+def _own(value: Recorded) -> Hashable:
+    """What a step of a loop has in common with that step unrolled: its name without the body's."""
+    return value.base.rpartition("/")[2], value.node.primitive, value.value.shape
 
 
-def _own(item: Item) -> Any:
-    """What a step of a loop has in common with itself written out: its name without the body's."""
-    return _base(item.name).rpartition("/")[2], item.node.primitive, item.value.shape
-
-
-def _backwards(item: Item) -> bool:
+def _is_reversed(value: Recorded) -> bool:
     """Whether the loop around a value runs from its last step to the first."""
-    parents = item.tape.graph.places[item.node.index].parents
+    parents = value.tape.graph.places[value.node.index].parents
     forms = [_jaxpr.opened_form(parent.eqn) for parent, _ in parents]
     return any(isinstance(form, _jaxpr.Scan) and form.reverse for form in forms)
 
 
-def _matched(a: Sequence[Any], b: Sequence[Any]) -> Iterator[tuple[int, int]]:
-    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    for block in matcher.get_matching_blocks():
-        for k in range(block.size):
-            yield block.a + k, block.b + k
+class _Matching:
+    """The pairs found so far."""
 
+    def __init__(self, a: list[Recorded], b: list[Recorded]) -> None:
+        self.a, self.b = a, b
+        self.pairs: dict[str, Recorded] = {}  # by name in a
+        self.taken: set[str] = set()  # names in b
+        self.unrolled_a: list[tuple[Recorded, Recorded]] = []  # where the loop is in b
 
-def _fit(a: Item, b: Item) -> bool:
-    """Whether two values of one name may be compared: an operation written otherwise, but no loop or branch."""
-    same = a.value.shape == b.value.shape and a.steps == b.steps
-    return same and bool(a.node.graphs) == bool(b.node.graphs)
+    def join(self, one: Recorded, other: Recorded) -> None:
+        self.pairs[one.name] = other
+        self.taken.update(other.names)
+
+    def by_order(self, token: Callable[[Recorded], Hashable]) -> None:
+        """Match equal tokens in order: the longest common subsequences of what is left."""
+        left = [value for value in self.a if value.name not in self.pairs]
+        right = [value for value in self.b if value.name not in self.taken]
+        matcher = difflib.SequenceMatcher(None, list(map(token, left)), list(map(token, right)), autojunk=False)
+        for block in matcher.get_matching_blocks():
+            for k in range(block.size):
+                self.join(left[block.a + k], right[block.b + k])
+
+    def drop_contradictions(self) -> None:
+        """Drop pairs of unnamed values whose operands are paired with others."""
+        ids = self._ids()
+        for one in self.a:
+            other = self.pairs.get(one.name)
+            if other is None or one.is_named or one.steps or other.steps:
+                continue
+            mine = {ids.get(_source(one, operand, ids).id) for operand in one.node.operands if operand.id >= 0}
+            theirs = {id_ for operand in other.node.operands for id_ in _passed_through(other, operand)}
+            if not mine - {None} <= theirs:
+                del self.pairs[one.name]
+                self.taken.difference_update(other.names)
+
+    def _ids(self) -> Mapping[int, int]:
+        """By id of a value in a: that of its counterpart."""
+        return {one.value.id: self.pairs[one.name].value.id for one in self.a if one.name in self.pairs}
+
+    def by_unrolling(self) -> None:
+        for one, other in _unrolled(self.a, self.b, set(self.pairs), self.taken):
+            self.join(one, other)
+        self.unrolled_a = _unrolled(self.b, self.a, self.taken, set(self.pairs))
+
+    def by_name(self) -> None:
+        """Match what has one name: an operation written otherwise, but not a loop or a branch."""
+        done = {name for _, value in self.unrolled_a for name in value.names}
+        by_name = {value.name: value for value in self.b}
+        for one in self.a:
+            other = by_name.get(one.name)
+            if other is None or one.name in self.pairs or one.name in done or other.name in self.taken:
+                continue
+            same = one.value.shape == other.value.shape and one.steps == other.steps
+            if one.is_named and same and bool(one.node.graphs) == bool(other.node.graphs):
+                self.join(one, other)
+
+    def by_operands(self) -> None:
+        """Match equal operations on operands that are pairs already."""
+        ids = dict(self._ids())
+        free: dict[Hashable, list[Recorded]] = defaultdict(list)
+        for other in self.b:
+            if other.name not in self.taken and other.node.operands:
+                free[_operation(other, {})].append(other)
+        for one in self.a:
+            if one.name in self.pairs or not one.node.operands:
+                continue
+            key = _operation(one, ids)
+            if len(free.get(key, ())) == 1:
+                other = free.pop(key)[0]
+                ids[one.value.id] = other.value.id
+                self.join(one, other)
+
+    def result(self) -> list[tuple[Recorded, Recorded]]:
+        found = [(one, self.pairs[one.name]) for one in self.a if one.name in self.pairs]
+        return found + [(one, other) for other, one in self.unrolled_a if one.name not in self.pairs]
 
 
 def _unrolled(
-    loops: Sequence[Item], flats: Sequence[Item], done: set[str], taken: set[str]
-) -> list[tuple[Item, Item]]:
-    """Values of a loop's body, each with those of its steps written out: as many, of one name and operation."""
-    steps: dict[Any, list[Item]] = defaultdict(list)
-    for item in flats:
-        if item.name not in taken and not item.steps:
-            steps[_own(item)].append(item)
+    loops: Sequence[Recorded], flats: Sequence[Recorded], done: set[str], taken: set[str]
+) -> list[tuple[Recorded, Recorded]]:
+    """Values of a loop's body, each with those of its steps unrolled: as many, of one name and operation."""
+    steps: dict[Hashable, list[Recorded]] = defaultdict(list)
+    for value in flats:
+        if value.name not in taken and not value.steps:
+            steps[_own(value)].append(value)
+    alike: dict[Hashable, int] = defaultdict(int)
+    for value in loops:
+        alike[_own(value)] += bool(value.steps)
     found = []
-    for item in loops:
-        if item.name in done or len(item.steps) != 1:
+    for value in loops:
+        key = _own(value)
+        if value.name in done or len(value.steps) != 1 or alike[key] != 1:
             continue
-        key = _own(item)
-        alike = [other for other in loops if other.steps and _own(other) == key]
-        if len(steps[key]) == item.steps[0] and len(alike) == 1:
+        if len(steps[key]) == value.steps[0]:
             one = steps[key][0]
             names = tuple(other.name for other in steps[key])
-            names = names[::-1] if _backwards(item) else names
-            found.append((item, Item(one.tape, names, one.node, one.value, item.steps)))
+            names = names[::-1] if _is_reversed(value) else names
+            found.append((value, Recorded(one.tape, names, one.node, one.value, value.steps)))
     return found
 
 
-def _by_operands(
-    graph: Graph, items_a: Sequence[Item], items_b: Sequence[Item], pairs: dict[str, Item], taken: set[str]
-) -> None:
-    ids = {item.value.id: pairs[item.name].value.id for item in items_a if item.name in pairs}
-    free: dict[Any, list[Item]] = defaultdict(list)
-    for other in items_b:
-        if other.name not in taken and other.node.operands:
-            free[_made_of(other, {})].append(other)
-    for item in items_a:
-        if item.name in pairs or not item.node.operands:
-            continue
-        key = _made_of(item, ids)
-        if len(free.get(key, ())) == 1:
-            other = free.pop(key)[0]
-            pairs[item.name], ids[item.value.id] = other, other.value.id
-            taken.update(other.names)
+def _source(value: Recorded, operand: Value, ids: Mapping[int, int]) -> Value:
+    """An operand, looked through operations that pass it through, as far as a value that is paired."""
+    *_, last = _passed_through(value, operand).values()
+    return next((one for one in _passed_through(value, operand).values() if one.id in ids), last)
 
 
-def _made_of(item: Item, ids: Mapping[ValueId, ValueId]) -> Any:
-    made = producers(item.tape.graph)
+def _passed_through(value: Recorded, operand: Value) -> dict[ValueId, Value]:
+    """An operand and the values it is, but for operations that pass them through; by id."""
+    made, found = producers(value.tape.graph), {operand.id: operand}
+    node = made.get(operand.id)
+    while node is not None and node.primitive in TRANSPARENT:
+        operand = node.operands[0]
+        found[operand.id] = operand
+        node = made.get(operand.id)
+    return found
 
-    def source(value: Value) -> Any:
-        node = made.get(value.id)
-        while value.id not in ids and node is not None and node.primitive in TRANSPARENT:
-            value = node.operands[0]
-            node = made.get(value.id)
-        if value.literal is not None:
-            return "literal", value.name
-        return ids.get(value.id, value.id)
 
-    position = [out.id for out in item.node.outputs].index(item.value.id)
-    return item.node.primitive, position, item.value.shape, item.steps, tuple(map(source, item.node.operands))
+def _operation(value: Recorded, ids: Mapping[int, int]) -> Hashable:
+    """The operation a value is computed by, its operands by the ids of their counterparts."""
+
+    def operand_key(operand: Value) -> Hashable:
+        operand = _source(value, operand, ids)
+        return ("literal", operand.name) if operand.literal is not None else ids.get(operand.id, operand.id)
+
+    position = [out.id for out in value.node.outputs].index(value.value.id)
+    operands = tuple(map(operand_key, value.node.operands))
+    return value.node.primitive, position, value.value.shape, value.steps, operands

@@ -1,61 +1,22 @@
-"""Where two runs of a program part: the first node, forward and backward."""
+"""Find where two runs of a program diverge: the first node, forward and backward."""
 
-import functools
-import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ... import _jaxpr
-from ..._text import in_columns
-from ...core.graph import Graph
-from ...core.types import ValueId
+from ..._text import in_columns, listed
 from ...record.tape import Tape
 from ..report import Finding, Report, at, plain
-from .alignment import Item, align
+from .alignment import Recorded, align
+from .deviations import Deviation, Floors, Side, backward_floors, deviations, forward_floors
 
 #: Relative differences that are rounding, by the less precise dtype of the two.
 TOLERANCE: Mapping[str, float] = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-
-
-@dataclass(frozen=True)
-class Apart:
-    """How far two arrays are apart.
-
-    Attributes:
-        relative: `|a - b| / |b|` in 2-norms.
-        excess: the same, less what round-off of the numbers it is made from explains: this is judged.
-        digits: `-log10(relative)`: decimal digits they share; 16 at most.
-        ulps: `relative` in units of the spacing of the less precise dtype at 1.
-        lost: digits lost at this very node: fewer than the worst it was made from.
-        element: the element farthest apart; index into the array, step axes first.
-        a, b: the numbers there.
-        nonfinite: how many elements are NaN or infinite in the first and not in the second.
-        vanished: how many are zero in the first and not in the second.
-        underflown: how many of those are, in the second, below the smallest normal number of the first's dtype.
-        zeros: how many are zero in the first.
-        subnormal: how many are subnormal in the first.
-        size: how many elements there are.
-    """
-
-    relative: float
-    excess: float
-    digits: float
-    ulps: float
-    lost: float
-    element: tuple[int, ...]
-    a: float | complex
-    b: float | complex
-    nonfinite: int
-    vanished: int
-    underflown: int
-    zeros: int
-    subnormal: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -64,14 +25,14 @@ class Pair:
 
     Attributes:
         name, other: its names there.
-        forward: how far the values are apart.
-        backward: how far the cotangents are apart; None where none comes.
+        forward: how far the values are apart; None where they are not floating point.
+        backward: how far the cotangents are apart; None where none arrives.
     """
 
     name: str
     other: str
-    forward: Apart | None
-    backward: Apart | None
+    forward: Deviation | None
+    backward: Deviation | None
 
 
 @dataclass(frozen=True)
@@ -92,9 +53,7 @@ class Comparison(Report):
         for pair in self.pairs:
             if pair.name == key:
                 return pair
-        raise KeyError(
-            f"{key!r} is not compared. Names there are: {', '.join(p.name for p in self.pairs[:8])}."
-        )
+        raise KeyError(f"{key!r} was not compared. Available names: {listed([p.name for p in self.pairs])}.")
 
     def worst(self, count: int = 10) -> tuple[Pair, ...]:
         """The pairs farthest apart, forward or backward."""
@@ -120,7 +79,7 @@ class Comparison(Report):
     __repr__ = __str__
 
     def table(self, pairs: Sequence[Pair] | None = None) -> str:
-        """The figures as text, one row a value; all of them in forward order by default."""
+        """Write the figures as text, one row a value; all of them in forward order by default."""
         rows: list[tuple[str, ...]] = [
             ("value", "forward", "digits", "lost here", "cotangent", "digits", "lost here", "zeroed")
         ]
@@ -132,35 +91,35 @@ class Comparison(Report):
         return in_columns(rows)
 
 
-def _cells(apart: Apart | None) -> tuple[str, str, str]:
-    if apart is None:
+def _cells(deviation: Deviation | None) -> tuple[str, str, str]:
+    if deviation is None:
         return "", "", ""
-    return f"{apart.relative:.1e}", f"{apart.digits:.1f}", f"{apart.lost:.1f}" if apart.lost > 0.05 else ""
+    lost = f"{deviation.lost:.1f}" if deviation.lost > 0.05 else ""
+    return f"{deviation.relative:.1e}", f"{deviation.digits:.1f}", lost
 
 
-def _distance(pair: Pair) -> float:
-    return max(
-        (x.excess for x in (pair.forward, pair.backward) if x is not None),
-        default=0.0,
-    )
+def _distance(pair: Pair) -> tuple[float, float]:
+    known = [side for side in (pair.forward, pair.backward) if side is not None]
+    return max((side.excess for side in known), default=0.0), max((side.lost for side in known), default=0.0)
 
 
 def compare(a: Tape, b: Tape, *, tolerance: float | None = None) -> Comparison:
-    """Find where two tapes part: the first node on the way out, and the first on the way back.
+    """Find where two tapes diverge: the first node in the forward pass, and the first in the backward pass.
 
         relative = |a - b| / |b|        (2-norms, over all steps of a loop)
 
-    Values are matched by name and order, then by what they are made from: programs may differ in conversions,
-    `jit`, `jax.checkpoint`, or a loop written out. The second tape is the reference.
+    Values are matched by name and order, then by what they are computed from: the programs may differ in
+    conversions, `jit`, `jax.checkpoint`, or a loop that is unrolled. The second tape is the reference. What its
+    own rounding explains does not count: a value that is truly zero comes out as round-off on both.
 
     Args:
         a: a tape with values and cotangents (`record=None`).
         b: another, the reference.
-        tolerance: the relative difference that counts as parting; by default what rounding of the less precise
-            dtype of the two explains.
+        tolerance: the relative difference that counts as diverging; by default what rounding of the less
+            precise dtype of the two explains.
 
     Returns:
-        A `Comparison`: one finding for each direction in which they part, and figures for every value.
+        A `Comparison`: one finding for each direction in which they diverge, and figures for every value.
 
     Raises:
         TypeError: a tape was recorded with another recorder.
@@ -179,201 +138,82 @@ def compare(a: Tape, b: Tape, *, tolerance: float | None = None) -> Comparison:
     """
     for tape in (a, b):
         if not tape.is_full:
-            raise TypeError("compare needs values and cotangents as they are: record them with record=None.")
+            raise TypeError("compare needs values and cotangents unreduced: record them with record=None.")
     aligned = align(a, b)
     if not aligned:
         raise ValueError("the two tapes have no value in common: no name, shape and operation is on both.")
+    return compare_aligned(a, aligned, tolerance)
+
+
+def compare_aligned(
+    a: Tape, aligned: Sequence[tuple[Recorded, Recorded]], tolerance: float | None, floors: Floors | None = None
+) -> Comparison:
+    """Compare two tapes whose values are paired.
+
+    Args:
+        a: the first tape.
+        aligned: pairs of its values and the reference's, in forward order.
+        tolerance: as in `compare`.
+        floors: what the reference's own rounding explains, where it was measured.
+    """
     allowed = _tolerance(aligned) if tolerance is None else tolerance
-    sources = _operands_of(a.graph)
-    forward = _side(aligned, [(one.forward(), other.forward()) for one, other in aligned], sources)
-    backward = _side(aligned, [(one.backward(), other.backward()) for one, other in aligned], None)
-    forward = _with_losses(aligned, forward, sources)
-    backward = _with_losses(aligned, backward, _readers_of(a.graph))
+    values = [(_floating(one.forward()), _floating(other.forward())) for one, other in aligned]
+    cotangents = [(_floating(one.backward()), _floating(other.backward())) for one, other in aligned]
+    floors = floors or Floors(forward_floors(aligned, values), backward_floors(aligned, cotangents))
+    forward = deviations(aligned, values, floors.forward, Side.FORWARD)
+    backward = deviations(aligned, cotangents, floors.backward, Side.BACKWARD, forward)
     pairs = tuple(
         Pair(one.name, other.name, there, back)
         for (one, other), there, back in zip(aligned, forward, backward, strict=True)
     )
     findings = [
-        *_parting(aligned, forward, allowed, "forward"),
-        *_parting(aligned, backward, allowed, "backward"),
+        *_divergence(aligned, forward, allowed, "forward"),
+        *_divergence(aligned, backward, allowed, "backward"),
     ]
     matched = {name for one, _ in aligned for name in one.names}
     unmatched = tuple(name for name in a.names if name not in matched)
     figures = {"compared": len(pairs), "without counterpart": len(unmatched), "tolerance": allowed}
-    return Comparison(f"compare {_title(a)}", tuple(findings), figures, (), pairs, unmatched)
+    title = ", ".join(value.name for value in a.graph.outputs[:1])
+    return Comparison(f"compare {title}", tuple(findings), figures, (), pairs, unmatched)
 
 
-def _title(tape: Tape) -> str:
-    return ", ".join(value.name for value in tape.graph.outputs[:1])
-
-
-def _tolerance(aligned: Sequence[tuple[Item, Item]]) -> float:
-    names = {str(jnp.finfo(i.value.dtype).dtype) for pair in aligned for i in pair if _is_float(i)}
+def _tolerance(aligned: Sequence[tuple[Recorded, Recorded]]) -> float:
+    dtypes = [one.value.dtype for pair in aligned for one in pair]
+    names = {str(jnp.finfo(dtype).dtype) for dtype in dtypes if _jaxpr.is_inexact(dtype)}
     return max((TOLERANCE.get(name, 0.1) for name in names), default=TOLERANCE["float64"])
 
 
-def _is_float(item: Item) -> bool:
-    return _jaxpr.is_inexact(item.value.dtype)
-
-
-# --- figures -------------------------------------------------------------------------------------------
-
-
-def _side(
-    aligned: Sequence[tuple[Item, Item]],
-    arrays: Sequence[tuple[Any, Any]],
-    sources: Mapping[ValueId, list[ValueId]] | None,
-) -> list[Apart | None]:
-    """How far each pair is apart.
-
-    What is zero in truth comes out as round-off: it is judged by the scale of what it is made from (`sources`),
-    a cotangent by the greatest of all.
-    """
-    wide = [None if a is None or b is None or not _floats(a, b) else (_wide(a), _wide(b)) for a, b in arrays]
-    norms = {
-        one.value.id: _norm(pair[1]) for (one, _), pair in zip(aligned, wide, strict=True) if pair is not None
-    }
-    greatest = max((norm for norm in norms.values() if math.isfinite(norm)), default=0.0)
-    found: list[Apart | None] = []
-    for (one, other), pair in zip(aligned, wide, strict=True):
-        if pair is None:
-            found.append(None)
-            continue
-        eps = max(float(jnp.finfo(item.value.dtype).eps) for item in (one, other))
-        scale = greatest
-        if sources is not None:
-            scale = max((norms.get(id_, 0.0) for id_ in sources.get(one.value.id, ())), default=0.0)
-        found.append(_apart(*pair, jnp.finfo(one.value.dtype), eps, 4 * eps * scale))
-    return found
-
-
-def _floats(a: Any, b: Any) -> bool:
-    return _jaxpr.is_inexact(jnp.result_type(a)) and _jaxpr.is_inexact(jnp.result_type(b))
-
-
-def _wide(x: Any) -> Any:
+def _floating(x: ArrayLike | None) -> np.ndarray | None:
+    """An array in double precision; None where it is not floating point."""
+    if x is None or not _jaxpr.is_inexact(jnp.result_type(x)):
+        return None
     x = np.asarray(x)
     return x.astype(np.complex128 if np.issubdtype(x.dtype, np.complexfloating) else np.float64)
 
 
-def _norm(x: Any) -> float:
-    with np.errstate(all="ignore"):
-        return float(np.linalg.norm(x.ravel()))
-
-
-def _apart(a: Any, b: Any, info: Any, eps: float, rounding: float) -> Apart:
-    both = np.isfinite(a) & np.isfinite(b)
-    difference = np.where(both, np.abs(np.where(both, a, 0) - np.where(both, b, 0)), 0)
-    bad = ~np.isfinite(a) & np.isfinite(b)
-    size, off = _norm(np.where(both, b, 0)), _norm(difference)
-    relative = off / size if size else float(off > 0)
-    excess = max(0.0, off - rounding) / size if size else float(off > rounding)
-    if bad.any():
-        relative = excess = math.inf
-    worst = int(np.argmax(np.where(bad, np.inf, difference))) if a.size else 0
-    small = float(info.smallest_normal)
-    return Apart(
-        relative=relative,
-        excess=excess,
-        digits=_digits(relative),
-        ulps=relative / eps,
-        lost=0.0,
-        element=tuple(int(i) for i in np.unravel_index(worst, a.shape)) if a.size else (),
-        a=a.ravel()[worst].item() if a.size else 0.0,
-        b=b.ravel()[worst].item() if a.size else 0.0,
-        nonfinite=int(bad.sum()),
-        vanished=int(((a == 0) & (b != 0)).sum()),
-        underflown=int(((a == 0) & (b != 0) & (np.abs(b) < small)).sum()),
-        zeros=int((a == 0).sum()),
-        subnormal=int(((a != 0) & (np.abs(a) < small)).sum()),
-        size=a.size,
-    )
-
-
-def _digits(relative: float) -> float:
-    if relative == 0:
-        return 16.0
-    return max(0.0, min(16.0, -math.log10(relative))) if math.isfinite(relative) else 0.0
-
-
-def _operands_of(graph: Graph) -> Mapping[ValueId, list[ValueId]]:
-    """For each value the ids of those it is made from; an opened form's results are those of its body."""
-    found: dict[ValueId, list[ValueId]] = defaultdict(list)
-    for node in graph.walk():
-        for value in node.outputs:
-            found[value.id] += [operand.id for operand in node.operands]
-            for nested in node.graphs:
-                found[value.id] += [out.id for out in nested.outputs]
-        for nested in node.graphs:
-            for value in nested.inputs:
-                found[value.id] += [operand.id for operand in node.operands]
-    return found
-
-
-def _readers_of(graph: Graph) -> Mapping[ValueId, list[ValueId]]:
-    found: dict[ValueId, list[ValueId]] = defaultdict(list)
-    for value, operands in _operands_of(graph).items():
-        for operand in operands:
-            found[operand].append(value)
-    return found
-
-
-def _with_losses(
-    aligned: Sequence[tuple[Item, Item]],
-    sides: Sequence[Apart | None],
-    from_: Mapping[ValueId, list[ValueId]],
-) -> list[Apart | None]:
-    """Fill in the digits lost at the node itself: against the worst of what it is made from."""
-    digits = {
-        one.value.id: side.digits for (one, _), side in zip(aligned, sides, strict=True) if side is not None
-    }
-
-    @functools.cache
-    def before(id_: ValueId, depth: int = 6) -> float | None:
-        """Digits of the worst that this is made from, looking through what was not compared."""
-        seen = []
-        for source in from_.get(id_, ()):
-            found = digits.get(source)
-            if found is None and depth:
-                found = before(source, depth - 1)
-            if found is not None:
-                seen.append(found)
-        return min(seen, default=None)
-
-    result: list[Apart | None] = []
-    for (one, _), side in zip(aligned, sides, strict=True):
-        least = before(one.value.id)
-        if side is None or least is None:
-            result.append(side)
-            continue
-        result.append(Apart(**{**vars(side), "lost": max(0.0, least - side.digits)}))
-    return result
-
-
-# --- what is said --------------------------------------------------------------------------------------
-
-
-def _parting(
-    aligned: Sequence[tuple[Item, Item]], sides: Sequence[Apart | None], tolerance: float, direction: str
+def _divergence(
+    aligned: Sequence[tuple[Recorded, Recorded]],
+    sides: Sequence[Deviation | None],
+    tolerance: float,
+    direction: str,
 ) -> list[Finding]:
     order = range(len(aligned)) if direction == "forward" else reversed(range(len(aligned)))
     for i in order:
         side = sides[i]
         if side is None or side.excess <= tolerance:
             continue
-        one, other = aligned[i]
+        one = aligned[i][0]
         what = "values" if direction == "forward" else "cotangents"
         depth = len(one.steps)
         return [
             Finding(
                 direction,
                 "warning",
-                f"on the way {'out' if direction == 'forward' else 'back'} the {what} part at `{one.name}`: "
-                f"{_size(side)}.",
+                f"in the {direction} pass the {what} diverge at `{one.name}`: {_extent(side)}.",
                 **{**at(one.tape.graph, one.node), "node": one.name},
                 step=side.element[:depth],
                 element=side.element[depth:],
-                cause="parts",
+                cause="diverges",
                 numbers={
                     "relative": side.relative,
                     "tolerance": tolerance,
@@ -386,7 +226,7 @@ def _parting(
     return []
 
 
-def _size(side: Apart) -> str:
+def _extent(side: Deviation) -> str:
     if side.nonfinite:
         return f"{side.nonfinite} of {side.size} elements are NaN or infinite in the first only"
     return f"they differ by {side.relative:.2g} of the norm of the second"

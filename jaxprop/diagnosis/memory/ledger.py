@@ -1,32 +1,32 @@
-"""The list of what the backward pass keeps, as data and as text."""
+"""The residuals of a function, as data and as a table."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..._text import byte_count, in_columns, type_name
+from ..._text import byte_count, in_columns, shortened, type_name
 from ...core.graph import Source
 from ..report import Report, plain
 
 
 @dataclass(frozen=True)
 class Residual:
-    """One array the backward pass keeps.
+    """One array that is kept for the backward pass.
 
     Attributes:
-        name: of the value; for an array of a loop, of the value in its body.
-        kind: `value` (made on the way out and kept: this is what costs), `argument` (a leaf of the arguments,
-            which is there anyway) or `constant` (an array the function closes over).
+        name: of the value, unique in the ledger; for an array of a loop, of the value in its body.
+        kind: `value` (computed in the forward pass and kept: this is what costs memory), `argument` (a leaf of
+            the arguments, live anyway) or `constant` (an array the function closes over).
         shape, dtype: of the whole array, step axes included.
         bytes: its size.
         times: how many steps of loops around it are kept; 1 outside of loops.
-        primitive: what makes it; `carry` for what enters each step of a loop.
+        primitive: the operation that produces it; `carry` for what enters each step of a loop.
         source: where in the user's code, None where unknown.
         code: the expression in the source.
-        path: the loops and other bodies it is made in, outermost first.
-        consumers: the operations of the backward pass that read it, each `expression at file:line`. Where there
-            are none XLA drops it from a compiled gradient.
+        path: the loops and other bodies it is produced in, outermost first.
+        consumers: the operations of the backward pass that read it, each `expression at file:line`. If there
+            are none, JAX keeps it for nothing, and XLA drops it from a compiled gradient.
     """
 
     name: str
@@ -47,20 +47,20 @@ class Residual:
         return type_name(self.dtype, self.shape)
 
     def data(self) -> dict[str, Any]:
-        """The residual as plain data, fit for JSON."""
+        """Return the residual as plain data, ready for JSON."""
         found = {key: plain(x) for key, x in vars(self).items() if key != "source"}
         return found | {"source": str(self.source) if self.source else None}
 
 
 @dataclass(frozen=True)
 class Ledger(Report):
-    """What the backward pass keeps, largest first.
+    """What is kept for the backward pass, largest first.
 
-    Figures: `kept`, bytes made on the way out and kept; `arguments` and `constants`, bytes that are kept but
-    there anyway; `temporary`, bytes of temporary memory of the compiled gradient, where it was asked for.
+    Figures: `kept`, bytes computed in the forward pass and kept; `arguments` and `constants`, bytes that are
+        live anyway; `temporary`, bytes of temporary memory of the compiled gradient, where it was asked for.
 
     Attributes:
-        residuals: all of them, what costs first.
+        residuals: all of them, values first.
 
     Examples:
         >>> import jax, jax.numpy as jnp, jaxprop as jp
@@ -76,16 +76,16 @@ class Ledger(Report):
 
     @property
     def kept(self) -> tuple[Residual, ...]:
-        """The residuals that cost memory: made on the way out."""
+        """The residuals that cost memory: values computed in the forward pass."""
         return tuple(residual for residual in self.residuals if residual.kind == "value")
 
     @property
     def total(self) -> int:
-        """Bytes made on the way out and kept for the way back."""
+        """Bytes computed in the forward pass and kept for the backward pass."""
         return sum(residual.bytes for residual in self.kept)
 
     def __sub__(self, other: "Ledger") -> "Difference":
-        """What this ledger keeps that the other does not, and the other way round."""
+        """What this ledger has that the other does not, and vice versa."""
         return Difference(self, other)
 
     def data(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Ledger(Report):
             parts.append(_table(self.kept))
         if rest:
             size = byte_count(sum(residual.bytes for residual in rest))
-            parts.append(f"Kept but there anyway, arguments and constants: {size}\n{_table(rest)}")
+            parts.append(f"Live anyway (arguments and constants): {size}\n{_table(rest)}")
         if "temporary" in self.figures:
             parts.append(f"Temporary memory of the compiled gradient: {byte_count(self.figures['temporary'])}")
         parts += self.notes
@@ -110,7 +110,7 @@ class Ledger(Report):
 
 @dataclass(frozen=True)
 class Difference:
-    """Two ledgers side by side.
+    """The difference of two ledgers.
 
     Attributes:
         a, b: the ledgers.
@@ -121,21 +121,21 @@ class Difference:
 
     @property
     def bytes(self) -> int:
-        """Bytes the first keeps more than the second."""
+        """Bytes that the first keeps beyond the second."""
         return self.a.total - self.b.total
 
     @property
     def only_a(self) -> tuple[Residual, ...]:
-        """What only the first keeps."""
+        """The residuals of the first only."""
         return _without(self.a.kept, self.b.kept)
 
     @property
     def only_b(self) -> tuple[Residual, ...]:
-        """What only the second keeps."""
+        """The residuals of the second only."""
         return _without(self.b.kept, self.a.kept)
 
     def data(self) -> dict[str, Any]:
-        """The difference as plain data, fit for JSON."""
+        """Return the difference as plain data, ready for JSON."""
         return {
             "bytes": self.bytes,
             "only_a": [residual.data() for residual in self.only_a],
@@ -155,7 +155,7 @@ class Difference:
 
 
 def _without(rows: Sequence[Residual], others: Sequence[Residual]) -> tuple[Residual, ...]:
-    """Rows that have no like among others: same code, shape and dtype."""
+    """Rows without a counterpart among others: of the same code, shape and dtype."""
     spare = Counter(map(_likeness, others))
     found = []
     for row in rows:
@@ -166,7 +166,7 @@ def _without(rows: Sequence[Residual], others: Sequence[Residual]) -> tuple[Resi
     return tuple(found)
 
 
-def _likeness(residual: Residual) -> Any:
+def _likeness(residual: Residual) -> Hashable:
     return residual.code or residual.name, residual.primitive, residual.shape, residual.dtype
 
 
@@ -174,16 +174,16 @@ def _likeness(residual: Residual) -> Any:
 
 
 def _table(rows: Sequence[Residual], most: int = 40) -> str:
-    cells: list[tuple[str, ...]] = [("bytes", "type", "times", "name", "made by", "at", "read by")]
+    cells: list[tuple[str, ...]] = [("bytes", "type", "times", "name", "produced by", "at", "read by")]
     cells += [
         (
             f"{row.bytes:,}",
             row.type,
             f"{row.times}" if row.times > 1 else "",
             row.name,
-            _short(row.code or row.primitive),
+            shortened(row.code or row.primitive, 40),
             str(row.source or ""),
-            _short(_readers_text(row)),
+            shortened(_read_by(row), 40),
         )
         for row in rows[:most]
     ]
@@ -191,12 +191,8 @@ def _table(rows: Sequence[Residual], most: int = 40) -> str:
     return text + (f"\n... and {len(rows) - most} more" if len(rows) > most else "")
 
 
-def _readers_text(row: Residual) -> str:
+def _read_by(row: Residual) -> str:
     if not row.consumers:
-        return "nothing"
+        return "(unused: XLA drops it)"
     first, *more = row.consumers
     return first.split(" at ")[0] + (f" and {len(more)} more" if more else "")
-
-
-def _short(text: str, most: int = 40) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
