@@ -259,13 +259,13 @@ def _by_jax(
     except CONCRETE:
         raise
     except (TypeError, ValueError) as error:
-        explained = _explain(fun, argnums, has_aux, holomorphic, args, kwargs)
+        explained = _explained_error(fun, argnums, has_aux, holomorphic, args, kwargs)
         if explained is None:
             raise
         raise explained from error
 
 
-def _explain(
+def _explained_error(
     fun: Function,
     argnums: Argnums,
     has_aux: bool,

@@ -248,11 +248,11 @@ def _constant_names(
     consts: Sequence[Array], args: tuple[PyTree, ...], kwargs: dict[str, PyTree], names: list[str]
 ) -> list[str | None]:
     """Names of closed-over arrays that are leaves of arguments, recognized by identity."""
-    by_identity = {_identity(leaf): name for name, leaf in reversed(_all_leaves(args, kwargs, names))}
-    return [by_identity.get(_identity(const)) for const in consts]
+    by_identity = {_array_identity(leaf): name for name, leaf in reversed(_all_leaves(args, kwargs, names))}
+    return [by_identity.get(_array_identity(const)) for const in consts]
 
 
-def _identity(x: object) -> PyTree:
+def _array_identity(x: object) -> PyTree:
     """What identifies an array: JAX wraps one of NumPy in another object around the same memory."""
     if not isinstance(x, np.ndarray) and not _jaxpr.is_numpy_wrapper(x):
         return id(x)

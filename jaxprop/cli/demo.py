@@ -126,8 +126,8 @@ def _digits(out: TextIO) -> None:
         value, cotangent = history.watched[name].value, history.watched[name].cotangent
         gradient = history.watched.leaves[f"params[{number}]['w']"].grad
         print(
-            f"{name:10}{_change(value.rms, '.3f'):>20}{_change(value.zeros, '.0%'):>16}"
-            f"{_change(cotangent.norm, '.2e'):>24}{_change(gradient, '.2e'):>24}",
+            f"{name:10}{_first_and_last(value.rms, '.3f'):>20}{_first_and_last(value.zeros, '.0%'):>16}"
+            f"{_first_and_last(cotangent.norm, '.2e'):>24}{_first_and_last(gradient, '.2e'):>24}",
             file=out,
         )
     losses, held_out = history["loss"], history["eval_accuracy"][-1]
@@ -135,7 +135,7 @@ def _digits(out: TextIO) -> None:
     print(NEXT_STEPS, file=out)
 
 
-def _change(numbers: np.ndarray, form: str) -> str:
+def _first_and_last(numbers: np.ndarray, form: str) -> str:
     """The first and the last of several numbers."""
     return f"{float(numbers[0]):{form}} -> {float(numbers[-1]):{form}}"
 

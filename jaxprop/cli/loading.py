@@ -82,7 +82,7 @@ def load(options: argparse.Namespace) -> Invocation:
     if args and more:
         raise CommandError(f"{options.args} already returns the positional arguments; pass others by name.")
     signature = _signature(fun, len(args) + len(more))
-    bound = _bind(fun, signature, (*args, *more), {**kwargs, **named})
+    bound = _bind_arguments(fun, signature, (*args, *more), {**kwargs, **named})
     argnums, names = _differentiated(fun, signature, bound, options.wrt)
     args = list(bound.args)
     for i in (argnums,) if isinstance(argnums, int) else argnums:
@@ -268,7 +268,7 @@ def _returned_arguments(target: str, show: bool) -> tuple[tuple[PyTree, ...], di
     return (tuple(returned), {}) if isinstance(returned, tuple | list) else ((returned,), {})
 
 
-def _bind(
+def _bind_arguments(
     fun: Function, signature: inspect.Signature, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]
 ) -> inspect.BoundArguments:
     call = f"{_name(fun)}{signature}"

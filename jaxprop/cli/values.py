@@ -33,10 +33,10 @@ def read_value(text: str, name: str, shapes: bool = False) -> PyTree:
         raise CommandError(
             f"{name}={text} is a type, but this command needs numbers. `jaxprop trace` accepts types."
         )
-    return _lists_as_arrays(_literal(text, name), name)
+    return _lists_as_arrays(_python_literal(text, name), name)
 
 
-def _literal(text: str, name: str) -> object:
+def _python_literal(text: str, name: str) -> object:
     special = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
     if text.lower() in special:
         return special[text.lower()]

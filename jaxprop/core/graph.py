@@ -183,7 +183,7 @@ class Graph:
     heads: tuple[Node, ...]
     fixed: tuple[Node, ...] = ()
     jaxpr: _jaxpr.Jaxpr | None = field(default=None, repr=False)
-    answers: dict[str, Any] = field(default_factory=dict, repr=False)  # see `structure.once`
+    answers: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)  # see `structure.once`
 
     @functools.cached_property
     def nodes(self) -> tuple[Node, ...]:

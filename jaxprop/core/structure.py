@@ -19,9 +19,9 @@ def once(question: Callable[[Graph], T]) -> Callable[[Graph], T]:
 
     @functools.wraps(question)
     def answer(graph: Graph) -> T:
-        if question.__qualname__ not in graph.answers:
-            graph.answers[question.__qualname__] = question(graph)
-        return graph.answers[question.__qualname__]
+        if question not in graph.answers:
+            graph.answers[question] = question(graph)
+        return graph.answers[question]
 
     return answer
 

@@ -26,7 +26,7 @@ Path: TypeAlias = tuple[int | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Binding:
+class NameBinding:
     """What the value of an expression is bound to.
 
     Attributes:
@@ -46,7 +46,7 @@ class Expression:
     """An expression of the user's source."""
 
     text: str
-    binding: Binding | None
+    binding: NameBinding | None
     words: tuple[str, ...] = ()  # plain names among its direct parts
     in_loop: bool = False  # whether one run of its function may evaluate it several times
 
@@ -188,7 +188,7 @@ class _Tree:
             child = parent
         return False
 
-    def binding(self, node: ast.expr | ast.AugAssign) -> Binding | None:
+    def binding(self, node: ast.expr | ast.AugAssign) -> NameBinding | None:
         """Follow a value outward through the literals that contain it, to the statement that binds it."""
         if isinstance(node, ast.AugAssign):  # `h += x` adds and assigns in one
             return self._assigned(node, node.target, [])
@@ -203,7 +203,7 @@ class _Tree:
             elif isinstance(parent, ast.IfExp) and child is not parent.test:
                 pass
             elif isinstance(parent, ast.Return | ast.Lambda):
-                return Binding(None, tuple(path), None) if self._comes_back(parent) else None
+                return NameBinding(None, tuple(path), None) if self._comes_back(parent) else None
             elif isinstance(parent, ast.Assign) and child is parent.value:
                 plain = (target for target in parent.targets if isinstance(target, ast.Name))
                 return self._assigned(parent, next(plain, parent.targets[0]), path)
@@ -214,11 +214,11 @@ class _Tree:
             child = parent
         return None
 
-    def _assigned(self, statement: ast.AST, target: ast.expr, path: list[int | str]) -> Binding:
+    def _assigned(self, statement: ast.AST, target: ast.expr, path: list[int | str]) -> NameBinding:
         pattern = _target(target)
         name = name_at(pattern, tuple(path))
         returned = self._returned(statement, name[0]) if name and not name[1] else None
-        return Binding(pattern, tuple(path), returned)
+        return NameBinding(pattern, tuple(path), returned)
 
     def _returned(self, statement: ast.AST, name: str) -> tuple[Path, bool] | None:
         """Where the return value of a function has a name that `statement` assigns.

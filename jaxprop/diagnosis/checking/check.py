@@ -206,7 +206,7 @@ def _report(traced: Traced, plan: Pass, settings: Settings, compiled: "dict[_Ali
     }
     if total is not None and not total.undecided:
         figures["total"] = total.error
-    return Report.of(f"check {traced.name}", findings, figures, _notes(outcomes, excused, total))
+    return Report.of(f"check {traced.name}", findings, figures, _report_notes(outcomes, excused, total))
 
 
 def _first_not_finite(undecided: Sequence[Finding]) -> list[Finding]:
@@ -476,7 +476,7 @@ def _total_finding(name: str, total: TotalCheck) -> Finding:
     )
 
 
-def _notes(outcomes: Sequence[Outcome], excused: int, total: TotalCheck | None) -> list[str]:
+def _report_notes(outcomes: Sequence[Outcome], excused: int, total: TotalCheck | None) -> list[str]:
     notes = []
     fallbacks = sorted(set().union(*(each.fallbacks for each in outcomes)))
     if fallbacks:

@@ -21,7 +21,7 @@ TRANSPARENT = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class TapeValue:
     """A recorded value of a tape.
 
     Attributes:
@@ -66,7 +66,7 @@ def _stacked(parts: Sequence[Array | None]) -> np.ndarray | Array | None:
     return np.stack(known) if len(known) == len(parts) else None
 
 
-def align(a: Tape, b: Tape) -> list[tuple[Recorded, Recorded]]:
+def align(a: Tape, b: Tape) -> list[tuple[TapeValue, TapeValue]]:
     """Pair the recorded values that correspond to one another, in the forward order of the first tape.
 
     Each pass takes what those before it have left: values of one name and one expression of the source, in
@@ -85,25 +85,25 @@ def align(a: Tape, b: Tape) -> list[tuple[Recorded, Recorded]]:
     return matching.result()
 
 
-def _recorded(tape: Tape) -> Iterator[Recorded]:
+def _recorded(tape: Tape) -> Iterator[TapeValue]:
     made = producers(tape.graph)
     for name in tape.names:
         value = tape.graph.value(name)
         node = made.get(value.id) or tape.graph[name]
         place = tape.graph.places.get(node.index)
-        yield Recorded(tape, (name,), node, value, place.steps if place else ())
+        yield TapeValue(tape, (name,), node, value, place.steps if place else ())
 
 
-def _token(value: Recorded) -> Hashable:
+def _token(value: TapeValue) -> Hashable:
     return value.base, value.node.primitive, value.value.shape, value.steps
 
 
-def _own(value: Recorded) -> Hashable:
+def _own(value: TapeValue) -> Hashable:
     """What a step of a loop has in common with that step unrolled: its name without the body's."""
     return value.base.rpartition("/")[2], value.node.primitive, value.value.shape
 
 
-def _is_reversed(value: Recorded) -> bool:
+def _is_reversed(value: TapeValue) -> bool:
     """Whether the loop around a value runs from its last step to the first."""
     parents = value.tape.graph.places[value.node.index].parents
     forms = [_jaxpr.opened_form(parent.eqn) for parent, _ in parents]
@@ -113,17 +113,17 @@ def _is_reversed(value: Recorded) -> bool:
 class _Matching:
     """The pairs found so far."""
 
-    def __init__(self, a: list[Recorded], b: list[Recorded]) -> None:
+    def __init__(self, a: list[TapeValue], b: list[TapeValue]) -> None:
         self.a, self.b = a, b
-        self.pairs: dict[str, Recorded] = {}  # by name in a
+        self.pairs: dict[str, TapeValue] = {}  # by name in a
         self.taken: set[str] = set()  # names in b
-        self.unrolled_a: list[tuple[Recorded, Recorded]] = []  # where the loop is in b
+        self.unrolled_a: list[tuple[TapeValue, TapeValue]] = []  # where the loop is in b
 
-    def join(self, one: Recorded, other: Recorded) -> None:
+    def join(self, one: TapeValue, other: TapeValue) -> None:
         self.pairs[one.name] = other
         self.taken.update(other.names)
 
-    def by_order(self, token: Callable[[Recorded], Hashable]) -> None:
+    def by_order(self, token: Callable[[TapeValue], Hashable]) -> None:
         """Match equal tokens in order: the longest common subsequences of what is left."""
         left = [value for value in self.a if value.name not in self.pairs]
         right = [value for value in self.b if value.name not in self.taken]
@@ -169,7 +169,7 @@ class _Matching:
     def by_operands(self) -> None:
         """Match equal operations on operands that are pairs already."""
         ids = dict(self._ids())
-        free: dict[Hashable, list[Recorded]] = defaultdict(list)
+        free: dict[Hashable, list[TapeValue]] = defaultdict(list)
         for other in self.b:
             if other.name not in self.taken and other.node.operands:
                 free[_operation(other, {})].append(other)
@@ -182,16 +182,16 @@ class _Matching:
                 ids[one.value.id] = other.value.id
                 self.join(one, other)
 
-    def result(self) -> list[tuple[Recorded, Recorded]]:
+    def result(self) -> list[tuple[TapeValue, TapeValue]]:
         found = [(one, self.pairs[one.name]) for one in self.a if one.name in self.pairs]
         return found + [(one, other) for other, one in self.unrolled_a if one.name not in self.pairs]
 
 
 def _unrolled(
-    loops: Sequence[Recorded], flats: Sequence[Recorded], done: set[str], taken: set[str]
-) -> list[tuple[Recorded, Recorded]]:
+    loops: Sequence[TapeValue], flats: Sequence[TapeValue], done: set[str], taken: set[str]
+) -> list[tuple[TapeValue, TapeValue]]:
     """Values of a loop's body, each with those of its steps unrolled: as many, of one name and operation."""
-    steps: dict[Hashable, list[Recorded]] = defaultdict(list)
+    steps: dict[Hashable, list[TapeValue]] = defaultdict(list)
     for value in flats:
         if value.name not in taken and not value.steps:
             steps[_own(value)].append(value)
@@ -207,17 +207,17 @@ def _unrolled(
             one = steps[key][0]
             names = tuple(other.name for other in steps[key])
             names = names[::-1] if _is_reversed(value) else names
-            found.append((value, Recorded(one.tape, names, one.node, one.value, value.steps)))
+            found.append((value, TapeValue(one.tape, names, one.node, one.value, value.steps)))
     return found
 
 
-def _source(value: Recorded, operand: Value, ids: Mapping[int, int]) -> Value:
+def _source(value: TapeValue, operand: Value, ids: Mapping[int, int]) -> Value:
     """An operand, looked through operations that pass it through, as far as a value that is paired."""
     *_, last = _passed_through(value, operand).values()
     return next((one for one in _passed_through(value, operand).values() if one.id in ids), last)
 
 
-def _passed_through(value: Recorded, operand: Value) -> dict[ValueId, Value]:
+def _passed_through(value: TapeValue, operand: Value) -> dict[ValueId, Value]:
     """An operand and the values it is, but for operations that pass them through; by id."""
     made, found = producers(value.tape.graph), {operand.id: operand}
     node = made.get(operand.id)
@@ -228,7 +228,7 @@ def _passed_through(value: Recorded, operand: Value) -> dict[ValueId, Value]:
     return found
 
 
-def _operation(value: Recorded, ids: Mapping[int, int]) -> Hashable:
+def _operation(value: TapeValue, ids: Mapping[int, int]) -> Hashable:
     """The operation a value is computed by, its operands by the ids of their counterparts."""
 
     def operand_key(operand: Value) -> Hashable:

@@ -12,7 +12,7 @@ from ... import _jaxpr
 from ..._text import in_columns, listed
 from ...record.tape import Tape
 from ..report import Finding, Report, at, plain
-from .alignment import Recorded, align
+from .alignment import TapeValue, align
 from .deviations import Deviation, Floors, Side, backward_floors, deviations, forward_floors
 
 #: Relative differences that are rounding, by the less precise dtype of the two.
@@ -146,7 +146,10 @@ def compare(a: Tape, b: Tape, *, tolerance: float | None = None) -> Comparison:
 
 
 def compare_aligned(
-    a: Tape, aligned: Sequence[tuple[Recorded, Recorded]], tolerance: float | None, floors: Floors | None = None
+    a: Tape,
+    aligned: Sequence[tuple[TapeValue, TapeValue]],
+    tolerance: float | None,
+    floors: Floors | None = None,
 ) -> Comparison:
     """Compare two tapes whose values are paired.
 
@@ -177,7 +180,7 @@ def compare_aligned(
     return Comparison(f"compare {title}", tuple(findings), figures, (), pairs, unmatched)
 
 
-def _tolerance(aligned: Sequence[tuple[Recorded, Recorded]]) -> float:
+def _tolerance(aligned: Sequence[tuple[TapeValue, TapeValue]]) -> float:
     dtypes = [one.value.dtype for pair in aligned for one in pair]
     names = {str(jnp.finfo(dtype).dtype) for dtype in dtypes if _jaxpr.is_inexact(dtype)}
     return max((TOLERANCE.get(name, 0.1) for name in names), default=TOLERANCE["float64"])
@@ -192,7 +195,7 @@ def _floating(x: ArrayLike | None) -> np.ndarray | None:
 
 
 def _divergence(
-    aligned: Sequence[tuple[Recorded, Recorded]],
+    aligned: Sequence[tuple[TapeValue, TapeValue]],
     sides: Sequence[Deviation | None],
     tolerance: float,
     direction: str,

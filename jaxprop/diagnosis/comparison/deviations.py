@@ -14,9 +14,9 @@ from ..._structure import consumers, evaluation_order, predecessors, successors
 from ...core.graph import Graph, Value
 from ...core.structure import producers
 from ...core.types import Dtype, ValueId
-from .alignment import Recorded
+from .alignment import TapeValue
 
-Aligned: TypeAlias = Sequence[tuple[Recorded, Recorded]]
+Aligned: TypeAlias = Sequence[tuple[TapeValue, TapeValue]]
 Arrays: TypeAlias = Sequence[tuple[np.ndarray | None, np.ndarray | None]]
 
 #: Elementwise operations and movements: they cannot cancel, and keep the relative error of their operands.
@@ -214,7 +214,7 @@ def deviations(
     return _with_losses(aligned, found, side, forward)
 
 
-def _deviation(a: np.ndarray, b: np.ndarray, one: Recorded, other: Recorded, floor: float) -> Deviation:
+def _deviation(a: np.ndarray, b: np.ndarray, one: TapeValue, other: TapeValue, floor: float) -> Deviation:
     both = np.isfinite(a) & np.isfinite(b)
     difference = np.where(both, np.abs(np.where(both, a, 0) - np.where(both, b, 0)), 0)
     bad = ~np.isfinite(a) & np.isfinite(b)

@@ -19,7 +19,7 @@ from ...record.tape import Tape
 from ..passes import as_numpy
 from ..report import Finding, Report, Severity, at
 from ..zero.wording import quoted, repetition
-from .alignment import Recorded, align
+from .alignment import TapeValue, align
 from .compare import Comparison, Pair, compare_aligned
 from .deviations import Deviation, Floors, eps_of, norm_of
 from .scaling import Scaled, advice, scale_table, try_scales, wider_than, window_of
@@ -233,11 +233,11 @@ def _moved(tree: PyTree, seed: int) -> PyTree:
     return jax.tree.map(leaf, tree)
 
 
-def _measured_floors(aligned: Sequence[tuple[Recorded, Recorded]], moved: Sequence[Tape]) -> Floors:
+def _measured_floors(aligned: Sequence[tuple[TapeValue, TapeValue]], moved: Sequence[Tape]) -> Floors:
     """The errors of the reference: how far it changes with the last bit of the arguments."""
     forward, backward = [], []
     for _, other in aligned:
-        again = [Recorded(tape, other.names, other.node, other.value, other.steps) for tape in moved]
+        again = [TapeValue(tape, other.names, other.node, other.value, other.steps) for tape in moved]
         forward.append(_change(other.forward(), [one.forward() for one in again], other.value.dtype))
         backward.append(_change(other.backward(), [one.backward() for one in again], other.value.dtype))
     return Floors(forward, backward)

@@ -61,7 +61,9 @@ class Chain:
         """Its segments, from the leaves on."""
         made_by, norm = producers(self.tree.field.graph), self.tree.field.norm
         pairs = zip(self.values, self.values[1:], strict=False)
-        return tuple(Segment(near, far, made_by[far.id], _ratio(norm(near), norm(far))) for near, far in pairs)
+        return tuple(
+            Segment(near, far, made_by[far.id], _gain_of(norm(near), norm(far))) for near, far in pairs
+        )
 
     @property
     def length(self) -> int:
@@ -87,7 +89,7 @@ class Chain:
         return self.start / self.end if self.end > 0 and math.isfinite(self.end) else 1.0
 
 
-def _ratio(a: float, b: float) -> float:
+def _gain_of(a: float, b: float) -> float:
     if math.isfinite(a) and math.isfinite(b):
         return a / b if b > 0 else 1.0
     return math.inf if math.isfinite(b) and not math.isnan(a) else math.nan

@@ -13,7 +13,7 @@ from ...core.graph import Node, Value
 from ..measures import Field, with_parents
 from ..report import Finding, Severity, at
 from ..thresholds import Thresholds
-from ..zero.dynamic import Pass, is_finite
+from ..zero.dynamic import RunPass, is_finite
 from ..zero.wording import SATURATING, quoted, repetition, subject
 from . import cancellation
 from .chains import Chain, Segment, chains
@@ -22,7 +22,7 @@ from .loops import Carries, Loop, loops, segments_of_step
 
 
 def flow_findings(
-    field: Field, run: Pass, thresholds: Thresholds | None = None, gains: Gains | None = None
+    field: Field, run: RunPass, thresholds: Thresholds | None = None, gains: Gains | None = None
 ) -> list[Finding]:
     """Report gradients that vanish or explode, from a pass that `measures.recorder` recorded.
 
@@ -186,7 +186,7 @@ def _fix(kind: str, primitive: str, has_skips: bool) -> str:
 # --- through time ----------------------------------------------------------------------------------------
 
 
-def with_gains(field: Field, carries: Carries, loop: Loop, run: Pass, gains: Gains) -> Loop:
+def with_gains(field: Field, carries: Carries, loop: Loop, run: RunPass, gains: Gains) -> Loop:
     """Add the gains of the steps, by one more pass that keeps the operands of the loop."""
     tape = run(with_parents(field.graph, [carries.node]))
     operands = []
@@ -286,7 +286,7 @@ def _loop_fix(kind: str, carry: str) -> str:
 # --- cancellation ----------------------------------------------------------------------------------------
 
 
-def cancellation_findings(field: Field, run: Pass, thresholds: Thresholds | None = None) -> list[Finding]:
+def cancellation_findings(field: Field, run: RunPass, thresholds: Thresholds | None = None) -> list[Finding]:
     """Report values whose contributions are large and cancel, by one more pass at the nodes that read them."""
     limits = thresholds or Thresholds()
     known = cancellation.consumers_of_fan_outs(field.graph)
@@ -299,11 +299,11 @@ def cancellation_findings(field: Field, run: Pass, thresholds: Thresholds | None
     for fan_out in cancellation.fan_outs(field, tape):
         large = [norm for _, norm in fan_out.contributions if norm > 1e-3 * scale]
         if len(large) > 1 and fan_out.cancellation < limits.cancellation:
-            found.append(_cancelled(field, fan_out))
+            found.append(_largest_cancellation(field, fan_out))
     return found
 
 
-def _cancelled(field: Field, fan_out: cancellation.FanOut) -> Finding:
+def _largest_cancellation(field: Field, fan_out: cancellation.FanOut) -> Finding:
     ranked = sorted(fan_out.contributions, key=lambda pair: -pair[1])
     node, value = ranked[0][0], fan_out.value
     names = " and ".join(dict.fromkeys(quoted(reader) for reader, _ in ranked[:2]))

@@ -14,7 +14,7 @@ from ..measures import Field, recorder
 from ..passes import Passes
 from ..report import Report, plain
 from ..thresholds import Thresholds
-from ..zero.dynamic import Pass
+from ..zero.dynamic import RunPass
 from .chains import Chain, chains, longest_chain
 from .findings import cancellation_findings, flow_findings, log_gain, not_finite_findings, with_gains
 from .gains import Gains
@@ -149,7 +149,7 @@ def _levels(field: Field, chain: Chain) -> tuple[Level, ...]:
 
 
 def _with_greatest(
-    levels: tuple[Level, ...], chain: Chain, run: Pass, power_steps: int, gains: Gains
+    levels: tuple[Level, ...], chain: Chain, run: RunPass, power_steps: int, gains: Gains
 ) -> tuple[Level, ...]:
     """Add the greatest gains of the segments between values of one body, outside of loops."""
     tape = run(None)

@@ -66,12 +66,12 @@ class Gains:
 
 
 def _greatest_of_all(locals_: Sequence[LocalGradient], power_steps: int) -> Callable[..., list[Array]]:
-    maps = [replace(local, _point=None, _held=[]) for local in locals_]  # without the arrays
+    maps = [replace(local, point=None, held=[]) for local in locals_]  # without the arrays
 
     @jax.jit
     def run(points: list[tuple[Array, list[Array]]]) -> list[Array]:
         at_points = [
-            replace(local, _point=point, _held=held) for local, (point, held) in zip(maps, points, strict=True)
+            replace(local, point=point, held=held) for local, (point, held) in zip(maps, points, strict=True)
         ]
         return [_greatest(local, power_steps) for local in at_points]
 

@@ -174,7 +174,7 @@ class _Halves:
         return _with_unique_names(sorted(known, key=lambda r: (_KINDS.index(r.kind), -r.bytes)))
 
     def _residual(self, value: Value, positions: Sequence[int]) -> Residual | None:
-        size = _size(value)
+        size = _byte_size(value)
         if size is None:
             return None
         node, inner, times = _origin(self.forward, value)
@@ -207,7 +207,7 @@ class _Halves:
                 if node.eqn is None or node.graphs:
                     continue
                 for value in node.outputs:
-                    size = _size(value)
+                    size = _byte_size(value)
                     if size and value.id not in leaving:
                         code = " ".join(node.label.split()) or node.primitive
                         found.append((size, name, code, value, node))
@@ -249,21 +249,21 @@ def _names(original: Graph, forward: Graph) -> Mapping[int, str]:
     last: dict[Hashable, str] = {}
     for node in original.walk():
         if node.eqn is not None and not (node.opened and node.graphs):
-            own.setdefault((_line(node), node.primitive, node.shape), []).append(node.name)
-            last[_line(node)] = node.name
+            own.setdefault((_line_of(node), node.primitive, node.shape), []).append(node.name)
+            last[_line_of(node)] = node.name
     named = {}
     for node in forward.walk():
         if node.eqn is None:
             continue
-        mine = own.get((_line(node), node.primitive, node.shape))
+        mine = own.get((_line_of(node), node.primitive, node.shape))
         if mine:
             named[node.index] = mine.pop(0)
-        elif _line(node) in last and node.source is not None:
-            named[node.index] = f"{node.primitive} for {last[_line(node)]}"
+        elif _line_of(node) in last and node.source is not None:
+            named[node.index] = f"{node.primitive} for {last[_line_of(node)]}"
     return named
 
 
-def _line(node: Node) -> Hashable:
+def _line_of(node: Node) -> Hashable:
     return str(node.source), node.label, node.scope
 
 
@@ -301,7 +301,7 @@ def _origin(graph: Graph, value: Value) -> tuple[Node, Value, int]:
     return node, value, times
 
 
-def _size(value: Value) -> int | None:
+def _byte_size(value: Value) -> int | None:
     """Bytes of an array; None of what has no size (references)."""
     if value.dtype is None or value.dtype == _jaxpr.float0:
         return None

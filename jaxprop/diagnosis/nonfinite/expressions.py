@@ -239,7 +239,7 @@ def _level(graph: Graph) -> tuple[Node, ...]:
 
 
 @once
-def consumers(graph: Graph) -> Mapping[int, tuple[Node, ...]]:
+def consuming_nodes(graph: Graph) -> Mapping[int, tuple[Node, ...]]:
     """The nodes of one level that read a value, by id of the value."""
     found: dict[int, dict[int, Node]] = {}
     for node in graph.equations():
@@ -256,7 +256,7 @@ def _used_outside(graph: Graph, nodes: Sequence[Node]) -> list[Value]:
         value
         for node in nodes
         for value in node.outputs
-        if value.id in returned or any(c.index not in inside for c in consumers(level).get(value.id, ()))
+        if value.id in returned or any(c.index not in inside for c in consuming_nodes(level).get(value.id, ()))
     ]
 
 

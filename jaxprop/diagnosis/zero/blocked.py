@@ -13,7 +13,7 @@ from ..measures import Field, recorder
 from ..passes import Passes
 from ..report import Finding, Report
 from ..thresholds import Thresholds
-from .dynamic import Pass, dynamic_findings
+from .dynamic import RunPass, dynamic_findings
 from .static import static_findings
 
 
@@ -71,7 +71,7 @@ def blocked_gradients(
 
 
 def blocked_findings(
-    field: Field, run: Pass, thresholds: Thresholds | None = None, partial: bool = False
+    field: Field, run: RunPass, thresholds: Thresholds | None = None, partial: bool = False
 ) -> list[Finding]:
     """Return the findings of `blocked_gradients`, from the measures of one pass.
 

@@ -32,14 +32,14 @@ from .wording import RECTIFYING, quoted, repetition, saturating, subject
 MOST = 24
 
 
-class Pass(Protocol):
+class RunPass(Protocol):
     """Run one more pass over the loss: at which nodes, by index, and what is recorded."""
 
     def __call__(self, nodes: frozenset[int] | None, record: Recorder | None = None) -> Tape: ...
 
 
 def dynamic_findings(
-    field: Field, run: Pass, thresholds: Thresholds, lost: Collection[str] = ()
+    field: Field, run: RunPass, thresholds: Thresholds, lost: Collection[str] = ()
 ) -> list[Finding]:
     """Report where and why cotangents vanish, from the measures of one pass.
 
@@ -173,10 +173,10 @@ def _rectifies(field: Field, node: Node, operand: Value) -> bool:
 # --- leaves whose gradient is zero ------------------------------------------------------------------------
 
 
-class _Causes:
+class _ZeroCauses:
     """The causes of suspects: one pass keeps their operands, another all values if a zero comes from afar."""
 
-    def __init__(self, field: Field, run: Pass, suspects: Sequence[Suspect]) -> None:
+    def __init__(self, field: Field, run: RunPass, suspects: Sequence[Suspect]) -> None:
         self.field, self.run = field, run
         tape = run(with_parents(field.graph, [suspect.node for suspect in suspects]))
         self.found = {suspect: cause_of(Experiment.of(tape, suspect)) for suspect in suspects}
@@ -222,9 +222,9 @@ def _zero_origins(tape: Tape, value: Value) -> Iterator[tuple[Suspect, ZeroCause
                 yield suspect, cause_of(experiment)
 
 
-def _zero_findings(field: Field, zero: Mapping[Value, tuple[Suspect, ...]], run: Pass) -> list[Finding]:
+def _zero_findings(field: Field, zero: Mapping[Value, tuple[Suspect, ...]], run: RunPass) -> list[Finding]:
     suspects = list(dict.fromkeys(suspect for some in zero.values() for suspect in some))[:MOST]
-    causes = _Causes(field, run, suspects) if suspects else None
+    causes = _ZeroCauses(field, run, suspects) if suspects else None
     everything = all(field.top(leaf) == 0 for leaf in field.graph.inputs if leaf.active)
     groups: dict[object, tuple[list[tuple[Suspect, ZeroCause]], list[str]]] = {}
     for leaf, some in zero.items():
@@ -318,7 +318,7 @@ def _heals(field: Field, suspect: Suspect, cause: ZeroCause) -> bool:
 # --- leaves that get a gradient, but a poor one ------------------------------------------------------------
 
 
-def _poor_findings(field: Field, run: Pass, thresholds: Thresholds, known: Collection[int]) -> list[Finding]:
+def _poor_findings(field: Field, run: RunPass, thresholds: Thresholds, known: Collection[int]) -> list[Finding]:
     dead = [s for s in _dead_units(field, run, thresholds) if s.node.index not in known]
     flat = [s for s in saturated(field, thresholds) if s.node.index not in known]
     if not (dead or flat):
@@ -349,7 +349,7 @@ def _passes(graph: Graph, suspects: Sequence[Suspect]) -> dict[str, list[int]]:
 MANY_ZEROS = 0.65
 
 
-def _dead_units(field: Field, run: Pass, thresholds: Thresholds) -> list[Suspect]:
+def _dead_units(field: Field, run: RunPass, thresholds: Thresholds) -> list[Suspect]:
     """Rectifiers with dead units; where only zeros were counted, one more pass counts units."""
     if field.by_unit:
         return list(dead_units(field, thresholds))

@@ -20,7 +20,7 @@ from ...core.local import evaluate
 from ...core.types import Array, Dtype
 from ...record.tape import Tape
 from .reachability import is_users
-from .wording import RECTIFYING, Explanation, saturating
+from .wording import RECTIFYING, Reason, saturating
 
 Kind: TypeAlias = Literal["zero", "dead", "saturated"]
 
@@ -58,7 +58,7 @@ class ZeroCause:
         factor: position of the operand that multiplies by zero, where there is one.
     """
 
-    explanation: Explanation
+    explanation: Reason
     numbers: Mapping[str, float | str] = field(default_factory=dict)
     factor: int | None = None
 
@@ -154,7 +154,7 @@ def cause_of(experiment: Experiment) -> ZeroCause:
         found = look(experiment)
         if found is not None:
             return found
-    explanation = Explanation(
+    explanation = Reason(
         "zero derivative",
         f"the derivative of `{experiment.node.primitive}` with respect to `{experiment.name}` is zero at these "
         "operands.",
@@ -174,9 +174,7 @@ def _empty(experiment: Experiment) -> ZeroCause | None:
     if all(0 not in np.shape(x) for x in experiment.operands):
         return None
     return ZeroCause(
-        Explanation(
-            "empty", "it has no elements: an empty batch, or an empty slice.", "leave such batches out."
-        )
+        Reason("empty", "it has no elements: an empty batch, or an empty slice.", "leave such batches out.")
     )
 
 
@@ -184,7 +182,7 @@ def _branch(experiment: Experiment) -> ZeroCause | None:
     if experiment.node.primitive != "cond":
         return None
     taken = int(experiment.operands[0])
-    explanation = Explanation(
+    explanation = Reason(
         "branch not taken",
         f"it is read in another branch than {taken}, the one taken.",
         "nothing, if the branch is meant to be rare; otherwise look at what selects it.",
@@ -206,7 +204,7 @@ def _rule(experiment: Experiment) -> ZeroCause | None:
 
     derived = experiment.pull(experiment.operand, {}, experiment.ct, primal)
     also = " The derivative of its primal is not zero." if bool(jnp.any(derived != 0)) else ""
-    explanation = Explanation(
+    explanation = Reason(
         "custom rule",
         f"the custom rule of `{node.primitive}` returned zero for a cotangent that is not zero.{also}",
         "look at its backward half: what it returns must be computed from the cotangent it is given.",
@@ -219,7 +217,7 @@ def _cancelled(experiment: Experiment) -> ZeroCause | None:
     in_ct = experiment.in_ct()
     if not bool(jnp.any(in_ct != 0)):
         return None
-    explanation = Explanation(
+    explanation = Reason(
         CANCELLATION,
         f"the contributions to the cotangent of `{experiment.name}` are not zero, and their sum is.",
         "nothing, if the result does not depend on it: the gradient is truly zero.",
@@ -232,7 +230,7 @@ def _overflow(experiment: Experiment) -> ZeroCause | None:
     x = experiment.operand
     if not _jaxpr.is_inexact(x.dtype) or bool(jnp.any(jnp.isfinite(x))) or x.size == 0:
         return None
-    explanation = Explanation(
+    explanation = Reason(
         "overflow",
         f"`{experiment.name}` exceeds the range of {x.dtype} ({float(jnp.finfo(x.dtype).max):.1e}): it is "
         f"infinite, and the derivative of `{experiment.node.primitive}` there is zero.",
@@ -246,7 +244,7 @@ def _underflow(experiment: Experiment) -> ZeroCause | None:
     top = jnp.max(jnp.abs(experiment.ct))
     if not bool(jnp.isfinite(top)) or bool(top == 0) or not experiment.lets_through(ct=experiment.ct / top):
         return None
-    explanation = Explanation(
+    explanation = Reason(
         "underflow",
         f"the product is below the smallest normal {dtype} ({float(jnp.finfo(dtype).tiny):.1e}) and is "
         "flushed to zero.",
@@ -268,7 +266,7 @@ def _never_selected(experiment: Experiment) -> ZeroCause | None:
     if experiment.node.primitive != "select_n" or experiment.suspect.position == 0:
         return None
     taken = np.asarray(experiment.operands[0]).astype(int) == experiment.suspect.position - 1
-    explanation = Explanation(
+    explanation = Reason(
         "where never taken",
         "the condition selects the other side for every element.",
         "look at the condition; if it should be smooth, weight the two sides: `w * a + (1 - w) * b`.",
@@ -295,7 +293,7 @@ def _factor(value: Value, position: int, zeros: float) -> ZeroCause:
     else:
         why = f"it is multiplied by `{value.name}`, {where}."
         fix = f"look at where `{value.name}` comes from: a mask, an input, or weights initialised to zero."
-    return ZeroCause(Explanation("zero factor", why, fix), {"zeros": zeros}, position)
+    return ZeroCause(Reason("zero factor", why, fix), {"zeros": zeros}, position)
 
 
 def _stationary(experiment: Experiment) -> ZeroCause | None:
@@ -304,7 +302,7 @@ def _stationary(experiment: Experiment) -> ZeroCause | None:
     little = jnp.asarray(1e-3 * max(1.0, float(jnp.max(jnp.abs(x)))), x.dtype)
     if not all(experiment.lets_through(operand=moved) for moved in (x + little, x - little)):
         return None
-    explanation = Explanation(
+    explanation = Reason(
         STATIONARY,
         f"`{experiment.name}` is exactly where the derivative of `{experiment.node.primitive}` is zero: at an "
         "optimum of the loss, or on a ridge.",
@@ -317,7 +315,7 @@ def _flat(experiment: Experiment) -> ZeroCause | None:
     """A flat part of a function that is not flat elsewhere."""
     name = experiment.node.primitive
     if function := saturating(experiment.node) or ("exp" if name in ("exp", "exp2") else ""):
-        explanation = Explanation(
+        explanation = Reason(
             "saturated",
             f"far {'below' if function == 'exp' else 'from'} zero {function} is flat: in "
             f"{experiment.operand.dtype} its derivative is zero.",
@@ -327,7 +325,7 @@ def _flat(experiment: Experiment) -> ZeroCause | None:
     if name.startswith("relu") or name in ("max", "min") and _other_is_zero(experiment):
         return ZeroCause(_DEAD_RELU, {"positive": _mean(experiment.operand > 0), **_range(experiment)})
     if name in RECTIFYING:
-        explanation = Explanation(
+        explanation = Reason(
             "clipped",
             "every element is outside the bounds, where the value is constant.",
             "keep it inside the bounds (tanh, a sigmoid), or let the cotangent through: "
@@ -337,31 +335,31 @@ def _flat(experiment: Experiment) -> ZeroCause | None:
     return None
 
 
-_DEAD_RELU = Explanation(
+_DEAD_RELU = Reason(
     "dead relu",
     "every element of its input is zero or less, where a relu is flat.",
     "use a lower learning rate, a smaller or positive initial bias, or `jax.nn.leaky_relu` or `jax.nn.gelu`.",
 )
 
 
-def explain_dead(suspect: Suspect) -> Explanation:
+def explain_dead(suspect: Suspect) -> Reason:
     """Explain a node at which some units are dead."""
     if suspect.node.primitive in ("clamp", "min"):
-        return Explanation(
+        return Reason(
             "clipped",
             "for every example of the batch these units are past the bound, where the value is constant.",
             "keep them inside the bounds (tanh, a sigmoid), or widen the bounds.",
         )
-    return Explanation(
+    return Reason(
         "dead relu",
         "they are above zero for no example of the batch: they get no gradient, and stay as they are.",
         _DEAD_RELU.fix,
     )
 
 
-def explain_saturated(suspect: Suspect) -> Explanation:
+def explain_saturated(suspect: Suspect) -> Reason:
     """Explain a node that lets little through."""
-    return Explanation(
+    return Reason(
         "saturated",
         f"the input of the {saturating(suspect.node)} is so large that it is nearly flat there.",
         "make its input smaller: scale the inputs or the weights before it, or normalise.",

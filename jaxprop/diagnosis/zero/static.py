@@ -7,7 +7,7 @@ from ..._text import sentence
 from ...core.graph import Graph, Node, Value
 from ..report import Finding, at
 from .reachability import BlockedEdge, BlockedLeaf, blocked_leaves, partly_blocked
-from .wording import Explanation, explain_edge, explain_unused, quoted, receives, repetition
+from .wording import Reason, explain_edge, explain_unused, quoted, receives, repetition
 
 #: Causes that do no harm: nothing was meant to flow there.
 HARMLESS = frozenset({"never used", "state"})
@@ -43,7 +43,7 @@ class _Group:
         names: the leaves.
     """
 
-    explanation: Explanation
+    explanation: Reason
     node: Node | None
     lines: tuple[str, ...]
     names: list[str] = field(default_factory=list)
@@ -55,14 +55,14 @@ def _groups(graph: Graph, lost: Sequence[BlockedLeaf]) -> list[_Group]:
     for one in lost:
         key = one.edges or (one.leaf, one.readers)
         if key not in explained:
-            explained[key] = _explain(graph, one)
+            explained[key] = _explained(graph, one)
         group = explained[key]
         group = groups.setdefault((group.lines, group.explanation.cause), group)
         group.names.append(one.leaf.name)
     return list(groups.values())
 
 
-def _explain(graph: Graph, one: BlockedLeaf) -> _Group:
+def _explained(graph: Graph, one: BlockedLeaf) -> _Group:
     if one.edges:
         edge = _most_telling(one.edges, graph)
         node, explanation = edge.node, explain_edge(edge, graph)

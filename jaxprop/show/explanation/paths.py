@@ -47,10 +47,10 @@ def chain_rows(lookup: Lookup, start: Value) -> Iterator[StoryRow]:
     yield StoryRow("chain", symbol, formulas, total.text, total.data, start.name)
     for path, (formulas, product) in zip(paths, products, strict=True):
         found = describe(product)
-        yield StoryRow("share", _arrows(path), formulas, found.text, found.data, depth=1)
+        yield StoryRow("share", _path_text(path), formulas, found.text, found.data, depth=1)
 
 
-def _arrows(path: Sequence[Value]) -> Spelled:
+def _path_text(path: Sequence[Value]) -> Spelled:
     text, latex = (map(name, (value.name for value in path)) for name in (text_name, latex_name))
     return Spelled(" -> ".join(text), r" \to ".join(latex))
 
@@ -120,7 +120,7 @@ def path_story(lookup: Lookup, names: Sequence[str]) -> Story:
     pairs = [(of, wrt) for wrt, of in zip(values[:-1], values[1:], strict=True)][::-1]
     rows = tuple(_path_row(lookup, of, wrt) for of, wrt in pairs)
     act = Act("Local gradients along the path", "", rows).numbered(1)
-    return Story(f"The path {_arrows(values).text}", (), (act,), tuple(_path_end(lookup, values, pairs)))
+    return Story(f"The path {_path_text(values).text}", (), (act,), tuple(_path_end(lookup, values, pairs)))
 
 
 def _checked_path(tape: Tape, names: Sequence[str]) -> list[Value]:

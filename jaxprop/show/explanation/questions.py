@@ -16,7 +16,7 @@ from .pieces import product_of, quotient, sum_of
 
 
 @dataclass(frozen=True)
-class Mistake:
+class Slip:
     """A wrong answer people give, and what to tell them."""
 
     answer: float | Shape
@@ -44,7 +44,7 @@ class Question:
     expected: float | Shape
     solution: str
     hint: str
-    mistakes: tuple[Mistake, ...]
+    mistakes: tuple[Slip, ...]
     names: tuple[tuple[str, float], ...] = ()
 
 
@@ -105,8 +105,8 @@ def _about_value(lookup: Lookup, statement: Statement) -> Iterator[Question]:
         return
     with_numbers = lookup.formulas.operation(statement, numbers)
     name, names = text_name(value.name), _input_values(lookup, statement)
-    mistakes = [Mistake(-right, "wrong sign.")]
-    mistakes += [Mistake(number, f"that is {other} itself, before the operation.") for other, number in names]
+    mistakes = [Slip(-right, "wrong sign.")]
+    mistakes += [Slip(number, f"that is {other} itself, before the operation.") for other, number in names]
     yield Question(
         kind="value",
         name=value.name,
@@ -158,23 +158,23 @@ def _local_mistakes(
     wrt: Value,
     right: float,
     slopes: Mapping[ValueId, float | complex | None],
-) -> Iterator[Mistake]:
+) -> Iterator[Slip]:
     node, out = statement.nodes[-1], statement.outputs[0]
-    yield Mistake(-right, "wrong sign.")
+    yield Slip(-right, "wrong sign.")
     for other in statement.inputs:
         slope = slopes.get(other.id)
         if other.id != wrt.id and _is_real_number(slope):
             fraction = quotient(out.name, lookup.called(other)).text
-            yield Mistake(slope, f"that is {fraction}, with respect to the other operand.")
+            yield Slip(slope, f"that is {fraction}, with respect to the other operand.")
     ct = lookup.cotangent(out, node).number
     if _is_real_number(ct):
         whole, incoming = lookup.d(wrt).text, lookup.d(out).text
-        yield Mistake(right * ct, f"that is already multiplied by {incoming}: it contributes to {whole}.")
+        yield Slip(right * ct, f"that is already multiplied by {incoming}: it contributes to {whole}.")
     value = lookup.value(out, node).number
     if _is_real_number(value):
-        yield Mistake(value, f"that is the value of {text_name(out.name)}, not how fast it changes.")
+        yield Slip(value, f"that is the value of {text_name(out.name)}, not how fast it changes.")
     if right:
-        yield Mistake(1 / right, "that is the reciprocal.")
+        yield Slip(1 / right, "that is the reciprocal.")
 
 
 def _about_shape(lookup: Lookup, statement: Statement, wrt: Value) -> Iterator[Question]:
@@ -185,9 +185,9 @@ def _about_shape(lookup: Lookup, statement: Statement, wrt: Value) -> Iterator[Q
     d_of, d_wrt = text_cotangent(out.name), text_cotangent(lookup.called(wrt))
     shapes = {text_name(lookup.called(v)): v.shape for v in (*statement.inputs, out)}
     others = ", ".join(f"{other} {shape_text(shape)}" for other, shape in shapes.items() if other != name)
-    mistakes = [Mistake(out.shape, f"that is the shape of {d_of}; a cotangent has the shape of its own value.")]
+    mistakes = [Slip(out.shape, f"that is the shape of {d_of}; a cotangent has the shape of its own value.")]
     if len(wrt.shape) > 1:
-        mistakes.append(Mistake(wrt.shape[::-1], "that is the shape of its transpose."))
+        mistakes.append(Slip(wrt.shape[::-1], "that is the shape of its transpose."))
     yield Question(
         kind="shape",
         name=wrt.name,
@@ -272,21 +272,21 @@ def _given_parts(lookup: Lookup, parts: Sequence[_Contribution]) -> str:
     return f"{consumed}{'; '.join(said)}."
 
 
-def _cotangent_mistakes(parts: Sequence[_Contribution], right: float) -> Iterator[Mistake]:
-    yield Mistake(-right, "wrong sign.")
+def _cotangent_mistakes(parts: Sequence[_Contribution], right: float) -> Iterator[Slip]:
+    yield Slip(-right, "wrong sign.")
     if len(parts) > 1:
         for i, part in enumerate(parts):
             name = text_name(part.consumer.out.name)
             missing = " and ".join(spell(other.number) for j, other in enumerate(parts) if j != i)
-            yield Mistake(
+            yield Slip(
                 part.number, f"that is the contribution through {name} alone; add the others, {missing}."
             )
-        yield Mistake(math.prod(part.number for part in parts), "contributions are added, not multiplied.")
+        yield Slip(math.prod(part.number for part in parts), "contributions are added, not multiplied.")
     for part in parts:
-        yield Mistake(
+        yield Slip(
             part.slope, f"that is the local gradient {part.local}; multiply it by the cotangent {part.d_out}."
         )
-        yield Mistake(
+        yield Slip(
             part.ct, f"that is the cotangent {part.d_out}; multiply it by the local gradient {part.local}."
         )
-        yield Mistake(part.ct + part.slope, "along a path local gradients are multiplied, not added.")
+        yield Slip(part.ct + part.slope, "along a path local gradients are multiplied, not added.")

@@ -24,14 +24,14 @@ def _propagate(graph: Graph, reached: set[int]) -> bool:
             continue
         for nested in node.graphs:
             bindings = binding(node, nested)
-            _bind(reached, bindings.into)
+            _bind_body(reached, bindings.into)
             again |= _propagate(nested, reached)
-            _bind(reached, bindings.out_of)
-            again |= _bind(reached, bindings.around)
+            _bind_body(reached, bindings.out_of)
+            again |= _bind_body(reached, bindings.around)
     return again
 
 
-def _bind(reached: set[int], pairs: Iterable[tuple[Value, Value]]) -> bool:
+def _bind_body(reached: set[int], pairs: Iterable[tuple[Value, Value]]) -> bool:
     before = len(reached)
     reached.update(to.id for from_, to in pairs if from_.id in reached and to.id >= 0)
     return len(reached) > before

@@ -113,7 +113,7 @@ def _converted(x: Num, from_boolean: bool, to_boolean: bool, to_inexact: bool) -
     return x if isinstance(value, Fraction) or to_inexact else num(math.trunc(value))
 
 
-def _identity(operands: Sequence[Expr], equation: Equation) -> Expr:
+def _unchanged(operands: Sequence[Expr], equation: Equation) -> Expr:
     return operands[0]
 
 
@@ -185,7 +185,7 @@ IDENTITIES = (
 )
 
 
-def _function(fn: str) -> PrimitiveReader:
+def _function_of(fn: str) -> PrimitiveReader:
     return lambda operands, equation: apply(fn, *operands)
 
 
@@ -215,7 +215,7 @@ ELEMENTWISE: dict[str, PrimitiveReader] = {
     "convert_element_type": _convert,
     "optimization_barrier": lambda operands, equation: operands,
     **{fn: _comparison(fn) for fn in ("eq", "ne", "lt", "le", "gt", "ge")},
-    **dict.fromkeys(IDENTITIES, _identity),
-    **{primitive: _function(fn) for primitive, fn in FUNCTIONS.items()},
+    **dict.fromkeys(IDENTITIES, _unchanged),
+    **{primitive: _function_of(fn) for primitive, fn in FUNCTIONS.items()},
     "sqrt": _sqrt,
 }
