@@ -332,8 +332,8 @@ def test_the_update_is_the_difference_of_the_params(dtype):
     assert 0 <= leaf.unchanged < 1
 
 
-def test_the_ratio_to_a_parameter_that_is_zero_is_left_out():
-    """A bias that starts at zero: no NaN and no infinity reaches a writer."""
+def test_what_is_undefined_is_not_written():
+    """The ratio to a bias that starts at zero, the mean of an empty array: no NaN and no infinity is written."""
     rows = []
 
     class Notes:
@@ -343,9 +343,11 @@ def test_the_ratio_to_a_parameter_that_is_zero_is_left_out():
         def close(self): ...
 
     def loss(params, x):
-        return jnp.mean((x @ params["w"] + params["b"] - 1.0) ** 2)
+        empty = params["empty"] * 2.0
+        return jnp.mean((x @ params["w"] + params["b"] - 1.0) ** 2) + jnp.sum(empty)
 
     params = {"w": np.ones(4, np.float32), "b": np.float32(0), "unused": np.zeros(3, np.float32)}
+    params["empty"] = np.zeros((0, 2), np.float32)
     _, history = jp.fit(loss, params, (X,), steps=4, watch=jp.Watch(every=2), writers=[Notes()], progress=False)
     told = [row for row in rows if "params['w']/ratio" in row]
     assert ["params['b']/ratio" in row for row in told] == [False, True]

@@ -2,12 +2,10 @@
 
 A chunk is a `while` loop on the device whose number of steps is an argument: one program serves chunks of
 every length, and it ends early if the loss or a gradient is not finite, or if `until` becomes true. If
-something is not finite the
-state stays unchanged: by a branch around the update, which then costs the same as without; or, if the state is
-a few numbers and a branch takes as long as the step, by keeping the previous state. Compared with a
-hand-written `lax.scan` this costs nothing (`benchmarks/train.py`). Which kind of chunk a run uses depends on
-its program and its state, never on
-the clock: the numbers are the same in every run.
+something is not finite the state stays unchanged: by a branch around the update, which then costs the same as
+without; or, if the state is a few numbers and a branch takes as long as the step, by keeping the previous
+state. Compared with a hand-written `lax.scan` this costs nothing (`benchmarks/train.py`). Which kind of chunk a
+run uses depends on its program and its state, never on the clock: the numbers are the same in every run.
 """
 
 import functools

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.types import PyTree
 from ...diagnosis import Report
 from ...record.statistics import Summary
 from .watched_history import StepNumbers, WatchedColumns, WatchedHistory
@@ -132,29 +133,40 @@ def plain_array(x: np.ndarray) -> np.ndarray:
 def flat_numbers(numbers: StepNumbers) -> dict[str, float]:
     """Return what was watched in one step as flat names and numbers: `h/cotangent/norm`, `params['w']/ratio`.
 
-    What is NaN because it was not recorded, or has no value (a ratio to a parameter that is zero), is left out.
+    What is NaN because it was not recorded or is undefined (the ratio to a parameter that is zero, the mean of
+    an empty array) is left out.
     """
     row: dict[str, float] = {}
     for name, sides in numbers.values.items():
         for side, record in sides._asdict().items():
-            tree = _over_scan_steps(record)._asdict() if isinstance(record, Summary) else record
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                if np.ndim(leaf) == 0 and _is_real_number(leaf):
-                    last = jax.tree_util.keystr(path, simple=True, separator="/")
-                    row["/".join(filter(None, (name, side, last)))] = float(np.asarray(leaf))
+            found = _of_summary(record) if isinstance(record, Summary) else _real_scalars(record)
+            row |= {"/".join(filter(None, (name, side, last))): x for last, x in found.items()}
     for group, norms in (("", numbers.leaves), ("per_example/", numbers.per_example)):
         for path, leaf in norms.items():
             row |= {f"{path}/{group}{kind}": float(x) for kind, x in leaf._asdict().items() if not np.isnan(x)}
     return row
 
 
-def _is_real_number(x: object) -> bool:
-    dtype = getattr(x, "dtype", np.dtype(type(x)))
-    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+def _of_summary(s: Summary) -> dict[str, float]:
+    """The statistics that have a value: those of an empty array are NaN although no number in it is."""
+    numbers = {name: float(x) for name, x in _over_scan_steps(s)._asdict().items()}
+    return {name: x for name, x in numbers.items() if x == x or numbers["nonfinite"] > 0}
+
+
+def _real_scalars(record: PyTree) -> dict[str, float]:
+    """The real numbers in what a recorder returned, by their path."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(record):
+        dtype = getattr(leaf, "dtype", np.dtype(type(leaf)))
+        if np.ndim(leaf) == 0 and any(map(jnp.issubdtype, [dtype] * 3, [jnp.floating, jnp.integer, jnp.bool_])):
+            found[jax.tree_util.keystr(path, simple=True, separator="/")] = float(np.asarray(leaf))
+    return found
 
 
 def _over_scan_steps(s: Summary) -> Summary:
     """The summary of all steps of a scan together. All arrays have one size, so it is exact."""
+    if not np.ndim(s.norm):
+        return s
     whole: dict[str, Any] = {
         "norm": np.sqrt(np.sum(np.square(s.norm))),
         "rms": np.sqrt(np.mean(np.square(s.rms))),

@@ -1,6 +1,6 @@
 """What was watched in a whole run, as arrays over the watched steps."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from ..._jaxpr import is_key
 from ..._text import in_columns, plural
-from ...core.types import PyTree
+from ...core.types import PyTree, Shape
 from ...record.statistics import Summary
 from ..step.watched import ExampleNorms, LeafNorms, Watched
 
@@ -72,34 +72,31 @@ class WatchedColumns:
     slots: PyTree = None
     steps: list[int] = field(default_factory=list)
     stacks: list[list[np.ndarray]] = field(default_factory=list)
+    _tree: Hashable | None = None
+    _stack_of: list[int] = field(default_factory=list)
 
     def add(self, step: int, numbers: StepNumbers) -> bool:
         """Append the numbers of a step. Returns False if earlier, unlike ones were dropped."""
         leaves, tree = jax.tree.flatten(numbers)
-        arrays = [_on_host(leaf) for leaf in leaves]
-        kinds: dict[tuple[str, tuple[int, ...]], list[np.ndarray]] = {}
-        slots = []
-        for array in arrays:
-            members = kinds.setdefault((str(array.dtype), array.shape), [])
-            slots.append(Slot(list(kinds).index((str(array.dtype), array.shape)), len(members)))
-            members.append(array)
-        rows = [np.stack(members) for members in kinds.values()]
-        layout = _in_order(jax.tree.unflatten(tree, slots), numbers)
-        fits = self.slots is None or self._fits(layout, rows)
+        arrays = list(map(_on_host, leaves))
+        fits = True
+        if self._tree is None or tree != self._tree:
+            slots = _slots_of(arrays)
+            layout = _in_order(jax.tree.unflatten(tree, slots), numbers)
+            fits = self.slots is None or to_json(layout) == to_json(self.slots)
+            self.slots, self._tree, self._stack_of = layout, tree, [slot.stack for slot in slots]
+        members: list[list[np.ndarray]] = [[] for _ in range(max(self._stack_of, default=-1) + 1)]
+        for stack, array in zip(self._stack_of, arrays, strict=True):
+            members[stack].append(array)
+        rows = [np.stack(some) for some in members]
+        fits = fits and all(stack[0].shape == row.shape for stack, row in zip(self.stacks, rows, strict=False))
         if not fits:
             self.steps, self.stacks = [], []
-        self.slots = layout
         self.steps.append(step)
         self.stacks = self.stacks or [[] for _ in rows]
         for stack, row in zip(self.stacks, rows, strict=True):
             stack.append(row)
         return fits
-
-    def _fits(self, layout: PyTree, rows: Sequence[np.ndarray]) -> bool:
-        """Whether the numbers of a step are those of the steps before."""
-        if to_json(layout) != to_json(self.slots):
-            return False
-        return all(stack[0].shape == row.shape for stack, row in zip(self.stacks, rows, strict=True))
 
     def history(self) -> "WatchedHistory":
         """Return the numbers by name."""
@@ -122,6 +119,18 @@ class WatchedColumns:
         slots = None if layout["slots"] is None else from_json(layout["slots"])
         stacks = [list(arrays[str(i)]) for i in range(len(arrays))]
         return cls(slots, list(layout["steps"]), stacks)
+
+
+def _slots_of(arrays: Sequence[np.ndarray]) -> list[Slot]:
+    """Where to keep each array: those of one shape and dtype in one stack."""
+    counts: dict[tuple[np.dtype, Shape], int] = {}
+    slots = []
+    for array in arrays:
+        kind = (array.dtype, array.shape)
+        row = counts.setdefault(kind, 0)
+        counts[kind] += 1
+        slots.append(Slot(list(counts).index(kind), row))
+    return slots
 
 
 def _in_order(layout: StepNumbers, numbers: StepNumbers) -> StepNumbers:
@@ -163,6 +172,8 @@ def from_json(text: Any) -> PyTree:
 
 
 def _on_host(x: object) -> np.ndarray:
+    if isinstance(x, np.ndarray):
+        return x
     return np.asarray(jax.random.key_data(x) if is_key(x) else x)  # type: ignore[arg-type]
 
 
@@ -249,6 +260,7 @@ def _scan_axes(x: ArrayLike) -> tuple[int, ...]:
 def _change(column: ArrayLike | None) -> str:
     """The first and the last number of a column; nothing for what was not recorded."""
     column = np.empty(0) if column is None else np.asarray(column)
+    column = np.abs(column) if np.iscomplexobj(column) else column
     if np.isnan(column).all():
         return ""
     ends = column[:1] if len(column) == 1 else column[[0, -1]]
