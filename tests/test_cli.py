@@ -1,4 +1,4 @@
-"""The command line, called as its users call it."""
+"""The command line, called as users call it."""
 
 import errno
 import io
@@ -66,7 +66,7 @@ def model(tmp_path):
 
 @pytest.fixture(autouse=True)
 def same_path():
-    """What a command adds to the path goes with the test."""
+    """Restore the import path after each test."""
     before = list(sys.path)
     yield
     sys.path[:] = before
@@ -357,7 +357,7 @@ def test_as_a_process_whose_reader_goes_away():
 
 
 class ClosedPipe(io.StringIO):
-    """An output whose reader is gone."""
+    """An output that nobody reads any more."""
 
     def write(self, text):
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -367,7 +367,7 @@ class ClosedPipe(io.StringIO):
     "command", ["explain", "draw", "trace", "quiz", "diagnose", "check", "residuals", "demo"]
 )
 def test_a_closed_pipe_is_not_an_error(command, monkeypatch, capsys):
-    """Nothing is said about it, and the exit code is that of a process ended by SIGPIPE."""
+    """Nothing is printed about it, and the exit code is that of a process ended by SIGPIPE."""
     argv = [command] if command == "demo" else [command, f"{WORKED}:loss", "1.", "1.", "2."]
     monkeypatch.setattr("sys.stdout", ClosedPipe())
     assert main(argv) == 141

@@ -1,4 +1,4 @@
-"""Every example runs as a process of its own and checks itself."""
+"""Every example runs in its own process and checks itself."""
 
 import subprocess
 import sys

@@ -2,7 +2,7 @@
 
 The models are the table in ``models.py``. Each is tried jitted, eagerly, and inside the
 transformations people put a gradient in. That compiles much and runs little, so all but one test
-turn XLA's slower optimisations off: the numbers are the same to rounding. The tests run model by
+turn XLA's slower optimizations off: the numbers are the same to rounding. The tests run model by
 model, and JAX's caches are cleared after every few.
 
 Every model has the quick tests and one of the slow ones; with JAXPROP_FULL=1 each has all.
@@ -65,7 +65,7 @@ _made = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def model(request):
-    """Make a model; clear JAX's caches after every fourth, since models share the operations of their making."""
+    """Make a model; clear JAX's caches only after every fourth, since models share operations when they are made."""
     yield Model(request.param)
     if next(_made) % 4 == 0:
         jax.clear_caches()
@@ -73,12 +73,12 @@ def model(request):
 
 @pytest.fixture
 def optimised():
-    """Ask for all of XLA's optimisations."""
+    """Request all of XLA's optimizations."""
 
 
 @pytest.fixture(autouse=True)
 def quick_compile(request):
-    """Compile with few optimisations, unless all are asked for; it takes half the time or less."""
+    """Compile with few optimizations unless a test requests all; this takes half the time or less."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", "optimised" not in request.fixturenames)
     yield
@@ -122,7 +122,7 @@ def test_jitted_gradients_are_those_of_jax(model):
 
 @cases(slow=True)
 def test_optimised_gradients_are_those_of_jax(model, optimised):
-    """So it is with all of XLA's optimisations, under which operations are fused."""
+    """The same with all of XLA's optimizations, under which operations are fused."""
     loss, args, argnums = model.made
     value, grads = jax.jit(jax.value_and_grad(loss, argnums))(*args)
     tape = jax.jit(jp.backprop(loss, argnums))(*args)
@@ -199,7 +199,7 @@ def test_inputs_carry_their_gradients(model):
 
 
 def not_zero(arrays):
-    """Leave out what is zero everywhere: the gradient of what the loss does not read."""
+    """Leave out what is zero everywhere: the gradient of what the loss does not use."""
     return [array for array in arrays if array is not None and np.any(array)]
 
 

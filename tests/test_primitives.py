@@ -72,7 +72,7 @@ def groups():
 
 
 def chosen(per_group):
-    """Return the harnesses to run: all, where no number per group is given."""
+    """Return the harnesses to run: all if no number per group is given."""
     table = groups()
     return [h for hs in table.values() for h in (evenly(hs, per_group) if per_group else hs)]
 
@@ -204,7 +204,7 @@ def report():
 
 @pytest.fixture(autouse=True)
 def quick_compile():
-    """Compile with few optimisations: an operation is compiled once and runs twice."""
+    """Compile with few optimizations: an operation is compiled once and runs twice."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

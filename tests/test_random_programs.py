@@ -1,4 +1,4 @@
-"""Random programs: what must hold of every one of them.
+"""Random programs: what must hold for every one of them.
 
 A program is data: steps that read earlier values, some of which run a program inside ``jit``,
 ``scan``, ``cond`` and the like, two deep. Hypothesis draws them and shrinks what fails to the
@@ -42,7 +42,7 @@ def examples(count):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compile():
-    """Compile with few optimisations: each program is compiled to run once."""
+    """Compile with few optimizations: each program is compiled to run once."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -135,7 +135,7 @@ def in_switch(f, x, y):
 
 
 def in_checkpoint(policy, f, x, y):
-    """Recompute a program on the way back."""
+    """Recompute a program in the backward pass."""
     return jax.checkpoint(f, policy=policy)(x, y)
 
 
@@ -214,7 +214,7 @@ def steps(draw, most):
 
 @st.composite
 def programs(draw, depth):
-    """Draw programs with others inside, so many deep."""
+    """Draw programs with others inside, to a given depth."""
     if not depth:
         return draw(steps(3))
     count = draw(st.integers(1, 2))
@@ -231,7 +231,7 @@ class Problem(NamedTuple):
     argnums: tuple[int, ...]
 
     def loss(self, x, y, z):
-        """Run the program on three arguments, and weigh what comes out."""
+        """Run the program on three arguments; return a weighted sum of its result."""
         h = run(self.program, x, y, z)
         return jnp.sum(h * jnp.array([1.0, -0.5, 2.0]))
 
@@ -244,7 +244,7 @@ ARGNUMS = st.sampled_from([(0, 1, 2), (0,), (1,), (0, 2), (2, 1)])
 
 
 def problems(depth):
-    """Draw problems whose programs are nested so deep."""
+    """Draw problems whose programs are nested to a given depth."""
     return st.builds(Problem, programs(depth), st.integers(0, 99), ARGNUMS)
 
 
@@ -308,7 +308,7 @@ def test_the_identity_rule_everywhere(problem):
 @given(problems(1))
 @examples(20)
 def test_shares_sum_to_the_cotangent(problem):
-    """The shares that the readers of a value send sum to its cotangent, in bodies too."""
+    """The shares of the consumers of a value sum to its cotangent, in bodies too."""
     by_jax(problem)
     tape = jp.backprop(problem.loss, problem.argnums)(*problem.args())
     for entry in tape:
@@ -331,7 +331,7 @@ def check_shares(shares, cotangent, steps):
 
 
 def norm(array, steps):
-    """Return the norm over all but so many leading axes."""
+    """Return the norm over all axes after the first `steps`."""
     return np.sqrt(np.sum(np.float64(array) ** 2, axis=tuple(range(steps, array.ndim))))
 
 
@@ -363,7 +363,7 @@ def test_local_gradients_multiply_along_a_chain(kinds, seed):
 )
 @pytest.mark.parametrize("flags", [FLAGS, *([(flag,) for flag in FLAGS] if FULL else ())], ids=" ".join)
 def test_with_flags_on(flags):
-    """Everything in this file holds with JAX's experimental forms, in a process of its own.
+    """Everything in this file holds with JAX's experimental forms, in a separate process.
 
     All of them together; with JAXPROP_FULL=1 each alone as well.
     """

@@ -60,12 +60,12 @@ def run(markdown: str, folder: Path) -> int:
 
 
 def compare(got: str, expected: str, line: int) -> None:
-    """The same text but for spaces at line ends; `...` stands for anything."""
+    """The two texts are equal, up to spaces at line ends; `...` matches anything."""
     got, expected = (
         "\n".join(part.rstrip() for part in text.strip("\n").splitlines()) + "\n" for text in (got, expected)
     )
     if not doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS):
-        raise AssertionError(f"the block at line {line} printed\n\n{got}\nand the page says\n\n{expected}")
+        raise AssertionError(f"the block at line {line} printed\n\n{got}\nbut the page says\n\n{expected}")
 
 
 #: Pages whose programs take more than ten seconds to compile.

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _discard_output() -> None:
     """Point the standard output at the null device, so that Python's flush at exit does not fail."""
-    with contextlib.suppress(OSError, ValueError):  # no file stands behind the stream
+    with contextlib.suppress(OSError, ValueError):  # the stream is not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
