@@ -129,7 +129,7 @@ def written(tree: ast.expr | None) -> Written | None:
         case ast.Call(function, positional, keywords):
             if any(isinstance(x, ast.Starred) for x in positional) or any(k.arg is None for k in keywords):
                 return None
-            name, receiver = _function(function)
+            name, receiver = _name_and_receiver(function)
             arguments = [*receiver, *positional]
             named = {keyword.arg: keyword.value for keyword in keywords if keyword.arg is not None}
             if name in _AXIS_SECOND and len(arguments) == 2:
@@ -138,7 +138,7 @@ def written(tree: ast.expr | None) -> Written | None:
     return None
 
 
-def _function(function: ast.expr) -> tuple[str, list[ast.expr]]:
+def _name_and_receiver(function: ast.expr) -> tuple[str, list[ast.expr]]:
     """The last name of a function; for a method also the object it is called on."""
     if not isinstance(function, ast.Attribute):
         return getattr(function, "id", ""), []
@@ -153,7 +153,7 @@ def _function(function: ast.expr) -> tuple[str, list[ast.expr]]:
 def called(code: str) -> str:
     """Return the last name of the function that is called, `norm` for `jnp.linalg.norm(x)`; "" if none is."""
     tree = parse(code)
-    return _function(tree.func)[0] if isinstance(tree, ast.Call) else ""
+    return _name_and_receiver(tree.func)[0] if isinstance(tree, ast.Call) else ""
 
 
 # --- joined to the program -------------------------------------------------------------------------

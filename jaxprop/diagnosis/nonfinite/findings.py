@@ -57,7 +57,7 @@ def origin_findings(
     loss = [np.asarray(x) for x, ct in zip(results, first.seed, strict=True) if ct is not None]
     choice = choose(run, loss, candidates)
     described = [
-        _finding(origin, one, cause, rewrite, batch)
+        _describe(origin, one, cause, rewrite, batch)
         for origin, one, cause, rewrite in zip(origins, evidence, matched, choice.chosen, strict=True)
     ]
     order = {value.name: i for i, value in enumerate(full.graph.inputs)}
@@ -112,7 +112,7 @@ def _suspect_operand(evidence: Evidence) -> int:
 # --- in words --------------------------------------------------------------------------------------
 
 
-def _finding(
+def _describe(
     origin: Origin, evidence: Evidence, cause: Cause, rewrite: Rewrite | None, batch: int | None
 ) -> Finding:
     event = origin.event
@@ -124,7 +124,7 @@ def _finding(
     if event.steps > 1:
         numbers["bad steps"] = event.steps
     replacements = _replacements(evidence)
-    fix = cause.fix.format(**replacements) if rewrite is None else _code(rewrite, evidence)
+    fix = cause.fix.format(**replacements) if rewrite is None else _fix_as_code(rewrite, evidence)
     return Finding(
         kind="origin",
         severity="note" if origin.harmless else "error",
@@ -140,7 +140,7 @@ def _finding(
     )
 
 
-def _code(rewrite: Rewrite, evidence: Evidence) -> str:
+def _fix_as_code(rewrite: Rewrite, evidence: Evidence) -> str:
     """The code of a fix; if it replaces more than the expression of the finding, a comment says what."""
     if rewrite.nodes == {evidence.node.index} or rewrite.root.label == evidence.code:
         return rewrite.code
