@@ -214,7 +214,7 @@ def operation_of(graph: Graph, node: Node) -> Operation | None:
 
 def _run_around(graph: Graph, node: Node, shape: Written) -> tuple[Node, ...]:
     """The nodes around one that come from the same evaluation of the same expression."""
-    level = _level(graph.places[node.index].graph)
+    level = _operations_of_level(graph.places[node.index].graph)
     first = last = next(i for i, other in enumerate(level) if other.index == node.index)
 
     def belongs(other: Node) -> bool:
@@ -233,13 +233,17 @@ def _run_around(graph: Graph, node: Node, shape: Written) -> tuple[Node, ...]:
 
 
 @once
-def _level(graph: Graph) -> tuple[Node, ...]:
+def _operations_of_level(graph: Graph) -> tuple[Node, ...]:
     return tuple(graph.equations())
 
 
-@once
 def consumers(graph: Graph) -> Mapping[int, tuple[Node, ...]]:
     """The nodes of one level that read a value, by id of the value."""
+    return _consumers_in_level(graph)
+
+
+@once
+def _consumers_in_level(graph: Graph) -> Mapping[int, tuple[Node, ...]]:
     found: dict[int, dict[int, Node]] = {}
     for node in graph.equations():
         for value in node.operands:

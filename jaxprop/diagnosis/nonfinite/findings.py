@@ -9,6 +9,7 @@ import numpy as np
 from ... import _jaxpr
 from ..._text import listed, type_name
 from ...core.graph import Graph, Value
+from ...core.types import NodeIndex
 from ...record.tape import Tape
 from ..measures import with_parents
 from ..passes import Run, on_host
@@ -67,11 +68,12 @@ def origin_findings(
 def _nodes_to_record(graph: Graph, origins: Sequence[Origin], causes: Sequence[Cause]) -> frozenset[int]:
     """The accused nodes, and all that the expressions around them consist of which a form may replace."""
     forms = list(dict.fromkeys(form for cause in causes for form in cause.forms))
-    found: set[int] = set()
+    found: set[NodeIndex] = set()
     for node in (origin.event.node for origin in origins):
-        found.add(node.index)
+        found.add(NodeIndex(node.index))
         for form in forms:
-            found.update(*(replaceable(form, graph, node, position) for position in range(len(node.operands))))
+            for position in range(len(node.operands)):
+                found.update(map(NodeIndex, replaceable(form, graph, node, position)))
     return with_parents(graph, [graph.by_index[index] for index in found])
 
 
@@ -184,21 +186,19 @@ def _behind_mask(evidence: Evidence) -> str:
 
 def _message(origin: Origin, evidence: Evidence) -> str:
     event = origin.event
-    name, what = event.node.name, _what(origin, evidence)
+    name, what, then = event.node.name, _what(origin, evidence), _consequence(origin)
     match event.kind:
         case "input":
-            begins = f"`{name}` contains {what}{_index(event.element)}"
+            return f"`{name}` contains {what}{_index(event.element)}, which {then}."
         case "seed":
-            begins = f"the initial cotangent of `{name}` contains {what}{_index(event.element)}"
+            return f"the initial cotangent of `{name}` contains {what}{_index(event.element)}, which {then}."
         case "sum":
-            begins = f"the cotangents of `{name}` sum to {what}"
+            return f"the cotangents of `{name}` sum to {what}, which {then}."
         case "unexamined" if evidence.backward:
-            begins = f"the cotangent of `{name}` is {what}, and where that begins was not found"
+            return f"the cotangent of `{name}` is {what}, and where that begins was not found; it {then}."
         case _ if evidence.backward:
-            begins = f"the backward pass through `{name}` produces {what}"
-        case _:
-            begins = f"`{name}` produces {what}"
-    return f"{begins}{';' if ', ' in begins else ', which'} {_consequence(origin)}."
+            return f"the backward pass through `{name}` produces {what}, which {then}."
+    return f"`{name}` produces {what}, which {then}."
 
 
 def _consequence(origin: Origin) -> str:
