@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from ...core.graph import Graph, Node, Value
 from ...core.structure import once, producers
-from ...core.types import ValueId
 from .probe import is_float, moves
 
 #: How a primitive is written in the source, where one expression is one primitive.
@@ -130,7 +129,7 @@ def written(tree: ast.expr | None) -> Written | None:
         case ast.Call(function, positional, keywords):
             if any(isinstance(x, ast.Starred) for x in positional) or any(k.arg is None for k in keywords):
                 return None
-            name, receiver = _function(function)
+            name, receiver = _name_and_receiver(function)
             arguments = [*receiver, *positional]
             named = {keyword.arg: keyword.value for keyword in keywords if keyword.arg is not None}
             if name in _AXIS_SECOND and len(arguments) == 2:
@@ -139,7 +138,7 @@ def written(tree: ast.expr | None) -> Written | None:
     return None
 
 
-def _function(function: ast.expr) -> tuple[str, list[ast.expr]]:
+def _name_and_receiver(function: ast.expr) -> tuple[str, list[ast.expr]]:
     """The last name of a function; for a method also the object it is called on."""
     if not isinstance(function, ast.Attribute):
         return getattr(function, "id", ""), []
@@ -154,7 +153,7 @@ def _function(function: ast.expr) -> tuple[str, list[ast.expr]]:
 def called(code: str) -> str:
     """Return the last name of the function that is called, `norm` for `jnp.linalg.norm(x)`; "" if none is."""
     tree = parse(code)
-    return _function(tree.func)[0] if isinstance(tree, ast.Call) else ""
+    return _name_and_receiver(tree.func)[0] if isinstance(tree, ast.Call) else ""
 
 
 # --- joined to the program -------------------------------------------------------------------------
@@ -215,7 +214,7 @@ def operation_of(graph: Graph, node: Node) -> Operation | None:
 
 def _run_around(graph: Graph, node: Node, shape: Written) -> tuple[Node, ...]:
     """The nodes around one that come from the same evaluation of the same expression."""
-    level = _level(graph.places[node.index].graph)
+    level = _operations_of_level(graph.places[node.index].graph)
     first = last = next(i for i, other in enumerate(level) if other.index == node.index)
 
     def belongs(other: Node) -> bool:
@@ -234,13 +233,17 @@ def _run_around(graph: Graph, node: Node, shape: Written) -> tuple[Node, ...]:
 
 
 @once
-def _level(graph: Graph) -> tuple[Node, ...]:
+def _operations_of_level(graph: Graph) -> tuple[Node, ...]:
     return tuple(graph.equations())
 
 
-@once
 def consuming_nodes(graph: Graph) -> Mapping[int, tuple[Node, ...]]:
     """The nodes of one level that read a value, by id of the value."""
+    return _consumers_in_level(graph)
+
+
+@once
+def _consumers_in_level(graph: Graph) -> Mapping[int, tuple[Node, ...]]:
     found: dict[int, dict[int, Node]] = {}
     for node in graph.equations():
         for value in node.operands:
@@ -261,7 +264,7 @@ def _used_outside(graph: Graph, nodes: Sequence[Node]) -> list[Value]:
 
 
 def _values_of_arguments(
-    graph: Graph, shape: Written, nodes: Sequence[Node], read: Mapping[ValueId, Value]
+    graph: Graph, shape: Written, nodes: Sequence[Node], read: Mapping[int, Value]
 ) -> tuple[Value | None, ...]:
     by_position = _by_position(shape, nodes)
     if by_position is not None:

@@ -58,7 +58,7 @@ def origin_findings(
     loss = [np.asarray(x) for x, ct in zip(results, first.seed, strict=True) if ct is not None]
     choice = choose(run, loss, candidates)
     described = [
-        _finding(origin, one, cause, rewrite, batch)
+        _describe(origin, one, cause, rewrite, batch)
         for origin, one, cause, rewrite in zip(origins, evidence, matched, choice.chosen, strict=True)
     ]
     order = {value.name: i for i, value in enumerate(full.graph.inputs)}
@@ -70,9 +70,10 @@ def _nodes_to_record(graph: Graph, origins: Sequence[Origin], causes: Sequence[C
     forms = list(dict.fromkeys(form for cause in causes for form in cause.forms))
     found: set[NodeIndex] = set()
     for node in (origin.event.node for origin in origins):
-        found.add(node.index)
+        found.add(NodeIndex(node.index))
         for form in forms:
-            found.update(*(replaceable(form, graph, node, position) for position in range(len(node.operands))))
+            for position in range(len(node.operands)):
+                found.update(map(NodeIndex, replaceable(form, graph, node, position)))
     return with_parents(graph, [graph.by_index[index] for index in found])
 
 
@@ -113,7 +114,7 @@ def _suspect_operand(evidence: Evidence) -> int:
 # --- in words --------------------------------------------------------------------------------------
 
 
-def _finding(
+def _describe(
     origin: Origin, evidence: Evidence, cause: Cause, rewrite: Rewrite | None, batch: int | None
 ) -> Finding:
     event = origin.event
@@ -125,7 +126,7 @@ def _finding(
     if event.steps > 1:
         numbers["bad steps"] = event.steps
     replacements = _replacements(evidence)
-    fix = cause.fix.format(**replacements) if rewrite is None else _code(rewrite, evidence)
+    fix = cause.fix.format(**replacements) if rewrite is None else _fix_as_code(rewrite, evidence)
     return Finding(
         kind="origin",
         severity="note" if origin.harmless else "error",
@@ -141,7 +142,7 @@ def _finding(
     )
 
 
-def _code(rewrite: Rewrite, evidence: Evidence) -> str:
+def _fix_as_code(rewrite: Rewrite, evidence: Evidence) -> str:
     """The code of a fix; if it replaces more than the expression of the finding, a comment says what."""
     if rewrite.nodes == {evidence.node.index} or rewrite.root.label == evidence.code:
         return rewrite.code
@@ -185,21 +186,19 @@ def _behind_mask(evidence: Evidence) -> str:
 
 def _message(origin: Origin, evidence: Evidence) -> str:
     event = origin.event
-    name, what = event.node.name, _what(origin, evidence)
+    name, what, then = event.node.name, _what(origin, evidence), _consequence(origin)
     match event.kind:
         case "input":
-            begins = f"`{name}` contains {what}{_index(event.element)}"
+            return f"`{name}` contains {what}{_index(event.element)}, which {then}."
         case "seed":
-            begins = f"the initial cotangent of `{name}` contains {what}{_index(event.element)}"
+            return f"the initial cotangent of `{name}` contains {what}{_index(event.element)}, which {then}."
         case "sum":
-            begins = f"the cotangents of `{name}` sum to {what}"
+            return f"the cotangents of `{name}` sum to {what}, which {then}."
         case "unexamined" if evidence.backward:
-            begins = f"the cotangent of `{name}` is {what}, and where that begins was not found"
+            return f"the cotangent of `{name}` is {what}, and where that begins was not found; it {then}."
         case _ if evidence.backward:
-            begins = f"the backward pass through `{name}` produces {what}"
-        case _:
-            begins = f"`{name}` produces {what}"
-    return f"{begins}{';' if ', ' in begins else ', which'} {_consequence(origin)}."
+            return f"the backward pass through `{name}` produces {what}, which {then}."
+    return f"`{name}` produces {what}, which {then}."
 
 
 def _consequence(origin: Origin) -> str:

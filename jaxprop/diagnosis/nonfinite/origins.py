@@ -138,7 +138,7 @@ def _infinite_results(tape: Tape) -> tuple[Value, ...]:
 def _is_suspicious(first: Tape) -> bool:
     """Whether the result or the gradient is not finite, or there is a NaN among the intermediates.
 
-    An Inf among the intermediates is no fault: masks are made of it.
+    An Inf among the intermediates is not a fault: masks are made of it.
     """
     results = [x for x in jax.tree.leaves(first.value) if _jaxpr.is_inexact(_jaxpr.dtype_of(x))]
     if not all(np.all(np.isfinite(np.asarray(x, complex))) for x in results):

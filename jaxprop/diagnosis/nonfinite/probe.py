@@ -245,13 +245,13 @@ def _probe_cotangents(local: Local, out_cts: OutCts) -> Array:
         bad = ~jnp.isfinite(ct)
         shape = np.shape(ct)
         produced_here, by_operands = (
-            bad & _nonfinite(found.by_neither[i]),
-            bad & _nonfinite(found.by_operands[i]),
+            bad & _is_bad(found.by_neither[i]),
+            bad & _is_bad(found.by_operands[i]),
         )
         produced = produced_here & _everywhere(node, found.nothing_shows, shape)
         from_inf = by_operands & ~produced_here & ~_nan_among_operands(local, shape)
         from_inf = from_inf & _everywhere(node, no_nan, shape)
-        flags = (bad, bad & _nonfinite(found.by_cts[i]), by_operands, produced, from_inf)
+        flags = (bad, bad & _is_bad(found.by_cts[i]), by_operands, produced, from_inf)
         rows.append(_packed(flags, (by_operands, produced, from_inf), produced | from_inf))
     return _stacked_rows(rows, 5)
 
@@ -322,7 +322,7 @@ def _everywhere(node: Node, masks: Sequence[Array], shape: Shape) -> Array:
 # --- helpers ---------------------------------------------------------------------------------------
 
 
-def _nonfinite(ct: Array | None) -> Array:
+def _is_bad(ct: Array | None) -> Array:
     return jnp.zeros((), bool) if ct is None else ~jnp.isfinite(ct)
 
 

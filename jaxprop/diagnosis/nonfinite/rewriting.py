@@ -14,7 +14,7 @@ from ...core.graph import Graph, Node, Value
 from ...core.local import evaluate
 from ...core.structure import producers
 from ...core.types import Array, NodeIndex, ValueId
-from .expressions import Operation, consumers, operation_of, parse, variable_of, written
+from .expressions import Operation, consuming_nodes, operation_of, parse, variable_of, written
 from .probe import moves
 from .stable_forms import StableForm, constants_for
 
@@ -159,7 +159,7 @@ def _around(graph: Graph, operation: Operation | None) -> Iterator[Operation]:
             seen.add(current.result.id)
             yield current
             level = graph.places[current.root.index].graph
-            onward = (operation_of(graph, user) for user in consumers(level).get(current.result.id, ()))
+            onward = (operation_of(graph, user) for user in consuming_nodes(level).get(current.result.id, ()))
             following += [found for found in onward if found is not None]
         front = following
 
@@ -217,7 +217,7 @@ def _match_argument(
         yield from [binding] if _is_number(tree, pattern.value) else []
         return
     if isinstance(pattern, ast.Name):
-        bound = _bind(graph, pattern.id, tree, value, binding, around)
+        bound = _bind_name(graph, pattern.id, tree, value, binding, around)
         yield from [] if bound is None else [bound]
         return
     taken: list[Operation] = []
@@ -243,7 +243,7 @@ def _producing_operation(graph: Graph, value: Value | None) -> Operation | None:
     return None if producer is None else operation_of(graph, producer)
 
 
-def _bind(
+def _bind_name(
     graph: Graph, name: str, tree: ast.expr, value: Value | None, binding: _Binding, around: Operation
 ) -> _Binding | None:
     """Bind a name of a form to an argument; None if it is bound to another, or means another elsewhere."""
@@ -299,8 +299,8 @@ def _rewrite(form: StableForm, operation: Operation, binding: _Binding) -> Rewri
         root=operation.root,
         result=operation.result,
         inputs=inputs,
-        function=_function(template, binding, constants, inputs),
-        original=_function(parse_form(form.broken), binding, constants, inputs),
+        function=_as_function(template, binding, constants, inputs),
+        original=_as_function(parse_form(form.broken), binding, constants, inputs),
         nodes=binding.nodes,
         replays=binding.operation is not None or bool(binding.selections),
     )
@@ -384,7 +384,7 @@ def _inputs(binding: _Binding) -> tuple[Value, ...]:
     return tuple((needed | {value.id: value for value in binding.values.values()}).values())
 
 
-def _function(
+def _as_function(
     template: ast.expr, binding: _Binding, constants: Mapping[str, str], inputs: tuple[Value, ...]
 ) -> Callable[..., Array]:
     """The stable form as a function of the values that it reads. What is printed is what is evaluated."""

@@ -182,7 +182,7 @@ class _Trials:
     def _result(self, chosen: Sequence[Rewrite | None]) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
         """Value and gradient; None if too much was tried already."""
         put_in = tuple(one for one in chosen if one is not None)
-        key = tuple(map(_identity, put_in))
+        key = tuple(map(_trial_key, put_in))
         if key not in self.known:
             if len(self.known) >= _MOST_TRIALS:
                 return None
@@ -195,7 +195,7 @@ class _Trials:
 _MOST_TRIALS = 8
 
 
-def _identity(rewrite: Rewrite) -> Hashable:
+def _trial_key(rewrite: Rewrite) -> Hashable:
     """What tells a rewrite from another of the same loss: its nodes are those of one program at some shapes."""
     shapes = tuple((value.id, value.shape, str(value.dtype)) for value in (*rewrite.inputs, rewrite.result))
     return rewrite.form, rewrite.code, rewrite.root.index, shapes
