@@ -264,7 +264,7 @@ def _used_outside(graph: Graph, nodes: Sequence[Node]) -> list[Value]:
 
 
 def _values_of_arguments(
-    graph: Graph, shape: Written, nodes: Sequence[Node], read: Mapping[int, Value]
+    graph: Graph, shape: Written, nodes: Sequence[Node], read: Mapping[ValueId, Value]
 ) -> tuple[Value | None, ...]:
     by_position = _by_position(shape, nodes)
     if by_position is not None:
