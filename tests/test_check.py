@@ -255,7 +255,7 @@ ODD = {
 
 
 @pytest.mark.library
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "kalman" else n for n in ODD])
 def test_what_is_right_as_far_as_can_be_gives_no_finding(name):
     loss, *args = ODD[name]
     report = jp.check(loss)(*args)

@@ -5,7 +5,8 @@ transformations people put a gradient in. That compiles much and runs little, so
 turn XLA's slower optimizations off: the numbers are the same to rounding. The tests run model by
 model, and JAX's caches are cleared after every few.
 
-Every model has the quick tests and one of the slow ones; with JAXPROP_FULL=1 each has all.
+Every other model has the quick tests. Where slow tests run, all models have these, and each has one
+of the long ones; with JAXPROP_FULL=1 each has all.
 """
 
 from __future__ import annotations
@@ -85,17 +86,17 @@ def quick_compile(request):
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-_slow_tests = itertools.count()
+QUICK = CASES[::2]
+_long_tests = itertools.count()
 
 
-def cases(without=(), slow=False, every=1):
-    """Run a test for every model, except those with some tags.
+def cases(without=(), long=False, every=1):
+    """Run a test for every model, except those with some tags; as a slow test for every second one.
 
-    A test may ask for each `every`-th model only. The slow tests run on one line of JAX, each for a ninth of the
-    models, so that each model has one of the nine.
+    A test may ask for each `every`-th model only. Of the nine long tests each model has one.
     """
-    some = sample(CASES, 9, next(_slow_tests)) if slow else sample(CASES, every)
-    params = [pytest.param(c, marks=marks(c.tags, without, slow), id=c.name) for c in some]
+    some = sample(CASES, 9, next(_long_tests)) if long else sample(CASES, every)
+    params = [pytest.param(c, marks=marks(c.tags, without, long or c not in QUICK), id=c.name) for c in some]
     return pytest.mark.parametrize("model", params, indirect=True, scope="module")
 
 
@@ -120,7 +121,7 @@ def test_jitted_gradients_are_those_of_jax(model):
     model.check(model.tape.grads, grads)
 
 
-@cases(slow=True)
+@cases(long=True)
 def test_optimised_gradients_are_those_of_jax(model, optimised):
     """The same with all of XLA's optimizations, under which operations are fused."""
     loss, args, argnums = model.made
@@ -130,7 +131,7 @@ def test_optimised_gradients_are_those_of_jax(model, optimised):
     model.check(tape.grads, grads)
 
 
-@cases(slow=True)
+@cases(long=True)
 def test_eager_gradients_are_those_of_jax(model):
     """The eager tape has the loss and the gradients of jax.value_and_grad."""
     loss, args, argnums = model.made
@@ -254,25 +255,25 @@ def inside(place, model):
     model.check(tape.grads, place(jax.grad, *model.made))
 
 
-@cases(slow=True)
+@cases(long=True)
 def test_inside_vmap(model):
     """A tape under vmap has the gradients of jax.grad under vmap."""
     inside(vmapped, model)
 
 
-@cases(slow=True)
+@cases(long=True)
 def test_inside_checkpoint(model):
     """A tape inside jax.checkpoint has the gradients of jax.grad there."""
     inside(checkpointed, model)
 
 
-@cases(slow=True)
+@cases(long=True)
 def test_of_a_checkpointed_loss(model):
     """A tape of a recomputed loss has the gradients of jax.grad of it."""
     inside(of_checkpoint, model)
 
 
-@cases(without={"no_shard_map"}, slow=True)
+@cases(without={"no_shard_map"}, long=True)
 def test_inside_shard_map(model):
     """A tape inside shard_map has the gradients of jax.grad there."""
     inside(sharded, model)
@@ -304,13 +305,13 @@ def pulled(differentiate, loss, args, argnums):
     return jax.jit(jax.grad(squares))(some)
 
 
-@cases(without={"first_order"}, slow=True)
+@cases(without={"first_order"}, long=True)
 def test_tangents_through_the_gradients(model):
     """jax.jvp of the gradients of a tape is jax.jvp of jax.grad."""
     model.check(pushed(tape_grads, *model.made), pushed(jax.grad, *model.made))
 
 
-@cases(without={"first_order"}, slow=True)
+@cases(without={"first_order"}, long=True)
 def test_gradients_of_the_gradients(model):
     """jax.grad of the gradients of a tape is jax.grad of jax.grad."""
     model.check(pulled(tape_grads, *model.made), pulled(jax.grad, *model.made))
@@ -332,7 +333,7 @@ def halves(tape, half):
     return {name: what for name, what in found.items() if what is not None}
 
 
-@cases(slow=True)
+@cases(long=True)
 @pytest.mark.parametrize("half", ["value", "cotangent"])
 def test_norms_of_the_summary_are_those_of_numpy(model, half):
     """record=jp.summary has the norm, at every name, that NumPy finds on the full tape."""

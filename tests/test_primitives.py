@@ -5,15 +5,16 @@ and where it is known not to work. For each with a float or complex argument and
 tape with everything recorded is compared with ``jax.vjp`` under the same random cotangent: the
 gradients agree to one unit in the last place, and the values are the same bits.
 
-There are thousands. By default each group (mostly one primitive) is limited to `PER_GROUP` cases,
-evenly spaced in the order of JAX's table, the first and the last among them: the families of a
-group are neighbours there, so each has its share. ``JAXPROP_FULL=1`` takes them all, and so does
-``python tests/test_primitives.py``, which prints the counts as a table.
+There are thousands. By default the first and the last of each group (mostly one primitive) are
+tried, and where slow tests run `PER_GROUP` of them, evenly spaced in the order of JAX's table: the
+families of a group are neighbours there, so each has its share. ``JAXPROP_FULL=1`` takes them all,
+and so does ``python tests/test_primitives.py``, which prints the counts as a table.
 """
 
 from __future__ import annotations
 
 import collections
+import itertools
 import zlib
 
 import jax
@@ -28,7 +29,7 @@ harnesses = pytest.importorskip("jax._src.internal_test_util.test_harnesses")
 
 pytestmark = [pytest.mark.library, pytest.mark.filterwarnings("ignore")]
 
-PER_GROUP = 4
+PER_GROUP = 6
 BITS = {2: np.int16, 4: np.int32, 8: np.int64}
 COUNTS: collections.Counter[str] = collections.Counter()
 LEFT_OUT: collections.Counter[str] = collections.Counter()
@@ -71,10 +72,13 @@ def groups():
     return table
 
 
-def chosen(per_group):
-    """Return the harnesses to run: all if no number per group is given."""
-    table = groups()
-    return [h for hs in table.values() for h in (evenly(hs, per_group) if per_group else hs)]
+def chosen():
+    """Return the harnesses to test, those between the first and the last of a group marked as slow."""
+    for group in groups().values():
+        some = group if FULL else evenly(group, PER_GROUP)
+        for i, harness in enumerate(some):
+            marks = pytest.mark.slow if 0 < i < len(some) - 1 else ()
+            yield pytest.param(harness, marks=marks, id=str(harness))
 
 
 # One harness
@@ -211,7 +215,7 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.mark.parametrize("harness", chosen(None if FULL else PER_GROUP), ids=str)
+@pytest.mark.parametrize("harness", list(chosen()))
 def test_harness(harness):
     """The eager gradients and values of a harness are JAX's."""
     try:
@@ -242,7 +246,7 @@ def test_counts(capsys):
 def main():
     """Run every harness and print the counts."""
     jax.config.update("jax_disable_most_optimizations", True)
-    for harness in chosen(None):
+    for harness in itertools.chain(*groups().values()):
         try:
             found = compare(harness)
         except LeftOut as error:
