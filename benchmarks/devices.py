@@ -1,7 +1,7 @@
-"""Two devices against one, and what watching and saving cost a run. On host devices, which share one processor.
+"""Two devices compared with one, and the cost of watching and saving. On host devices, which share one CPU.
 
-Two devices of one processor cannot be faster than one that has all its cores: what is seen is what splitting
-costs. On an accelerator each device has its own.
+Two devices on one CPU cannot be faster than one device that uses all its cores: the numbers show the cost of
+splitting. Accelerators are separate devices.
 """
 
 import json
@@ -45,7 +45,7 @@ COST = {
 
 
 def measure(quick: bool) -> dict[str, list[dict[str, Any]]]:
-    """Both tables, from a process of its own that has two devices."""
+    """Return both tables, measured in a separate process that has two devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     command = [sys.executable, "-m", __name__, *(["--quick"] if quick else [])]
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -104,7 +104,7 @@ def scaling(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def prepare(placement: Any, rows: int, width: int) -> tuple[Callable[[], Any], dict[str, float]]:
-    """A compiled step on its devices, and its costs on one of them."""
+    """Return a compiled step on its devices, and its costs on one of them."""
     step = make_step(loss, optax.adam(1e-3), donate=False)
     state = placement.state(step.init(model(width)))
     batch = placement.batch(data(rows, width))
@@ -121,7 +121,7 @@ def prepare(placement: Any, rows: int, width: int) -> tuple[Callable[[], Any], d
 
 
 class Stopwatch:
-    """A writer that measures from one step to another: nothing of compiling is in it."""
+    """A writer that measures the time from one step to another, without compilation."""
 
     def __init__(self, first: int, last: int):
         self.ends = {first: 0.0, last: 0.0}
@@ -138,10 +138,10 @@ class Stopwatch:
 
 
 def cost(quick: bool) -> Iterator[dict[str, Any]]:
-    """Milliseconds a step of whole runs of `fit`, taken in turns.
+    """Measure milliseconds per step of whole runs of `fit`, alternating.
 
-    All evaluate on a few rows each `every` steps, so that all stop there: without it a run says nothing of when
-    a step was done.
+    All evaluate on a few rows every `every` steps, so that all synchronize there: otherwise a run does not
+    report when a step was done.
     """
     width, every, periods, rounds = (128, 50, 4, 2) if quick else (512, 50, 10, 7)
     x, y = data(2048, width)

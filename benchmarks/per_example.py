@@ -1,6 +1,6 @@
-"""Norms of the gradients of single examples, beside `vmap` of `grad`, and BackPACK where it is installed.
+"""Norms of the gradients of single examples, compared with `vmap` of `grad`, and BackPACK if it is installed.
 
-Each framework's figures are over its own plain gradient; memory is all that the compiled program holds at once.
+Each framework's figures are ratios to its own plain gradient; memory is the peak of the compiled program.
 
     python -m benchmarks.per_example [--quick]
 """
@@ -35,7 +35,7 @@ PLAIN = "plain gradient"
 
 
 def measure(models: Sequence[str], quick: bool, rounds: int) -> list[dict[str, Any]]:
-    """Rows of the table."""
+    """Return the rows of the table."""
     rows = []
     for name in SIZES:
         beside = ["torch"] if available() and name not in IN_AXES else []  # BackPACK has no scans
@@ -45,7 +45,7 @@ def measure(models: Sequence[str], quick: bool, rounds: int) -> list[dict[str, A
 
 
 def available() -> bool:
-    """Whether PyTorch and BackPACK are installed."""
+    """Return whether PyTorch and BackPACK are installed."""
     return all(importlib.util.find_spec(name) for name in ("torch", "backpack"))
 
 

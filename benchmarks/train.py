@@ -1,6 +1,6 @@
-"""Training: `make_step` and `fit` beside loops written by hand, and beside PyTorch.
+"""Training: `make_step` and `fit` compared with loops written by hand, and with PyTorch.
 
-Everything of one model is timed in turns in one run. PyTorch has a process of its own; the two answer in turns.
+Everything for one model is timed alternately in one run. PyTorch has its own process; the two alternate.
 
     python -m benchmarks --part train [--quick]
 """
@@ -35,7 +35,7 @@ BESIDE = {
     "run": "over its own step|.2f",
 }
 
-#: What the others of a framework are compared to.
+#: What the other jobs of a framework are compared to.
 PLAIN = "a step in a loop"
 
 SIZES = {
@@ -59,7 +59,7 @@ QUICK = {
 
 
 def kind_of(name: str) -> str:
-    """The model of `benchmarks.models` that a row is about."""
+    """Return the model of `benchmarks.models` that a row is about."""
     return name.split(",")[0]
 
 
@@ -67,7 +67,7 @@ def kind_of(name: str) -> str:
 
 
 def measure(name: str, quick: bool, budget: float) -> list[dict[str, Any]]:
-    """Rows of the table of one model: the first is the loop by hand, the others are ratios to it."""
+    """Return the rows of one model: the first is the loop by hand, the others are ratios to it."""
     import jax
 
     sizes = (QUICK if quick else SIZES)[name]
@@ -94,7 +94,7 @@ def measure(name: str, quick: bool, budget: float) -> list[dict[str, Any]]:
 
 
 class Job:
-    """A run of steps that can be repeated: the state goes round, donated."""
+    """A run of steps that can be repeated; the state is donated from run to run."""
 
     def __init__(self, steps: int, start: Any, advance: Any, program: Any = None) -> None:
         self.steps, self._state, self._advance = steps, start, advance
@@ -102,7 +102,7 @@ class Job:
         self._program = program
 
     def analyse(self) -> None:
-        """Ask XLA what one program needs; it is compiled for that, so after what is timed."""
+        """Ask XLA what one program needs. It is compiled for that, so only after the timing."""
         if self._program is not None:
             program = self._program()
             memory = program.memory_analysis()
@@ -115,12 +115,12 @@ class Job:
         return out
 
 
-def _first_calls(producers: dict[str, Any]) -> tuple[dict[str, float], dict[str, Job]]:
-    """Make each job and run it once, from nothing: tracing, compiling and the first steps."""
+def _first_calls(makers: dict[str, Any]) -> tuple[dict[str, float], dict[str, Job]]:
+    """Make each job and run it once with empty caches: tracing, compiling and the first steps."""
     import jax
 
     took, jobs = {}, {}
-    for what, make in producers.items():
+    for what, make in makers.items():
         jax.clear_caches()
         start = time.perf_counter()
         jobs[what] = make()
@@ -132,7 +132,7 @@ def _first_calls(producers: dict[str, Any]) -> tuple[dict[str, float], dict[str,
 
 
 def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
-    """Makers of the jobs of a model, the loop by hand first."""
+    """Return functions that make the jobs of a model, the loop by hand first."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -233,7 +233,7 @@ def _programs(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loop(step: Any, batch: Any, steps: int) -> Any:
-    """Steps in a row, the last one waited for. Watching each 50 steps goes on from run to run."""
+    """Return a function that runs consecutive steps. The schedule of watching continues from run to run."""
 
     def advance(state):
         out = None
@@ -245,7 +245,7 @@ def _loop(step: Any, batch: Any, steps: int) -> Any:
 
 
 def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, nonfinite: bool) -> tuple[Any, Any]:
-    """What `fit` sends off for so many steps on one batch, and the carry it begins with."""
+    """Return what `fit` dispatches for this many steps on one batch, and the initial carry."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -270,11 +270,11 @@ def _chunks_of_fit(step: Any, params: Any, batch: Any, steps: int, nonfinite: bo
     return advance, (LoopCarry(step.init(params), None, jnp.int32(RUNNING)), 0)
 
 
-# --- beside PyTorch ------------------------------------------------------------------------------------------
+# --- compared with PyTorch ---------------------------------------------------------------------------------
 
 
 def beside_torch(models: list[str], quick: bool, rounds: int) -> list[dict[str, Any]]:
-    """Rows of the second table: both frameworks, each in a process of its own, asked in turns."""
+    """Return the rows of the second table: both frameworks, each in its own process, alternating."""
     rows = worker.measure(__spec__.name, ("torch", "jax"), models, quick, rounds, base=PLAIN)
     for row in rows:
         row["step_us"] = 1e3 * row["run_ms"] / row["told"]
@@ -301,7 +301,7 @@ def _jax_jobs(name, sizes):
 
 
 def _torch_jobs(name, sizes):
-    """The same steps in PyTorch: eager, compiled, and with a hook that takes the norm at every part."""
+    """The same steps in PyTorch: eager, compiled, and with a hook that computes the norm at every module."""
     import warnings
 
     import torch

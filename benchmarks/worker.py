@@ -1,4 +1,4 @@
-"""Frameworks side by side: a process for each, taking turns, since in one process they fight for the cores."""
+"""Frameworks compared: one process for each, alternating, because in one process they compete for the cores."""
 
 import json
 import os
@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-#: Jobs of one model: what is done, and a function that does it once, waits, and returns a number to show.
+#: The jobs of one model: a name, and a function that runs the job once, waits, and returns a number to show.
 Jobs = dict[str, Callable[[], Any]]
 
 
 class Worker:
-    """A process that answers one question at a time: `python -m MODULE --worker FRAMEWORK`."""
+    """A process that answers one request at a time: `python -m MODULE --worker FRAMEWORK`."""
 
     def __init__(self, module: str, framework: str, quick: bool) -> None:
         command = [sys.executable, "-m", module, "--worker", framework]
@@ -27,7 +27,7 @@ class Worker:
         )
 
     def ask(self, **question: Any) -> Any:
-        time.sleep(0.25)  # the other's threads spin for a while before they sleep
+        time.sleep(0.25)  # the threads of the other process spin for a while before they sleep
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -43,7 +43,7 @@ class Worker:
 def measure(
     module: str, frameworks: Sequence[str], models: Sequence[str], quick: bool, rounds: int, base: str
 ) -> list[dict[str, Any]]:
-    """A row for every model, framework and job; each framework's ratios are over its own job `base`."""
+    """Return a row for every model, framework and job; ratios are to the job `base` of the same framework."""
     workers = {name: Worker(module, name, quick) for name in frameworks}
     rows = []
     try:
@@ -74,9 +74,9 @@ def measure(
 
 
 def serve(load: Callable[[str], tuple[str, Jobs]]) -> None:
-    """Answer questions on standard input until it closes."""
+    """Answer requests on standard input until it closes."""
     answers = sys.stdout
-    sys.stdout = sys.stderr  # nothing but answers may go out
+    sys.stdout = sys.stderr  # only answers may be written there
     jobs: Jobs = {}
     for line in sys.stdin:
         question = json.loads(line)
@@ -92,7 +92,7 @@ def serve(load: Callable[[str], tuple[str, Jobs]]) -> None:
 
 
 def _turn(jobs: Jobs, turn: int) -> dict[str, float]:
-    """Milliseconds per call of each job, of a short run of at least 20 ms; who begins changes."""
+    """Return milliseconds per call of each job, from a run of at least 20 ms; the order rotates."""
     times = {}
     order = list(jobs.items())
     begin = turn % len(order)

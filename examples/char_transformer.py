@@ -1,6 +1,6 @@
-"""A transformer that learns to write, character by character, from help texts that come with Python.
+"""A character-level transformer, trained on the help texts that come with Python.
 
-It is watched while it learns: every thirtieth step, from inside the compiled program.
+Every thirtieth step is watched, inside the compiled program.
 """
 
 import pydoc_data.topics
@@ -13,7 +13,7 @@ import optax
 
 import jaxprop as jp
 
-# The help texts of the language reference, half a megabyte that every Python has: its letters, in lower case.
+# The help texts of the language reference, half a megabyte that every Python has, as lower-case letters.
 pages = " ".join(pydoc_data.topics.topics.values()).lower()
 text = " ".join(re.sub("[^a-z.,()]", " ", pages).split())
 alphabet = sorted(set(text))
@@ -96,7 +96,7 @@ for step in (100, 200, 300):
     print(f"step {step}  test loss {history['eval_loss'][step - 1]:.3f} (guessing: {untrained:.3f})")
 for name in ("attended", "hidden", "attended#2", "hidden#2"):
     norms = history.watched[name].cotangent.norm
-    print(f"|d loss / d {name}| at the first step {norms[0]:.1e}, at the last watched {norms[-1]:.1e}")
+    print(f"|d loss / d {name}| in the first step {norms[0]:.1e}, in the last watched step {norms[-1]:.1e}")
 
 
 @jax.jit

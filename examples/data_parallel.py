@@ -1,8 +1,8 @@
-"""Digits on eight devices: the script for one device and one more argument."""
+"""Digits on eight devices: the script for one device with one more argument."""
 
 import os
 
-# Eight devices of one processor, said before JAX is imported. On a GPU or TPU machine leave this line out.
+# Simulate eight devices on a CPU; set before JAX is imported. Leave this out on a machine with GPUs or TPUs.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
@@ -66,8 +66,8 @@ for name, sharding in {"data parallel": data_parallel(), "fully sharded": fully_
     apart = np.max(np.abs(history["loss"] - alone["loss"]))
     print(
         f"{name} on {w1.sharding.num_devices} devices: test accuracy {history['eval_accuracy'][-1]:.1%}, "
-        f"w1 {w1.shape} lies as {w1.addressable_shards[0].data.shape}, "
-        f"loss curve {apart:.0e} from that of one device"
+        f"w1 {w1.shape} in parts of {w1.addressable_shards[0].data.shape}, "
+        f"loss curve within {apart:.0e} of that of one device"
     )
     assert w1.sharding.num_devices == 8
     assert history["eval_accuracy"][-1] > 0.96

@@ -1,4 +1,4 @@
-"""Real digits, twice: a perceptron, then a small convolutional network, watched while they learn."""
+"""Real digits: a perceptron and a small convolutional network, watched during training."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ train, test = slice(0, 1400), slice(1400, None)
 
 
 def dropout(key, rate, h):
-    """Leave out units at random, and none without a key."""
+    """Drop units at random; none without a key."""
     if key is None:
         return h
     return jnp.where(jax.random.bernoulli(key, 1 - rate, h.shape), h / (1 - rate), 0)
@@ -49,7 +49,7 @@ def init(seed, w1, w2, out):
 
 
 def learn(model, params, epochs):
-    """Train, and return test accuracy by epoch and what was watched."""
+    """Train; return the test accuracy of each epoch, and what was watched."""
 
     def loss(params, x, y, key=None):
         logits = model(params, x, key)
@@ -79,7 +79,7 @@ def learn(model, params, epochs):
     for name in ("h1", "h2"):
         zeros, norms = history.watched[name].value.zeros, history.watched[name].cotangent.norm
         print(
-            f"  {name}: {zeros[0]:.0%} of it at zero at first, {zeros[-1]:.0%} at last;"
+            f"  {name}: {zeros[0]:.0%} zeros in the first watched step, {zeros[-1]:.0%} in the last;"
             f" |d loss / d {name}| {norms[0]:.1e}, {norms[-1]:.1e}"
         )
     print(f"  test accuracy {accuracy[0]:.1%} after one epoch, {accuracy[-1]:.1%} after {epochs}")

@@ -1,4 +1,4 @@
-"""A Flax model as it stands: the norm of every cotangent by module, without a tag in it."""
+"""An unmodified Flax model: the norm of every cotangent, by module."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""The lesson's loop in one call: y = w x is fitted until w = 2, with the loss on both halves of the data."""
+"""The lesson's loop in one call: fit y = w x until w = 2, with the loss on training and test data."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ state, metrics = step(step.init(1.0), jnp.ones(1), 2.0 * jnp.ones(1))
 print(f"loss {metrics.loss:.2f}, and w goes from 1 to {state.params:.2f}")
 assert abs(state.params - 1.02) < 1e-6
 
-# And all of them, until the loss is nothing.
+# And all of them, until the loss is practically zero.
 state, history = jp.fit(
     loss,
     params=1.0,

@@ -1,4 +1,4 @@
-"""Gradients through time: they vanish inside a scan, which shows while it trains, and then are fixed."""
+"""Gradients that vanish inside a scan: seen during training, then fixed."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ STEPS, WIDTH = 40, 8
 
 
 def remember(params, xs, target):
-    """Read a sequence, and say at the end what stood at its beginning."""
+    """Read a sequence, and predict from the last state what its first element was."""
 
     def read(h, x):
         h = jnp.tanh(h @ params["w"] + x @ params["u"])
@@ -29,7 +29,7 @@ rotation = jnp.linalg.qr(jax.random.normal(keys[1], (WIDTH, WIDTH)))[0]
 
 
 def train(scale):
-    """Train with a recurrence that shrinks by `scale` a step; returns losses and |d loss / d h| over time."""
+    """Train with a recurrence that scales by `scale`; return losses and |d loss / d h| over time."""
     params = {
         "w": scale * rotation,
         "u": 0.3 * jax.random.normal(keys[2], (1, WIDTH)),
@@ -55,20 +55,21 @@ def train(scale):
     return history["loss"], through
 
 
-print("a recurrence that halves: the gradient never reaches the beginning, and nothing is learned")
+print("a contracting recurrence: the gradient does not reach the first step, and nothing is learned")
 losses, through = train(0.5)
 assert (through[:, 0] < 1e-6 * through[:, -1]).all()
 assert losses[-1] > 0.9
 
-print("an orthogonal one: what comes in at the end goes back to the beginning")
+print("an orthogonal recurrence: the gradient reaches the first step")
 fixed, kept = train(1.0)
 assert (kept[:, 0] > 1e-2 * kept[:, -1])[0]
 assert fixed[-1] < 0.01
 
-# Or the backward pass alone is changed: cotangents are doubled at every tanh, the model stays what it is.
+# Or change the backward pass only: double the cotangents at every tanh; the model stays the same.
 params = {"w": 0.5 * rotation, "u": 0.3 * jnp.ones((1, WIDTH)), "out": 0.3 * jnp.ones((WIDTH, 1))}
 for rules in ([], [("tanh", jp.rules.scale(2.0))]):
     tape = jax.jit(jp.backprop(remember, nodes="h", rules=rules))(params, xs, first)
     norms = np.linalg.norm(np.asarray(tape["h"].cotangent).reshape(STEPS, -1), axis=1)
-    print(f"{'with a rule at tanh' if rules else 'as it is'}: at the first step {norms[0]:.1e}")
+    kind = "with a rule at tanh" if rules else "without a rule"
+    print(f"{kind}: |d loss / d h| at the first step {norms[0]:.1e}")
 assert norms[0] > 1e-3 * norms[-1]
