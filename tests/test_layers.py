@@ -25,7 +25,7 @@ LAYERS = {
         answers questions quiz""",
     "show.drawing": """palette text_metrics scene layout arrays edges groups build view card
         svg dot mermaid model_explorer html draw""",
-    "diagnosis": "thresholds report passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
+    "diagnosis": "thresholds report compiled passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
     "diagnosis.nonfinite": """recorders rewrites origin_test propagation events origins evidence predicates
         causes lookup findings""",
     "diagnosis.zero": "reachability wording static experiments dynamic blocked",

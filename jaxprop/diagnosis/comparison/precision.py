@@ -16,6 +16,7 @@ from ...core.graph import Node
 from ...core.structure import consumers
 from ...core.types import Dtype, Function, PyTree
 from ...record.tape import Tape
+from ..compiled import jit_with_structure
 from ..passes import as_numpy
 from ..report import Finding, Report, Severity, at
 from ..zero.wording import quoted, repetition
@@ -124,7 +125,7 @@ def precision(
     if cast not in ("all", "params"):
         raise ValueError(f"`cast` is 'all' or 'params', got {cast!r}.")
     allowed = _ALLOWED.get(low.name, 1e-3) if tolerance is None else tolerance
-    run = jax.jit(backprop(fun, argnums, has_aux))
+    run = jit_with_structure(backprop(fun, argnums, has_aux))
 
     @functools.wraps(fun, updated=())
     def measured(*args: Any, **kwargs: Any) -> Precision:
