@@ -31,7 +31,7 @@ LAYERS = {
     "diagnosis.zero": "reachability wording static experiments dynamic blocked",
     "diagnosis.flow": "cancellation chains loops gains findings flow",
     "diagnosis.memory": "ledger residuals",
-    "diagnosis.comparison": "alignment deviations compare scaling precision",
+    "diagnosis.comparison": "alignment deviations compare references scaling digit_loss precision",
     "diagnosis.checking": "differences float64 inputs rule_functions node_check total_check mistakes check",
     "train": "checks examples step checkpoint data writers loop",
     "train.examples": "contributions parameters per_example",

@@ -181,7 +181,7 @@ def _rectifies(field: Field, node: Node, operand: Value) -> bool:
 # --- leaves whose gradient is zero ------------------------------------------------------------------------
 
 
-class _Causes:
+class _ZeroCauses:
     """The causes of suspects: one pass keeps their operands, another all values if a zero comes from afar."""
 
     def __init__(self, field: Field, run: Pass, suspects: Sequence[Suspect]) -> None:
@@ -232,7 +232,7 @@ def _zero_origins(tape: Tape, value: Value) -> Iterator[tuple[Suspect, ZeroCause
 
 def _zero_findings(field: Field, zero: Mapping[Value, tuple[Suspect, ...]], run: Pass) -> list[Finding]:
     suspects = list(dict.fromkeys(suspect for some in zero.values() for suspect in some))[:MOST]
-    causes = _Causes(field, run, suspects) if suspects else None
+    causes = _ZeroCauses(field, run, suspects) if suspects else None
     everything = all(field.top(leaf) == 0 for leaf in field.graph.inputs if leaf.active)
     groups: dict[object, tuple[list[tuple[Suspect, ZeroCause]], list[str]]] = {}
     for leaf, some in zero.items():
@@ -263,7 +263,7 @@ def _zero_finding(
     also = f" Their other paths end too: {', '.join(list(dict.fromkeys(others))[:4])}." if others else ""
     healing = all(_heals(field, suspect, one) for suspect, one in known)
     optimum = all(one.name == STATIONARY for _, one in known)
-    why = cause.explanation.why
+    why = cause.advice.why
     if healing and cause.factor is not None:
         factor = first.node.operands[cause.factor].name
         why += f" `{factor}` itself gets a gradient, so it is no longer zero after one step."
@@ -275,7 +275,7 @@ def _zero_finding(
         **at(graph, first.node),
         cause=cause.name,
         why=sentence(why) + also,
-        fix=sentence(cause.explanation.fix),
+        fix=sentence(cause.advice.fix),
         numbers=cause.numbers,
         leaves=tuple(leaves),
     )
@@ -301,7 +301,7 @@ def _cancellation_finding(
         **at(field.graph, first.node),
         cause=CANCELLATION,
         why="The result does not change along these directions: this zero is the derivative, not an underflow.",
-        fix=sentence(cause.explanation.fix),
+        fix=sentence(cause.advice.fix),
         numbers=dict(list(numbers.items())[:4]),
         leaves=tuple(leaves),
     )
