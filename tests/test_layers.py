@@ -27,13 +27,13 @@ LAYERS = {
     "show.drawing": """palette text_metrics scene layout arrays records local_gradients rule_reads edges
         contributions groups build view card formats draw""",
     "show.drawing.formats": "svg dot mermaid model_explorer html",
-    "diagnosis": "thresholds report passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
+    "diagnosis": "thresholds report compiled passes measures nonfinite zero flow memory comparison checking diagnose reproduction",
     "diagnosis.nonfinite": """recorders probe propagation events origins evidence expressions
         stable_forms rewriting trial causes cause_table findings""",
     "diagnosis.zero": "reachability wording static experiments dynamic blocked",
     "diagnosis.flow": "cancellation chains loops gains findings flow",
     "diagnosis.memory": "ledger residuals",
-    "diagnosis.comparison": "alignment deviations compare scaling precision",
+    "diagnosis.comparison": "alignment deviations compare references scaling digit_loss precision",
     "diagnosis.checking": "differences float64 inputs rule_functions node_check total_check mistakes check",
     "train": "checks examples step checkpoint data writers loop",
     "train.examples": "contributions parameters per_example",

@@ -1,7 +1,9 @@
 """What the backward pass keeps: cases whose answer is known by hand, and JAX's own arrays as the oracle."""
 
+import gc
 import json
 import re
+import weakref
 from collections import Counter
 from functools import partial
 
@@ -342,3 +344,49 @@ def test_temporary_memory_beyond_the_residuals_is_explained():
     assert "of temporary memory, more than the residuals: values that live within one pass." in report.notes[-1]
     assert "f32[512,512] at " in report.notes[-1] and "test_residuals.py" in report.notes[-1]
     assert not jp.residuals(lambda w: jnp.sum(jnp.sin(w)))(jnp.ones(1000)).notes
+
+
+# --- the memory of the process -------------------------------------------------------------------------
+
+
+def closing_over(array, how):
+    """A loss that closes over an array by a jitted helper, or by the rule of a custom function."""
+    if how == "jit":
+        helper = jax.jit(lambda w: w * array.astype(w.dtype))
+    elif how == "custom_jvp":
+        helper = jax.custom_jvp(jnp.sin)
+        helper.defjvp(lambda xs, ts: (helper(*xs), ts[0] * jnp.cos(xs[0]) * array[0].astype(ts[0].dtype)))
+    else:
+        helper = jax.custom_vjp(lambda w: 2 * w)
+        helper.defvjp(lambda w: (2 * w, None), lambda _, ct: (2 * ct * array[0].astype(ct.dtype),))
+    return lambda w: jnp.sum(helper(w)) + lax.scan(lambda h, _: (h * w, None), w, None, length=3)[0]
+
+
+def compared(loss):
+    return lambda w: jp.compare(jp.backprop(loss)(w), jp.backprop(loss)(w))
+
+
+def in_bfloat16(loss):
+    return jp.precision(loss, jnp.bfloat16)
+
+
+#: `Passes` compiles with `jax.jit`, and JAX keeps the structure of its results: `compiled.jit_with_structure` does not.
+KEPT_BY_JAX = pytest.mark.xfail(reason="the passes return their tapes through `jax.jit`")
+TOOLS = [
+    *(jp.check, jp.residuals, in_bfloat16, compared),
+    *(pytest.param(tool, marks=KEPT_BY_JAX) for tool in (jp.blocked_gradients, jp.gradient_flow)),
+]
+
+
+@pytest.mark.parametrize("how", ("jit", "custom_jvp", "custom_vjp"))
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.__name__)
+def test_what_a_loss_closes_over_is_freed_with_it(tool, how):
+    array = jnp.ones(10_000)
+    alive = weakref.ref(array)
+    loss = closing_over(array, how)
+    report = str(tool(loss)(jnp.float32(1.5)))
+    assert report and alive() is not None
+    del array, loss
+    for _ in range(3):  # what one collection frees may hold cycles of its own
+        gc.collect()
+    assert alive() is None

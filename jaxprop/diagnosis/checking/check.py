@@ -9,20 +9,18 @@ from jax.typing import ArrayLike
 
 from ... import _jaxpr
 from ..._backprop import Pass, make_plan
-from ..._fingerprint import fingerprint
 from ..._text import listed, one_line, plural
 from ..._tracing import Traced, check_points, trace_call
 from ...core.graph import Graph, Node
 from ...core.recorders import Recorder
-from ...core.rules import Rule, Rules
+from ...core.rules import Rules
 from ...core.selectors import Selector, matches, select
-from ...core.types import NodeIndex
 from ..report import Finding, Report, at
 from .float64 import UNSUPPORTED
 from .inputs import ForwardValues
 from .mistakes import describe_mistake
 from .node_check import Judgement, check_operands, off_the_kink
-from .rule_functions import RuleError, RuleFunctions
+from .rule_functions import Alike, RuleError, RuleFunctions, functions_of
 from .total_check import TotalCheck, check_total
 
 #: How to say that a custom rule is not meant to be a derivative.
@@ -96,13 +94,13 @@ def check(
         [('square', 'factor')]
     """
     settings = Settings(nodes, expected, directions, steps, total, seed)
-    compiled: dict[_Alike, RuleFunctions] = {}
+    compiled: dict[Alike, RuleFunctions] = {}
 
     @functools.wraps(fun, updated=())
     def checked(*args: Any, **kwargs: Any) -> Report:
         check_points(args, argnums, fun, False, False, "check")
         traced = trace_call(fun, args, kwargs, argnums, has_aux)
-        return _report(traced, make_plan(traced, None, Recorder(), rules), settings, compiled)
+        return _check_report(traced, make_plan(traced, None, Recorder(), rules), settings, compiled)
 
     return checked
 
@@ -177,15 +175,17 @@ class Outcome:
     fallbacks: frozenset[str] = frozenset()
 
 
-def _report(traced: Traced, plan: Pass, settings: Settings, compiled: "dict[_Alike, RuleFunctions]") -> Report:
+def _check_report(
+    traced: Traced, plan: Pass, settings: Settings, compiled: dict[Alike, RuleFunctions]
+) -> Report:
     graph = plan.graph
     chosen = _checkable(graph, settings.nodes)
     reading = [node for node in graph.walk() if node.active] if settings.total else chosen
     values = ForwardValues.of(traced, graph, [value for node in reading for value in node.operands])
-    functions = _functions(chosen, plan.rules, compiled)
+    functions = functions_of(chosen, plan.rules, compiled)
     checks = [_NodeCheck(graph, node, functions[node.index], values, settings) for node in chosen]
     outcomes = [one.outcome() for one in checks if one.rule.moved and one.rule.kept]
-    total = _total(traced, plan, values, settings, outcomes)
+    total = _total_if_asked(traced, plan, values, settings, outcomes)
     intended = [each for each in outcomes if settings.expected and matches(settings.expected, each.node)]
     excused = sum(each.wrong is not None for each in intended)
     rest = [each for each in outcomes if each not in intended]
@@ -206,7 +206,7 @@ def _report(traced: Traced, plan: Pass, settings: Settings, compiled: "dict[_Ali
     }
     if total is not None and not total.undecided:
         figures["total"] = total.error
-    return Report.of(f"check {traced.name}", findings, figures, _report_notes(outcomes, excused, total))
+    return Report.of(f"check {traced.name}", findings, figures, _notes(outcomes, excused, total))
 
 
 def _first_not_finite(undecided: Sequence[Finding]) -> list[Finding]:
@@ -235,7 +235,7 @@ def _checkable(graph: Graph, nodes: Selector | None) -> list[Node]:
     ]
 
 
-def _total(
+def _total_if_asked(
     traced: Traced, plan: Pass, values: ForwardValues, settings: Settings, outcomes: Sequence[Outcome]
 ) -> TotalCheck | None:
     if not settings.total:
@@ -244,45 +244,6 @@ def _total(
     if stairs:
         return TotalCheck(0.0, 0.0, f"`{stairs[0]}` is piecewise constant in its operands.")
     return check_total(traced, plan, values, settings.seed)
-
-
-# --- nodes that do the same are compiled once --------------------------------------------------------------
-
-
-class _Alike:
-    """A node and its rule, equal to those that do the same."""
-
-    def __init__(self, node: Node, rule: Rule | None) -> None:
-        types = tuple((v.shape, str(v.dtype), v.active) for v in (*node.operands, *node.outputs))
-        ids = [value.id for value in node.operands]
-        repeated = tuple(map(ids.index, ids))  # which operands are one value
-        self.node, self.rule, self.key = node, rule, (fingerprint(node.eqn), types, repeated)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Alike) and self.rule is other.rule and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash((self.key[1:], id(self.rule)))
-
-    @property
-    def lasts(self) -> bool:
-        """Whether another trace gives the same again. A `custom_vjp` is a new object in each."""
-        return _jaxpr.custom_form(self.node.eqn) != "custom_vjp"
-
-
-def _functions(
-    nodes: Sequence[Node], rules: Mapping[NodeIndex, Rule], compiled: dict[_Alike, RuleFunctions]
-) -> dict[NodeIndex, RuleFunctions]:
-    """The functions of each node, by index; those that the next call can use again are added to `compiled`."""
-    once: dict[_Alike, RuleFunctions] = {}
-    found = {}
-    for node in nodes:
-        alike = _Alike(node, rules.get(node.index))
-        kept = compiled if alike.lasts else once
-        if alike not in kept:
-            kept[alike] = RuleFunctions(node, alike.rule)
-        found[node.index] = kept[alike]
-    return found
 
 
 # --- one node ----------------------------------------------------------------------------------------------
@@ -476,7 +437,7 @@ def _total_finding(name: str, total: TotalCheck) -> Finding:
     )
 
 
-def _report_notes(outcomes: Sequence[Outcome], excused: int, total: TotalCheck | None) -> list[str]:
+def _notes(outcomes: Sequence[Outcome], excused: int, total: TotalCheck | None) -> list[str]:
     notes = []
     fallbacks = sorted(set().union(*(each.fallbacks for each in outcomes)))
     if fallbacks:

@@ -22,7 +22,7 @@ from ...core.types import Dtype, Shape
 DOUBLE_EPS = 2.0**-52
 
 
-class Steps(NamedTuple):
+class StepSizes(NamedTuple):
     """The two steps of fine differences.
 
     Attributes:
@@ -40,15 +40,15 @@ class Steps(NamedTuple):
 
 
 #: The steps of a function that is evaluated in double precision.
-DOUBLE = Steps(1e-4, 1e-5)
+DOUBLE = StepSizes(1e-4, 1e-5)
 
 
-def steps_for(eps: float) -> Steps:
-    """Steps for a function evaluated in a precision of this machine epsilon.
+def steps_for(eps: float) -> StepSizes:
+    """StepSizes for a function evaluated in a precision of this machine epsilon.
 
     Truncation of a central difference grows as `h**2`, rounding as `eps / h`: they balance at `eps**(1/3)`.
     """
-    return DOUBLE if eps <= DOUBLE_EPS else Steps(10 * eps ** (1 / 3), eps ** (1 / 3), eps)
+    return DOUBLE if eps <= DOUBLE_EPS else StepSizes(10 * eps ** (1 / 3), eps ** (1 / 3), eps)
 
 
 class Slope(NamedTuple):
@@ -106,7 +106,7 @@ def along(
     return [value.reshape(count, len(offsets), *value.shape[1:]) for value in jax.lax.map(at, pairs)]
 
 
-def fine_slope(values: np.ndarray, steps: Steps) -> Slope:
+def fine_slope(values: np.ndarray, steps: StepSizes) -> Slope:
     """Take fine differences of an output along one direction.
 
         slope = (f(x + h t) - f(x - h t)) / 2 h
@@ -131,7 +131,7 @@ def fine_slope(values: np.ndarray, steps: Steps) -> Slope:
         smooth &= np.isfinite(slope) & np.isfinite(slope_far)
         spread = np.where(smooth, np.abs(slope - slope_far), 0)
         flat = (near == at) & (near_back == at) & (far == at) & (far_back == at)
-    return Slope(np.where(smooth, slope, 0), spread, np.where(smooth, noise, 0), smooth, flat, *_size(at))
+    return Slope(np.where(smooth, slope, 0), spread, np.where(smooth, noise, 0), smooth, flat, *_magnitude(at))
 
 
 #: The steps of coarse differences, relative to the size of the point, largest first.
@@ -170,10 +170,10 @@ def coarse_slope(values: np.ndarray) -> Slope:
     smooth = np.isfinite(spread)
     flat = np.all(values == at, axis=0)
     zero = np.zeros_like(at, float)
-    return Slope(np.where(smooth, value, 0), np.where(smooth, spread, 0), zero, smooth, flat, *_size(at))
+    return Slope(np.where(smooth, value, 0), np.where(smooth, spread, 0), zero, smooth, flat, *_magnitude(at))
 
 
-def _size(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _magnitude(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size = np.abs(x)
     finite = np.isfinite(size)
     return np.where(finite, size, 0.0), finite

@@ -17,7 +17,7 @@ ELEMENTS = 256
 
 
 @dataclass(frozen=True)
-class Mistake:
+class WrongRule:
     """What is wrong with a rule.
 
     Attributes:
@@ -45,10 +45,10 @@ _FIXES = {
 }
 
 
-def describe_mistake(rule: RuleFunctions, judgement: Judgement, operands: Operands) -> Mistake:
+def describe_mistake(rule: RuleFunctions, judgement: Judgement, operands: Operands) -> WrongRule:
     """Compare what a wrong rule sends to an operand with its derivative, element by element."""
     if judgement.not_transposed and not judgement.wrong:
-        return Mistake(
+        return WrongRule(
             "the JVP is not the transpose of the VJP",
             "not linear",
             "A JVP rule must be linear in the tangent: JAX transposes it for reverse mode.",
@@ -56,7 +56,7 @@ def describe_mistake(rule: RuleFunctions, judgement: Judgement, operands: Operan
         )
     evidence = _Evidence.of(rule, judgement, operands)
     if not evidence.got.size:
-        return Mistake("it differs", "differs", "", _FIX)
+        return WrongRule("it differs", "differs", "", _FIX)
     cause, summary, why = _classify(evidence)
     worst = int(np.argmax(evidence.difference))
     operand = np.asarray(operands[judgement.position])
@@ -68,7 +68,7 @@ def describe_mistake(rule: RuleFunctions, judgement: Judgement, operands: Operan
         "elements wrong": f"{int(evidence.off.sum())} of {len(evidence.indices)}",
     }
     element = tuple(int(i) for i in np.unravel_index(index, operand.shape)) if operand.ndim else None
-    return Mistake(summary, cause, why, _FIXES.get(cause, _FIX), element, numbers)
+    return WrongRule(summary, cause, why, _FIXES.get(cause, _FIX), element, numbers)
 
 
 @dataclass(frozen=True, eq=False)

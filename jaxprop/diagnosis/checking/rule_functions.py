@@ -5,7 +5,7 @@ program.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -15,12 +15,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ... import _jaxpr
+from ..._fingerprint import fingerprint
 from ..._text import one_line
 from ...core.graph import Node
 from ...core.local import Local, active_operands, node_function, partial_function, scatter, take
 from ...core.rules import Rule, check_in_cts
-from ...core.types import Array, Dtype
-from .differences import COARSE_OFFSETS, Steps, along, steps_for
+from ...core.types import Array, Dtype, NodeIndex
+from .differences import COARSE_OFFSETS, StepSizes, along, steps_for
 from .float64 import UNSUPPORTED, DoublePrecision, is_jaxs_own, primitives_of, widen
 
 #: Relative differences allowed between a rule and differences, by the dtype the rule computes in: well above
@@ -216,7 +217,7 @@ class RuleFunctions:
         return self._precision[-1]
 
     @property
-    def steps(self) -> Steps:
+    def steps(self) -> StepSizes:
         """The steps of fine differences, in the precision the primal is evaluated in."""
         return steps_for(self.precision.eps)
 
@@ -302,3 +303,42 @@ def _pushed(of: Function, point: Array, ts: Array) -> list[Array] | None:
         return jax.lax.map(lambda t: list(jax.jvp(of, (point,), (t,))[1]), ts)
     except UNSUPPORTED:  # JAX derives nothing from this program
         return None
+
+
+# --- nodes that do the same are compiled once --------------------------------------------------------------
+
+
+class Alike:
+    """A node and its rule, equal to those that do the same."""
+
+    def __init__(self, node: Node, rule: Rule | None) -> None:
+        types = tuple((v.shape, str(v.dtype), v.active) for v in (*node.operands, *node.outputs))
+        ids = [value.id for value in node.operands]
+        repeated = tuple(map(ids.index, ids))  # which operands are one value
+        self.node, self.rule, self.key = node, rule, (fingerprint(node.eqn), types, repeated)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Alike) and self.rule is other.rule and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash((self.key[1:], id(self.rule)))
+
+    @property
+    def lasts(self) -> bool:
+        """Whether another trace gives the same again. A `custom_vjp` is a new object in each."""
+        return _jaxpr.custom_form(self.node.eqn) != "custom_vjp"
+
+
+def functions_of(
+    nodes: Sequence[Node], rules: Mapping[NodeIndex, Rule], compiled: dict[Alike, RuleFunctions]
+) -> dict[NodeIndex, RuleFunctions]:
+    """The functions of each node, by index; those that the next call can use again are added to `compiled`."""
+    once: dict[Alike, RuleFunctions] = {}
+    found = {}
+    for node in nodes:
+        alike = Alike(node, rules.get(node.index))
+        kept = compiled if alike.lasts else once
+        if alike not in kept:
+            kept[alike] = RuleFunctions(node, alike.rule)
+        found[node.index] = kept[alike]
+    return found

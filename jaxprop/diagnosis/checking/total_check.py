@@ -15,7 +15,7 @@ from ..._tracing import Traced
 from ...core.types import Array
 from .differences import (
     Slope,
-    Steps,
+    StepSizes,
     along,
     fine_slope,
     pairing,
@@ -31,7 +31,7 @@ from .node_check import MOST_DOUBT
 from .rule_functions import tolerance_of
 
 #: Small enough that few kinks of a whole network lie within a step.
-STEPS = Steps(1e-6, 1e-7)
+STEPS = StepSizes(1e-6, 1e-7)
 
 #: One direction: the tangents of the arguments, and the slopes of the results.
 _Measured: TypeAlias = tuple[list[np.ndarray], list[Slope]]
@@ -129,7 +129,7 @@ def _slopes(
     precision = DoublePrecision()
     stacked = [np.stack(parts) for parts in zip(*ts, strict=True)]
 
-    def measure(steps: Steps) -> list[np.ndarray]:
+    def measure(steps: StepSizes) -> list[np.ndarray]:
         def evaluate(operands: list[Array], held: Held, stacked: list[Array]) -> list[Array]:
             held = jax.tree.map(widen, held)
             wide = [widen(x) for x in operands]

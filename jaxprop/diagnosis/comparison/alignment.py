@@ -53,13 +53,13 @@ class TapeValue:
         return not re.fullmatch(rf"{re.escape(self.node.primitive)}(\[\d+\])?", self.base.rpartition("/")[2])
 
     def forward(self) -> np.ndarray | Array | None:
-        return _stacked([self.tape[name].value for name in self.names])
+        return _stack_steps([self.tape[name].value for name in self.names])
 
     def backward(self) -> np.ndarray | Array | None:
-        return _stacked([self.tape[name].cotangent for name in self.names])
+        return _stack_steps([self.tape[name].cotangent for name in self.names])
 
 
-def _stacked(parts: Sequence[Array | None]) -> np.ndarray | Array | None:
+def _stack_steps(parts: Sequence[Array | None]) -> np.ndarray | Array | None:
     if len(parts) == 1:
         return parts[0]
     known = [np.asarray(part) for part in parts if part is not None]

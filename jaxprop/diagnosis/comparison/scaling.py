@@ -43,7 +43,7 @@ class Scaled:
         return self.worst <= 0.02 and not self.nonfinite
 
 
-def _count(ct: Array) -> tuple[Array, Array]:
+def _count_lost(ct: Array) -> tuple[Array, Array]:
     zeros = jnp.sum(ct == 0, dtype=jnp.int32)
     return zeros, jnp.sum(~jnp.isfinite(ct), dtype=jnp.int32)
 
@@ -65,7 +65,7 @@ def try_scales(
     if jax.tree.structure(tape.value) != jax.tree.structure(0.0) or jnp.shape(tape.value) != ():
         return ()
     dtype = tape.value.dtype
-    record = Recorder.each(cotangent=_count)
+    record = Recorder.each(cotangent=_count_lost)
 
     @jax.jit
     def run(seed: Array, args: tuple[object, ...], kwargs: dict[str, object]) -> list[Array]:

@@ -69,7 +69,7 @@ def not_finite_findings(field: Field) -> list[Finding]:
     ]
 
 
-def _kind(ratio: float, limits: Thresholds) -> str:
+def _kind_of_ratio(ratio: float, limits: Thresholds) -> str:
     if 0 < ratio < limits.vanishing:
         return "vanishing"
     return "exploding" if ratio > limits.exploding else ""
@@ -79,7 +79,7 @@ def _kind_of_loop(carries: Carries, loop: Loop, limits: Thresholds) -> str:
     finite = [norm for norm in loop.norms if math.isfinite(norm)]
     if loop.overflows and not _is_huge(max(finite, default=0.0), carries.into[0]):
         return ""
-    return _kind(loop.ratio, limits)
+    return _kind_of_ratio(loop.ratio, limits)
 
 
 def _is_huge(norm: float, value: Value) -> bool:
@@ -93,7 +93,7 @@ def _by_kind(known: Sequence[Chain], limits: Thresholds) -> dict[str, list[Chain
     for chain in known:
         if chain.overflows and not _is_huge(chain.start, chain.first):
             continue
-        if kind := _kind(chain.ratio, limits):
+        if kind := _kind_of_ratio(chain.ratio, limits):
             found.setdefault(kind, []).append(chain)
     return found
 
@@ -132,14 +132,14 @@ def _chain_finding(field: Field, chain: Chain, kind: str, some: Sequence[Chain])
         f"`{chain.last.name}` and {first}.",
         **at(field.graph, worst.node),
         cause="one node" if alone else "many layers",
-        why=f"{where} alone multiplies it by {worst.gain:.2g}." if alone else _spread(chain),
+        why=f"{where} alone multiplies it by {worst.gain:.2g}." if alone else _no_single_node(chain),
         fix=_fix(kind, _most(chain.segments), _has_skips(chain.segments)),
         numbers={"ratio": chain.ratio, "values": len(chain.segments) + 1, "gain here": worst.gain},
         leaves=tuple(name for one in some for name in one.leaves),
     )
 
 
-def _spread(chain: Chain) -> str:
+def _no_single_node(chain: Chain) -> str:
     primitive = _most(chain.segments)
     gains = [s.gain for s in chain.segments if s.node.primitive == primitive and math.isfinite(s.gain)]
     mean = math.exp(float(np.mean([log_gain(gain) for gain in gains])))
@@ -210,7 +210,7 @@ def _loop_finding(field: Field, carries: Carries, loop: Loop, kind: str) -> Find
         numbers["gain per step"] = loop.gain
     within = f" Within a step {quoted(node)} contributes most: {worst.gain:.2g}." if worst is not None else ""
     why = (
-        f"Step {step} alone multiplies it by {_factors(loop)[step]:.2g}."
+        f"Step {step} alone multiplies it by {_step_factors(loop)[step]:.2g}."
         if alone
         else f"Each step of the backward pass multiplies it by {growth:.3g}, {length} times.{within}"
     )
@@ -218,7 +218,7 @@ def _loop_finding(field: Field, carries: Carries, loop: Loop, kind: str) -> Find
     return Finding(
         kind=kind,
         severity="warning",
-        message=f"The gradient {_verb(kind)} through the steps of `{name}`: {_size(carries, loop)}.",
+        message=f"The gradient {_verb(kind)} through the steps of `{name}`: {_growth_in_words(carries, loop)}.",
         **at(field.graph, node),
         step=(step,) if alone else (),
         cause="one step" if alone else "recurrence",
@@ -229,7 +229,7 @@ def _loop_finding(field: Field, carries: Carries, loop: Loop, kind: str) -> Find
     )
 
 
-def _size(carries: Carries, loop: Loop) -> str:
+def _growth_in_words(carries: Carries, loop: Loop) -> str:
     if not loop.overflows:
         return (
             f"|ct| of the carry is {loop.norms[0]:.2g} before the first step, {loop.ratio:.1e} times that "
@@ -256,7 +256,7 @@ def _leaves_into(field: Field, carries: Carries) -> tuple[str, ...]:
     return tuple(leaf.name for leaf in field.graph.inputs if leaf.id in reached and field.top(leaf))
 
 
-def _factors(loop: Loop) -> list[float]:
+def _step_factors(loop: Loop) -> list[float]:
     """The factor of each step of the backward pass, in the order of time."""
     pairs = zip(loop.norms, loop.norms[1:], strict=False)
     return [a / b if 0 < a < math.inf and 0 < b < math.inf else 1.0 for a, b in pairs]
@@ -264,7 +264,7 @@ def _factors(loop: Loop) -> list[float]:
 
 def _worst_step(loop: Loop) -> tuple[int, bool]:
     """The step that changes the norm most, and whether it does more than all others together."""
-    logs = [log_gain(factor) for factor in _factors(loop)]
+    logs = [log_gain(factor) for factor in _step_factors(loop)]
     total = sum(logs)
     step = int(np.argmin(logs) if total < 0 else np.argmax(logs))
     return step, total != 0 and logs[step] / total > 0.5 and not loop.overflows
@@ -309,7 +309,7 @@ def _largest_cancellation(field: Field, fan_out: cancellation.FanOut) -> Finding
     names = " and ".join(dict.fromkeys(quoted(reader) for reader, _ in ranked[:2]))
     exact = fan_out.norm == 0
     severity: Severity = "note" if exact else "warning"
-    numbers = {"sum": fan_out.norm, **_named(ranked[:4])}
+    numbers = {"sum": fan_out.norm, **_by_consumer(ranked[:4])}
     message = f"The contributions to the cotangent of `{value.name}` cancel"
     if exact:
         return Finding(
@@ -338,5 +338,5 @@ def _largest_cancellation(field: Field, fan_out: cancellation.FanOut) -> Finding
     )
 
 
-def _named(contributions: Sequence[tuple[Node, float]]) -> Mapping[str, float]:
+def _by_consumer(contributions: Sequence[tuple[Node, float]]) -> Mapping[str, float]:
     return {f"contribution of {node.name}": norm for node, norm in contributions}

@@ -66,8 +66,8 @@ class Flow(Report):
         return {**super().data(), "levels": plain(levels), "loops": plain([loop.data() for loop in self.loops])}
 
     def __str__(self) -> str:
-        parts = [super().__str__(), *([_table(self.levels)] if self.levels else [])]
-        return "\n\n".join([*parts, *map(_line, self.loops)])
+        parts = [super().__str__(), *([_level_table(self.levels)] if self.levels else [])]
+        return "\n\n".join([*parts, *map(_loop_line, self.loops)])
 
     __repr__ = __str__
 
@@ -127,7 +127,7 @@ def gradient_flow(
         found = flow_findings(field, run, limits, gains) + cancellation_findings(field, run, limits)
         found = found or not_finite_findings(field)
         longest = longest_chain(chains(field))
-        levels = _levels(field, longest) if longest else ()
+        levels = _levels_of_chain(field, longest) if longest else ()
         seen = loops(field)
         if power_steps and longest:
             levels = _with_greatest(levels, longest, run, power_steps, gains)
@@ -139,7 +139,7 @@ def gradient_flow(
     return report
 
 
-def _levels(field: Field, chain: Chain) -> tuple[Level, ...]:
+def _levels_of_chain(field: Field, chain: Chain) -> tuple[Level, ...]:
     nodes = producers(field.graph)
     gains = [*(segment.gain for segment in chain.segments), math.nan]
     return tuple(
@@ -167,7 +167,7 @@ def _with_greatest(
     return tuple(replace(level, greatest=found.get(i, math.nan)) for i, level in enumerate(levels))
 
 
-def _table(levels: Sequence[Level]) -> str:
+def _level_table(levels: Sequence[Level]) -> str:
     rows = [("value", "|ct|", "gain", "greatest", "operation")]
     for level in levels:
         if abs(level.gain - 1) < SAME:
@@ -181,7 +181,7 @@ def _cell(x: float) -> str:
     return "" if math.isnan(x) else f"{x:.3g}"
 
 
-def _line(loop: Loop) -> str:
+def _loop_line(loop: Loop) -> str:
     growth = "" if math.isnan(loop.growth) else f", times {loop.growth:.4g} per step of the backward pass"
     gain = f", {loop.gain:.3g} by power steps" if loop.gains else ""
     return (

@@ -96,10 +96,10 @@ class Ledger(Report):
         rest = [residual for residual in self.residuals if residual.kind != "value"]
         parts = [head]
         if self.kept:
-            parts.append(_table(self.kept))
+            parts.append(_residual_table(self.kept))
         if rest:
             size = byte_count(sum(residual.bytes for residual in rest))
-            parts.append(f"Live anyway (arguments and constants): {size}\n{_table(rest)}")
+            parts.append(f"Live anyway (arguments and constants): {size}\n{_residual_table(rest)}")
         if "temporary" in self.figures:
             parts.append(f"Temporary memory of the compiled gradient: {byte_count(self.figures['temporary'])}")
         parts += self.notes
@@ -148,7 +148,7 @@ class Difference:
         parts = [f"{a} against {b}: {byte_count(abs(self.bytes))} {word}"]
         for title, rows in (("Only the first keeps", self.only_a), ("Only the second keeps", self.only_b)):
             if rows:
-                parts.append(f"{title}: {byte_count(sum(r.bytes for r in rows))}\n{_table(rows)}")
+                parts.append(f"{title}: {byte_count(sum(r.bytes for r in rows))}\n{_residual_table(rows)}")
         return "\n\n".join(parts)
 
     __repr__ = __str__
@@ -173,7 +173,7 @@ def _likeness(residual: Residual) -> Hashable:
 # --- text ----------------------------------------------------------------------------------------------
 
 
-def _table(rows: Sequence[Residual], most: int = 40) -> str:
+def _residual_table(rows: Sequence[Residual], most: int = 40) -> str:
     cells: list[tuple[str, ...]] = [("bytes", "type", "times", "name", "produced by", "at", "read by")]
     cells += [
         (

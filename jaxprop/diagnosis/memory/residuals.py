@@ -69,9 +69,9 @@ def residuals(
         halves = _Halves(traced)
         found = halves.residuals()
         figures = {
-            "kept": _bytes(found, "value"),
-            "arguments": _bytes(found, "argument"),
-            "constants": _bytes(found, "constant"),
+            "kept": _total_bytes(found, "value"),
+            "arguments": _total_bytes(found, "argument"),
+            "constants": _total_bytes(found, "constant"),
         }
         if compiled:
             figures |= _compiled_memory(traced)
@@ -174,7 +174,7 @@ class _Halves:
         return _with_unique_names(sorted(known, key=lambda r: (_KINDS.index(r.kind), -r.bytes)))
 
     def _residual(self, value: Value, positions: Sequence[int]) -> Residual | None:
-        size = _byte_size(value)
+        size = _size_in_bytes(value)
         if size is None:
             return None
         node, inner, times = _origin(self.forward, value)
@@ -207,7 +207,7 @@ class _Halves:
                 if node.eqn is None or node.graphs:
                     continue
                 for value in node.outputs:
-                    size = _byte_size(value)
+                    size = _size_in_bytes(value)
                     if size and value.id not in leaving:
                         code = " ".join(node.label.split()) or node.primitive
                         found.append((size, name, code, value, node))
@@ -249,21 +249,21 @@ def _names(original: Graph, forward: Graph) -> Mapping[int, str]:
     last: dict[Hashable, str] = {}
     for node in original.walk():
         if node.eqn is not None and not (node.opened and node.graphs):
-            own.setdefault((_line_of(node), node.primitive, node.shape), []).append(node.name)
-            last[_line_of(node)] = node.name
+            own.setdefault((_source_key(node), node.primitive, node.shape), []).append(node.name)
+            last[_source_key(node)] = node.name
     named = {}
     for node in forward.walk():
         if node.eqn is None:
             continue
-        mine = own.get((_line_of(node), node.primitive, node.shape))
+        mine = own.get((_source_key(node), node.primitive, node.shape))
         if mine:
             named[node.index] = mine.pop(0)
-        elif _line_of(node) in last and node.source is not None:
-            named[node.index] = f"{node.primitive} for {last[_line_of(node)]}"
+        elif _source_key(node) in last and node.source is not None:
+            named[node.index] = f"{node.primitive} for {last[_source_key(node)]}"
     return named
 
 
-def _line_of(node: Node) -> Hashable:
+def _source_key(node: Node) -> Hashable:
     return str(node.source), node.label, node.scope
 
 
@@ -301,7 +301,7 @@ def _origin(graph: Graph, value: Value) -> tuple[Node, Value, int]:
     return node, value, times
 
 
-def _byte_size(value: Value) -> int | None:
+def _size_in_bytes(value: Value) -> int | None:
     """Bytes of an array; None of what has no size (references)."""
     if value.dtype is None or value.dtype == _jaxpr.float0:
         return None
@@ -377,5 +377,5 @@ def _at(node: Node) -> str:
     return f" at {node.source}" if node.source else ""
 
 
-def _bytes(found: Sequence[Residual], kind: str) -> int:
+def _total_bytes(found: Sequence[Residual], kind: str) -> int:
     return sum(residual.bytes for residual in found if residual.kind == kind)

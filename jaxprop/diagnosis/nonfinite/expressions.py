@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ...core.graph import Graph, Node, Value
 from ...core.structure import once, producers
+from ...core.types import ValueId
 from .probe import is_float, moves
 
 #: How a primitive is written in the source, where one expression is one primitive.

@@ -255,7 +255,7 @@ def _zero_finding(
     also = f" Their other paths end too: {', '.join(list(dict.fromkeys(others))[:4])}." if others else ""
     healing = all(_heals(field, suspect, one) for suspect, one in known)
     optimum = all(one.name == STATIONARY for _, one in known)
-    why = cause.explanation.why
+    why = cause.advice.why
     if healing and cause.factor is not None:
         factor = first.node.operands[cause.factor].name
         why += f" `{factor}` itself gets a gradient, so it is no longer zero after one step."
@@ -267,7 +267,7 @@ def _zero_finding(
         **at(graph, first.node),
         cause=cause.name,
         why=sentence(why) + also,
-        fix=sentence(cause.explanation.fix),
+        fix=sentence(cause.advice.fix),
         numbers=cause.numbers,
         leaves=tuple(leaves),
     )
@@ -293,7 +293,7 @@ def _cancellation_finding(
         **at(field.graph, first.node),
         cause=CANCELLATION,
         why="The result does not change along these directions: this zero is the derivative, not an underflow.",
-        fix=sentence(cause.explanation.fix),
+        fix=sentence(cause.advice.fix),
         numbers=dict(list(numbers.items())[:4]),
         leaves=tuple(leaves),
     )

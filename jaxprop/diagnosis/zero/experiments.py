@@ -20,7 +20,7 @@ from ...core.local import evaluate
 from ...core.types import Array, Dtype
 from ...record.tape import Tape
 from .reachability import is_users
-from .wording import RECTIFYING, Reason, saturating
+from .wording import RECTIFYING, Advice, saturating
 
 Kind: TypeAlias = Literal["zero", "dead", "saturated"]
 
@@ -53,18 +53,18 @@ class ZeroCause:
     """Why nothing gets through a node.
 
     Attributes:
-        explanation: the class of the cause, why, and the fix.
+        advice: the class of the cause, why, and the fix.
         numbers: what was measured.
         factor: position of the operand that multiplies by zero, where there is one.
     """
 
-    explanation: Reason
+    advice: Advice
     numbers: Mapping[str, float | str] = field(default_factory=dict)
     factor: int | None = None
 
     @property
     def name(self) -> str:
-        return self.explanation.cause
+        return self.advice.cause
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,19 +148,19 @@ def cause_of(experiment: Experiment) -> ZeroCause:
     """Find out why no cotangent gets through a node."""
     looks = (
         *(_empty, _branch, _overflow, _rule, _cancelled, _underflow),
-        *(_never_selected, _zero_factor, _stationary, _flat),
+        *(_never_selected, _zero_factor, _stationary, _flat_part),
     )
     for look in looks:
         found = look(experiment)
         if found is not None:
             return found
-    explanation = Reason(
+    advice = Advice(
         "zero derivative",
         f"the derivative of `{experiment.node.primitive}` with respect to `{experiment.name}` is zero at these "
         "operands.",
         "look at the operands of the node: `jp.backprop(loss, nodes=[...])` records them.",
     )
-    return ZeroCause(explanation)
+    return ZeroCause(advice)
 
 
 #: The class of the cause where the contributions of all consumers cancel exactly.
@@ -174,7 +174,7 @@ def _empty(experiment: Experiment) -> ZeroCause | None:
     if all(0 not in np.shape(x) for x in experiment.operands):
         return None
     return ZeroCause(
-        Reason("empty", "it has no elements: an empty batch, or an empty slice.", "leave such batches out.")
+        Advice("empty", "it has no elements: an empty batch, or an empty slice.", "leave such batches out.")
     )
 
 
@@ -182,12 +182,12 @@ def _branch(experiment: Experiment) -> ZeroCause | None:
     if experiment.node.primitive != "cond":
         return None
     taken = int(experiment.operands[0])
-    explanation = Reason(
+    advice = Advice(
         "branch not taken",
         f"it is read in another branch than {taken}, the one taken.",
         "nothing, if the branch is meant to be rare; otherwise look at what selects it.",
     )
-    return ZeroCause(explanation, {"branch taken": taken})
+    return ZeroCause(advice, {"branch taken": taken})
 
 
 def _rule(experiment: Experiment) -> ZeroCause | None:
@@ -204,12 +204,12 @@ def _rule(experiment: Experiment) -> ZeroCause | None:
 
     derived = experiment.pull(experiment.operand, {}, experiment.ct, primal)
     also = " The derivative of its primal is not zero." if bool(jnp.any(derived != 0)) else ""
-    explanation = Reason(
+    advice = Advice(
         "custom rule",
         f"the custom rule of `{node.primitive}` returned zero for a cotangent that is not zero.{also}",
         "look at its backward half: what it returns must be computed from the cotangent it is given.",
     )
-    return ZeroCause(explanation)
+    return ZeroCause(advice)
 
 
 def _cancelled(experiment: Experiment) -> ZeroCause | None:
@@ -217,12 +217,12 @@ def _cancelled(experiment: Experiment) -> ZeroCause | None:
     in_ct = experiment.in_ct()
     if not bool(jnp.any(in_ct != 0)):
         return None
-    explanation = Reason(
+    advice = Advice(
         CANCELLATION,
         f"the contributions to the cotangent of `{experiment.name}` are not zero, and their sum is.",
         "nothing, if the result does not depend on it: the gradient is truly zero.",
     )
-    return ZeroCause(explanation, {"contribution": float(jnp.linalg.norm(jnp.ravel(in_ct)))})
+    return ZeroCause(advice, {"contribution": float(jnp.linalg.norm(jnp.ravel(in_ct)))})
 
 
 def _overflow(experiment: Experiment) -> ZeroCause | None:
@@ -230,13 +230,13 @@ def _overflow(experiment: Experiment) -> ZeroCause | None:
     x = experiment.operand
     if not _jaxpr.is_inexact(x.dtype) or bool(jnp.any(jnp.isfinite(x))) or x.size == 0:
         return None
-    explanation = Reason(
+    advice = Advice(
         "overflow",
         f"`{experiment.name}` exceeds the range of {x.dtype} ({float(jnp.finfo(x.dtype).max):.1e}): it is "
         f"infinite, and the derivative of `{experiment.node.primitive}` there is zero.",
         f"divide by the greatest element first{_or_in(_wider_range(x.dtype))}.",
     )
-    return ZeroCause(explanation, _range(experiment))
+    return ZeroCause(advice, _range(experiment))
 
 
 def _underflow(experiment: Experiment) -> ZeroCause | None:
@@ -244,13 +244,13 @@ def _underflow(experiment: Experiment) -> ZeroCause | None:
     top = jnp.max(jnp.abs(experiment.ct))
     if not bool(jnp.isfinite(top)) or bool(top == 0) or not experiment.lets_through(ct=experiment.ct / top):
         return None
-    explanation = Reason(
+    advice = Advice(
         "underflow",
         f"the product is below the smallest normal {dtype} ({float(jnp.finfo(dtype).tiny):.1e}) and is "
         "flushed to zero.",
         f"scale the loss up by a power of two and the gradient down again{_or_in(_wider_range(dtype))}.",
     )
-    return ZeroCause(explanation, {"|out_ct|": float(top), "dtype": str(dtype)})
+    return ZeroCause(advice, {"|out_ct|": float(top), "dtype": str(dtype)})
 
 
 def _wider_range(dtype: Dtype) -> str:
@@ -266,12 +266,12 @@ def _never_selected(experiment: Experiment) -> ZeroCause | None:
     if experiment.node.primitive != "select_n" or experiment.suspect.position == 0:
         return None
     taken = np.asarray(experiment.operands[0]).astype(int) == experiment.suspect.position - 1
-    explanation = Reason(
+    advice = Advice(
         "where never taken",
         "the condition selects the other side for every element.",
         "look at the condition; if it should be smooth, weight the two sides: `w * a + (1 - w) * b`.",
     )
-    return ZeroCause(explanation, {"selected": float(np.mean(taken))})
+    return ZeroCause(advice, {"selected": float(np.mean(taken))})
 
 
 def _zero_factor(experiment: Experiment) -> ZeroCause | None:
@@ -293,7 +293,7 @@ def _factor(value: Value, position: int, zeros: float) -> ZeroCause:
     else:
         why = f"it is multiplied by `{value.name}`, {where}."
         fix = f"look at where `{value.name}` comes from: a mask, an input, or weights initialised to zero."
-    return ZeroCause(Reason("zero factor", why, fix), {"zeros": zeros}, position)
+    return ZeroCause(Advice("zero factor", why, fix), {"zeros": zeros}, position)
 
 
 def _stationary(experiment: Experiment) -> ZeroCause | None:
@@ -302,64 +302,64 @@ def _stationary(experiment: Experiment) -> ZeroCause | None:
     little = jnp.asarray(1e-3 * max(1.0, float(jnp.max(jnp.abs(x)))), x.dtype)
     if not all(experiment.lets_through(operand=moved) for moved in (x + little, x - little)):
         return None
-    explanation = Reason(
+    advice = Advice(
         STATIONARY,
         f"`{experiment.name}` is exactly where the derivative of `{experiment.node.primitive}` is zero: at an "
         "optimum of the loss, or on a ridge.",
         "nothing, at an optimum; otherwise start next to it (random instead of zero).",
     )
-    return ZeroCause(explanation, _range(experiment))
+    return ZeroCause(advice, _range(experiment))
 
 
-def _flat(experiment: Experiment) -> ZeroCause | None:
+def _flat_part(experiment: Experiment) -> ZeroCause | None:
     """A flat part of a function that is not flat elsewhere."""
     name = experiment.node.primitive
     if function := saturating(experiment.node) or ("exp" if name in ("exp", "exp2") else ""):
-        explanation = Reason(
+        advice = Advice(
             "saturated",
             f"far {'below' if function == 'exp' else 'from'} zero {function} is flat: in "
             f"{experiment.operand.dtype} its derivative is zero.",
             "make its input smaller: scale the inputs or the weights before it, or normalise.",
         )
-        return ZeroCause(explanation, _range(experiment))
+        return ZeroCause(advice, _range(experiment))
     if name.startswith("relu") or name in ("max", "min") and _other_is_zero(experiment):
         return ZeroCause(_DEAD_RELU, {"positive": _mean(experiment.operand > 0), **_range(experiment)})
     if name in RECTIFYING:
-        explanation = Reason(
+        advice = Advice(
             "clipped",
             "every element is outside the bounds, where the value is constant.",
             "keep it inside the bounds (tanh, a sigmoid), or let the cotangent through: "
             f'`jp.grad(loss, rules=[("{experiment.node.name}", jp.rules.straight_through())])`.',
         )
-        return ZeroCause(explanation, _range(experiment))
+        return ZeroCause(advice, _range(experiment))
     return None
 
 
-_DEAD_RELU = Reason(
+_DEAD_RELU = Advice(
     "dead relu",
     "every element of its input is zero or less, where a relu is flat.",
     "use a lower learning rate, a smaller or positive initial bias, or `jax.nn.leaky_relu` or `jax.nn.gelu`.",
 )
 
 
-def explain_dead(suspect: Suspect) -> Reason:
+def explain_dead(suspect: Suspect) -> Advice:
     """Explain a node at which some units are dead."""
     if suspect.node.primitive in ("clamp", "min"):
-        return Reason(
+        return Advice(
             "clipped",
             "for every example of the batch these units are past the bound, where the value is constant.",
             "keep them inside the bounds (tanh, a sigmoid), or widen the bounds.",
         )
-    return Reason(
+    return Advice(
         "dead relu",
         "they are above zero for no example of the batch: they get no gradient, and stay as they are.",
         _DEAD_RELU.fix,
     )
 
 
-def explain_saturated(suspect: Suspect) -> Reason:
+def explain_saturated(suspect: Suspect) -> Advice:
     """Explain a node that lets little through."""
-    return Reason(
+    return Advice(
         "saturated",
         f"the input of the {saturating(suspect.node)} is so large that it is nearly flat there.",
         "make its input smaller: scale the inputs or the weights before it, or normalise.",

@@ -7,7 +7,7 @@ from ..._text import sentence
 from ...core.graph import Graph, Node, Value
 from ..report import Finding, at
 from .reachability import BlockedEdge, BlockedLeaf, blocked_leaves, partly_blocked
-from .wording import Reason, explain_edge, explain_unused, quoted, receives, repetition
+from .wording import Advice, explain_edge, explain_unused, quoted, receives, repetition
 
 #: Causes that do no harm: nothing was meant to flow there.
 HARMLESS = frozenset({"never used", "state"})
@@ -33,47 +33,47 @@ def static_findings(
 
 
 @dataclass(eq=False)
-class _Group:
+class _BlockedGroup:
     """Leaves that are blocked at the same lines, for the same cause.
 
     Attributes:
-        explanation: why.
+        advice: why.
         node: the node named for it, None where nothing reads them.
         lines: all lines at which their paths are blocked, that of the node first.
         names: the leaves.
     """
 
-    explanation: Reason
+    advice: Advice
     node: Node | None
     lines: tuple[str, ...]
     names: list[str] = field(default_factory=list)
 
 
-def _groups(graph: Graph, lost: Sequence[BlockedLeaf]) -> list[_Group]:
-    explained: dict[object, _Group] = {}
-    groups: dict[object, _Group] = {}
+def _groups(graph: Graph, lost: Sequence[BlockedLeaf]) -> list[_BlockedGroup]:
+    explained: dict[object, _BlockedGroup] = {}
+    groups: dict[object, _BlockedGroup] = {}
     for one in lost:
         key = one.edges or (one.leaf, one.readers)
         if key not in explained:
-            explained[key] = _explained(graph, one)
+            explained[key] = _explain_leaf(graph, one)
         group = explained[key]
-        group = groups.setdefault((group.lines, group.explanation.cause), group)
+        group = groups.setdefault((group.lines, group.advice.cause), group)
         group.names.append(one.leaf.name)
     return list(groups.values())
 
 
-def _explained(graph: Graph, one: BlockedLeaf) -> _Group:
+def _explain_leaf(graph: Graph, one: BlockedLeaf) -> _BlockedGroup:
     if one.edges:
         edge = _most_telling(one.edges, graph)
-        node, explanation = edge.node, explain_edge(edge, graph)
+        node, advice = edge.node, explain_edge(edge, graph)
     else:
-        explanation, node = explain_unused(one, graph)
+        advice, node = explain_unused(one, graph)
     nodes = ([] if node is None else [node]) + [edge.node for edge in one.edges]
-    return _Group(explanation, node, tuple(dict.fromkeys(map(_line, nodes))))
+    return _BlockedGroup(advice, node, tuple(dict.fromkeys(map(_place_of, nodes))))
 
 
-def _finding(graph: Graph, group: _Group, everything: bool) -> Finding:
-    cause, why, fix = group.explanation
+def _finding(graph: Graph, group: _BlockedGroup, everything: bool) -> Finding:
+    cause, why, fix = group.advice
     others = group.lines[1:]
     also = f" Their other paths are blocked as well, at {', '.join(others)}." if others else ""
     return Finding(
@@ -88,8 +88,8 @@ def _finding(graph: Graph, group: _Group, everything: bool) -> Finding:
     )
 
 
-def _reason(graph: Graph, group: _Group) -> str:
-    cause, them = group.explanation.cause, "them" if len(group.names) > 1 else "it"
+def _reason(graph: Graph, group: _BlockedGroup) -> str:
+    cause, them = group.advice.cause, "them" if len(group.names) > 1 else "it"
     unused = {
         "only in aux": "used for the auxiliary output only",
         "state": "carried to the auxiliary output as state",
@@ -121,16 +121,16 @@ def _one_a_line(edges: Sequence[tuple[BlockedEdge, list[Value]]]) -> list[tuple[
     """One edge for each line, with the leaves of all of them."""
     found: dict[str, tuple[BlockedEdge, dict[Value, None]]] = {}
     for edge, leaves in edges:
-        found.setdefault(_line(edge.node), (edge, {}))[1].update(dict.fromkeys(leaves))
+        found.setdefault(_place_of(edge.node), (edge, {}))[1].update(dict.fromkeys(leaves))
     return [(edge, list(leaves)) for edge, leaves in found.values()]
 
 
 def _most_telling(edges: Sequence[BlockedEdge], graph: Graph) -> BlockedEdge:
     """The first edge, but of several on one line the one with the clearest explanation."""
-    line = [edge for edge in edges if _line(edge.node) == _line(edges[0].node)]
+    line = [edge for edge in edges if _place_of(edge.node) == _place_of(edges[0].node)]
     vague = ("comparison", "integer", "no derivative")
     return min(line, key=lambda e: (explain_edge(e, graph).cause in vague, e.node.primitive == "sign"))
 
 
-def _line(node: Node) -> str:
+def _place_of(node: Node) -> str:
     return str(node.source or node.name)

@@ -16,7 +16,7 @@ from ...core.structure import producers
 from .reachability import BlockedEdge, BlockedLeaf, dropped_operands
 
 
-class Reason(NamedTuple):
+class Advice(NamedTuple):
     """The class of a cause, why it is so, and the fix."""
 
     cause: str
@@ -54,34 +54,34 @@ _PIECEWISE_LINEAR: Mapping[str, str] = {
 #: Functions that draw a sample from probabilities, by the scope they are traced under.
 _SAMPLERS = ("bernoulli", "categorical", "poisson", "binomial", "choice", "multinomial", "geometric")
 
-_COMPARISON = Reason(
+_COMPARISON = Advice(
     "comparison",
     "a comparison is piecewise constant: it has no derivative, whatever it selects.",
     "make the choice smooth: `jax.nn.sigmoid((a - b) / width)` in place of `a > b`.",
 )
-_ROUNDING = Reason(
+_ROUNDING = Advice(
     "rounding",
     "`{name}` is piecewise constant: its derivative is zero almost everywhere.",
     "use a straight-through estimator: `{straight}`.",
 )
-_SEARCH = Reason(
+_SEARCH = Advice(
     "index",
     "`{name}` returns a position, an integer: a small change of its operand does not change it.",
     "weight by `jax.nn.softmax(x / temperature)` instead of selecting one, or train on the scores themselves "
     "(cross entropy).",
 )
-_BY_PRIMITIVE: Mapping[str, Reason] = {
-    "stop_gradient": Reason(
+_BY_PRIMITIVE: Mapping[str, Advice] = {
+    "stop_gradient": Advice(
         "stop_gradient",
         "`stop_gradient` passes the value on and drops the cotangent.",
         "remove it if the gradient is wanted; otherwise leave the leaf out of `argnums`.",
     ),
-    "convert_element_type": Reason(
+    "convert_element_type": Advice(
         "cast",
         "the value is cast to {dtype}, and {dtype} values carry no cotangent.",
         "keep `{operand}` floating point, and cast only what is an index.",
     ),
-    "while": Reason(
+    "while": Advice(
         "loop count",
         "the value only decides how many steps a loop runs.",
         "run a fixed number of steps with `jax.lax.scan`, and weight each smoothly.",
@@ -91,13 +91,13 @@ _BY_PRIMITIVE: Mapping[str, Reason] = {
     **dict.fromkeys(("argmax", "argmin", "argsort"), _SEARCH._replace(cause="argmax")),
     **dict.fromkeys(("top_k", "approx_top_k", "sort"), _SEARCH),
 }
-_NO_DERIVATIVE = Reason(
+_NO_DERIVATIVE = Advice(
     "no derivative",
     "according to JAX's differentiation rule the derivative of `{name}` with respect to `{operand}` is zero.",
     "use an operation that has a derivative, or give it a rule: "
     '`jp.grad(loss, rules=[("{node}", jp.rules.straight_through())])`.',
 )
-_INTEGER = Reason(
+_INTEGER = Advice(
     "integer",
     "`{name}` returns {dtype} values, which carry no cotangent.",
     "keep `{operand}` floating point from here on.",
@@ -141,21 +141,21 @@ def repetition(graph: Graph, node: Node) -> str:
 # --- blocked edges -----------------------------------------------------------------------------------------
 
 
-def explain_edge(edge: BlockedEdge, graph: Graph) -> Reason:
+def explain_edge(edge: BlockedEdge, graph: Graph) -> Advice:
     """Explain an edge that is blocked in the program itself."""
-    found = _explain(edge, graph)
+    found = _advice_on(edge, graph)
     use = _use_of(edge, graph)
     return found._replace(why=f"{found.why[:-1]}; {use}.") if use else found
 
 
-def _explain(edge: BlockedEdge, graph: Graph) -> Reason:
+def _advice_on(edge: BlockedEdge, graph: Graph) -> Advice:
     node, name = edge.node, edge.node.primitive
     operand = node.operands[edge.position].name
     if edge.dropped:
         return _dropping_rule(node, node.operands[edge.position], dropped_operands(graph)[node.index])
     sampler = next((word for word in _SAMPLERS if word in node.scope or f".{word}(" in node.label), None)
     if sampler is not None and name != "stop_gradient":
-        return Reason(
+        return Advice(
             "sampling",
             f"a sample of `{sampler}` is piecewise constant in its parameters: its derivative is zero almost "
             "everywhere.",
@@ -170,7 +170,7 @@ def _explain(edge: BlockedEdge, graph: Graph) -> Reason:
     found = _BY_PRIMITIVE.get(name, otherwise)
     given = {"name": name, "operand": operand, "dtype": dtype, "node": node.name}
     straight = _straight_through(node, operand) if found is _ROUNDING else ""
-    return Reason(found.cause, found.why.format(**given), found.fix.format(**given, straight=straight))
+    return Advice(found.cause, found.why.format(**given), found.fix.format(**given, straight=straight))
 
 
 def _straight_through(node: Node, operand: str) -> str:
@@ -182,11 +182,11 @@ def _straight_through(node: Node, operand: str) -> str:
     return f"{x} + jax.lax.stop_gradient({text} - {x})"
 
 
-def _dropping_rule(node: Node, operand: Value, dead: frozenset[int]) -> Reason:
+def _dropping_rule(node: Node, operand: Value, dead: frozenset[int]) -> Advice:
     """A custom rule that drops cotangents: what it should return, for as many arguments as it has."""
     name = node.primitive
     if not _jaxpr.has_reverse_rule(node.eqn):
-        return Reason(
+        return Advice(
             "custom rule",
             f"the JVP rule of `{name}` returns a tangent that does not depend on that of `{operand.name}`.",
             f"compute the output tangent from the tangent `t` of `{operand.name}`: "
@@ -200,13 +200,13 @@ def _dropping_rule(node: Node, operand: Value, dead: frozenset[int]) -> Reason:
     out = node.outputs[0]
     if len(node.outputs) > 1 or types != {(out.shape, str(out.dtype))}:
         count = plural(len(revived), "argument")
-        return Reason("custom rule", why, f"{fix}, of shape {operand.shape}; the rule has {count}.")
+        return Advice("custom rule", why, f"{fix}, of shape {operand.shape}; the rule has {count}.")
     parts = ["ct" if some else f"ct_{i}" for i, some in enumerate(revived)]
     parts = ["None" if i in dead and part != "ct" else part for i, part in enumerate(parts)]
     returned = f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
     as_before = [f"`{part}`" for part in parts if part.startswith("ct_")]
     also = f" ({' and '.join(as_before)} as before)" if as_before else ""
-    return Reason("custom rule", why, f"{fix}: `return {returned}`{also} for a straight-through rule.")
+    return Advice("custom rule", why, f"{fix}: `return {returned}`{also} for a straight-through rule.")
 
 
 # --- derivatives inside the loss ---------------------------------------------------------------------------
@@ -227,8 +227,8 @@ def _piecewise_linear(node: Node, graph: Graph) -> str:
     return next((_PIECEWISE_LINEAR[name] for name in primitives if name in _PIECEWISE_LINEAR), "")
 
 
-def _zero_derivative(function: str, order: int) -> Reason:
-    return Reason(
+def _zero_derivative(function: str, order: int) -> Advice:
+    return Advice(
         f"{_ordinal(order)} derivative",
         f"the loss contains a derivative: its gradient needs the {_ordinal(order)} derivative of `{function}`, "
         "which is piecewise linear, so that is zero.",
@@ -240,27 +240,27 @@ def _ordinal(order: int) -> str:
     return _ORDERS[order] if order < len(_ORDERS) else f"{order}th"
 
 
-def explain_unused(blocked: BlockedLeaf, graph: Graph) -> tuple[Reason, Node | None]:
+def explain_unused(blocked: BlockedLeaf, graph: Graph) -> tuple[Advice, Node | None]:
     """Explain a leaf of which nothing reaches the result; with the node that reads it, None where none does."""
     fix = "use the value in the result, or leave it out of `argnums`."
     reader = next(iter(blocked.readers), None)
     if blocked.state:
         why = "the auxiliary output holds the next value: this is state, which is not differentiated."
-        return Reason("state", why, "leave it out of `argnums`."), reader
+        return Advice("state", why, "leave it out of `argnums`."), reader
     if blocked.aux:
         why = "only the auxiliary output depends on the value, and that is not differentiated."
-        return Reason("only in aux", why, fix), reader
+        return Advice("only in aux", why, fix), reader
     if reader is None:
-        return Reason("never used", "no operation reads the value.", fix), None
+        return Advice("never used", "no operation reads the value.", fix), None
     order = _order_of_derivative(reader)
     if order:
         return _explain_derivative(blocked.leaf, reader, order, graph)
     place = f" at {reader.source}" if reader.source else ""
     why = f"the result does not depend on {quoted(reader)}{place}, where the value is read."
-    return Reason("unused result", why, fix), reader
+    return Advice("unused result", why, fix), reader
 
 
-def _explain_derivative(leaf: Value, reader: Node, order: int, graph: Graph) -> tuple[Reason, Node]:
+def _explain_derivative(leaf: Value, reader: Node, order: int, graph: Graph) -> tuple[Advice, Node]:
     """Explain a leaf that a derivative taken inside the loss does not depend on."""
     step = successors(graph)
     dependent = reachable([leaf], lambda value: (new for _, new in step.get(value.id, ())))
@@ -270,7 +270,7 @@ def _explain_derivative(leaf: Value, reader: Node, order: int, graph: Graph) -> 
                 return _zero_derivative(function, order), node
     why = f"the loss contains a {_ordinal(order)} derivative, and that does not depend on the value."
     fix = "add a term with the function itself to the loss, or leave the value out of `argnums`."
-    return Reason("derivative only", why, fix), reader
+    return Advice("derivative only", why, fix), reader
 
 
 # --- what the value behind a blocked edge is used for --------------------------------------------------------
