@@ -413,7 +413,7 @@ ERRORS = {
     "a function among params": (
         TypeError,
         r"`params\['act'\]` is a function, which is not an array and cannot be trained\. Keep it out of `params` and close "
-        r"over it; of a model object, split the arrays off \(`eqx\.partition\(model, eqx\.is_inexact_array\)`, "
+        r"over it; from a model object, split off the arrays \(`eqx\.partition\(model, eqx\.is_inexact_array\)`, "
         r"`nnx\.split\(model, nnx\.Param, \.\.\.\)`\)\.",
         lambda: jp.make_step(lesson).init({"w": 1.0, "act": lesson}),
     ),
@@ -464,7 +464,7 @@ ERRORS = {
     ),
     "a loss that is no scalar": (
         TypeError,
-        r"the gradient is that of a scalar, but `<lambda>` returned float32\[3\]\. .*",
+        r"a gradient requires a scalar-output function, but `<lambda>` returned float32\[3\]\. .*",
         lambda: jp.make_step(lambda w, x: w * x)(jp.make_step(lesson).init(1.0), jnp.ones(3)),
     ),
 }

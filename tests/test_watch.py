@@ -484,10 +484,6 @@ def test_every_kind_of_leaf_in_every_place(make):
     check_every_way(make, {name: leaf() for name, leaf in LEAVES.items()}, lambda node: True)
 
 
-#: Statistics of typed keys are taken in `record/statistics`, which cannot convert them yet.
-NOT_YET = pytest.mark.xfail(raises=(ValueError, TypeError), reason="jaxprop.summary of typed keys")
-
-
 @pytest.mark.parametrize(
     "make, nodes",
     [
@@ -495,11 +491,11 @@ NOT_YET = pytest.mark.xfail(raises=(ValueError, TypeError), reason="jaxprop.summ
         (in_aux, "*"),
         (in_state, "*"),
         (in_a_carry, "*"),
-        pytest.param(stacked_by_a_scan, "*", marks=NOT_YET),
+        (stacked_by_a_scan, "*"),
         (leaving_a_cond, "*"),
-        pytest.param(leaving_a_checkpoint, "*", marks=NOT_YET),
+        (leaving_a_checkpoint, "*"),
         (in_batch, lambda node: True),
-        *(pytest.param(make, lambda node: True, marks=NOT_YET) for make in PLACES[1:]),
+        *((make, lambda node: True) for make in PLACES[1:]),
     ],
     ids=lambda x: getattr(x, "__name__", str(x)),
 )
