@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jaxpr
+from ._models import named_leaves, split_models
 from .core.activity import active_values
 from .core.build import build
 from .core.graph import Graph, with_activity
@@ -149,28 +150,22 @@ def _trace_call(
         raise TypeError(f"expected a function to differentiate, got {type(fun).__name__}.")
     differentiated = normalize_argnums(argnums, len(args))
     names = argument_names(fun, len(args))
+    split, moved_args, moved_kwargs = split_models(fun, args, kwargs, differentiated)
     chosen = tuple(range(len(args))) if abstract else differentiated
-    point_tree, points, arguments = _points(args, chosen, differentiated, names)
+    inputs = _Inputs([(names[i], moved_args[i], i in differentiated) for i in chosen])
     if abstract:
-        kw_points = jax.tree_util.tree_leaves_with_path(kwargs)
-        arguments += [
-            Argument(f"{path[0].key}{jax.tree_util.keystr(path[1:])}", False) for path, _ in kw_points
-        ]
-        points += [leaf for _, leaf in kw_points]
+        inputs = _Inputs([*inputs.given, *((name, arg, False) for name, arg in moved_kwargs.items())])
     box: list[Outputs] = []
 
     def flat(*leaves: Array) -> list[Array]:
-        full, inner_kwargs = list(args), kwargs
-        count = point_tree.num_leaves
-        for position, arg in zip(chosen, jax.tree.unflatten(point_tree, leaves[:count]), strict=True):
-            full[position] = arg
-        if abstract:
-            inner_kwargs = jax.tree.unflatten(jax.tree.structure(kwargs), leaves[count:])
-        result = fun(*full, **inner_kwargs)
-        outputs, traced = _outputs(fun, result, has_aux)
+        filled = inputs.fill(leaves)
+        full = dict(enumerate(moved_args)) | dict(zip(chosen, filled, strict=False))
+        keywords = moved_kwargs | dict(zip(moved_kwargs, filled[len(chosen) :], strict=False))
+        outputs, traced = _outputs(fun, split(*full.values(), **keywords), has_aux)
         box.append(outputs)
         return traced
 
+    arguments, points = inputs.arguments, inputs.points
     if abstract:
         _check_structs(arguments, points)
     program = _jaxpr.trace(flat, *points)
@@ -184,7 +179,7 @@ def _trace_call(
         scalars={} if abstract else _scalars(args, kwargs, names, chosen),
     )
     moved = tuple(argument.differentiated for argument in arguments)
-    return Traced(program, points, point_tree, box[-1], name_of(fun), moved, naming)
+    return Traced(program, points, inputs.tree, box[-1], name_of(fun), moved, naming)
 
 
 def _check_structs(arguments: Sequence[Argument], points: Sequence[Array]) -> None:
@@ -201,19 +196,50 @@ def _check_structs(arguments: Sequence[Argument], points: Sequence[Array]) -> No
             )
 
 
-def _points(
-    args: tuple[PyTree, ...],
-    chosen: tuple[int, ...],
-    differentiated: tuple[int, ...],
-    names: list[str],
-) -> tuple[Any, list[Array], list[Argument]]:
-    leaves, tree = jax.tree_util.tree_flatten_with_path(tuple(args[i] for i in chosen))
-    arguments = []
-    for path, _ in leaves:
-        position = chosen[path[0].idx]
-        name = names[position] + jax.tree_util.keystr(path[1:])
-        arguments.append(Argument(name, position in differentiated))
-    return tree, [leaf for _, leaf in leaves], arguments
+@dataclass(frozen=True)
+class _Inputs:
+    """The arguments that are traced.
+
+    All leaves of a differentiated argument are traced; of another only its arrays and numbers are, and its
+    functions, strings and the like are held.
+
+    Attributes:
+        given: name, argument, and whether it is differentiated.
+    """
+
+    given: Sequence[tuple[str, PyTree, bool]]
+
+    @functools.cached_property
+    def tree(self) -> Any:
+        """The structure of the arguments, as a tuple."""
+        return jax.tree.structure(tuple(arg for _, arg, _ in self.given))
+
+    @functools.cached_property
+    def _leaves(self) -> list[tuple[Argument, Any, bool]]:
+        """Each leaf with its name, and whether it is traced."""
+        return [
+            (Argument(leaf_name, differentiated), leaf, differentiated or is_arraylike(leaf))
+            for name, arg, differentiated in self.given
+            for leaf_name, leaf in named_leaves(name, arg)
+        ]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        return [argument for argument, _, traced in self._leaves if traced]
+
+    @property
+    def points(self) -> list[Array]:
+        return [leaf for _, leaf, traced in self._leaves if traced]
+
+    def fill(self, points: Sequence[Array]) -> tuple[PyTree, ...]:
+        """Return the arguments with other leaves in place of those that are traced."""
+        rest = iter(points)
+        return self.tree.unflatten([next(rest) if traced else leaf for _, leaf, traced in self._leaves])
+
+
+def is_arraylike(leaf: object) -> bool:
+    """Whether a leaf is an array, the shape of one, or a number."""
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | numbers.Number)
 
 
 def argument_names(fun: Function, count: int) -> list[str]:
@@ -232,11 +258,8 @@ def argument_names(fun: Function, count: int) -> list[str]:
 
 
 def _all_leaves(args: tuple[PyTree, ...], kwargs: dict[str, PyTree], names: list[str]) -> list[tuple[str, Any]]:
-    found = []
-    for name, arg in (*zip(names, args, strict=True), *kwargs.items()):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arg):
-            found.append((name + jax.tree_util.keystr(path), leaf))
-    return found
+    pairs = (*zip(names, args, strict=True), *kwargs.items())
+    return [found for name, arg in pairs for found in named_leaves(name, arg)]
 
 
 def leaf_names(fun: Function, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> list[str]:
@@ -305,9 +328,10 @@ def check_points(
             JAX.
     """
     names = argument_names(fun, len(args))
-    for position in normalize_argnums(argnums, len(args)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(args[position]):
-            name = names[position] + jax.tree_util.keystr(path)
+    differentiated = normalize_argnums(argnums, len(args))
+    _, args, _ = split_models(fun, args, {}, differentiated)
+    for position in differentiated:
+        for name, leaf in named_leaves(names[position], args[position]):
             _check_point(name, leaf, holomorphic, allow_int, word)
 
 

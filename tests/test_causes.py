@@ -491,13 +491,14 @@ def test_one_line_is_one_finding():
 # --- what is kept -----------------------------------------------------------------------------------------
 
 
-def test_at_most_sixteen_programs_are_kept():
-    from jaxprop.diagnosis.passes import MOST_PROGRAMS, Passes
+def test_the_programs_used_last_are_kept():
+    from jaxprop.diagnosis.compiled import MOST_PROGRAMS, jit_with_structure
 
-    passes = Passes(lambda w, step: w * step)
-    for step in range(2 * MOST_PROGRAMS):
-        passes.at(jnp.float32(1.0), step)()
-    assert len(passes._programs) == MOST_PROGRAMS
+    traces = []
+    compiled = jit_with_structure(lambda w, step: traces.append(step) or w * step)
+    for step in (*range(2 * MOST_PROGRAMS), 2 * MOST_PROGRAMS - 1, 0):
+        compiled(jnp.float32(1.0), step)
+    assert traces == [*range(2 * MOST_PROGRAMS), 0]
 
 
 @pytest.mark.parametrize("within", ["jit", "custom_jvp"])

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxprop"
 
 # What each folder holds, from the lowest up: a file or a folder may import only what is named before it.
 LAYERS = {
-    "": """_text _jaxpr _fingerprint core _structure naming _tracing record _seed _backprop _api
+    "": """_text _jaxpr _fingerprint core _structure naming _models _tracing record _seed _backprop _api
         rules show diagnosis train __init__ cli __main__""",
     "naming": "syntax assign labels",
     "core": """types selectors graph build structure activity local rules recorders taps control_flow interpreter""",

@@ -370,11 +370,8 @@ def in_bfloat16(loss):
     return jp.precision(loss, jnp.bfloat16)
 
 
-#: `Passes` compiles with `jax.jit`, and JAX keeps the structure of its results: `compiled.jit_with_structure` does not.
-KEPT_BY_JAX = pytest.mark.xfail(reason="the passes return their tapes through `jax.jit`")
 TOOLS = [
-    *(jp.check, jp.residuals, in_bfloat16, compared),
-    *(pytest.param(tool, marks=KEPT_BY_JAX) for tool in (jp.blocked_gradients, jp.gradient_flow)),
+    *(jp.check, jp.residuals, in_bfloat16, compared, jp.blocked_gradients, jp.gradient_flow),
 ]
 
 

@@ -12,15 +12,14 @@ import numpy as np
 
 from .. import _jaxpr
 from .._api import backprop
+from .._models import pack
 from .._seed import ONE, seed_of
 from .._tracing import CONCRETE, Traced, leaf_names, normalize_argnums, trace_call
 from ..core.recorders import Recorder
 from ..core.selectors import Selector
 from ..core.types import Array, Function, PyTree
 from ..record.tape import Tape
-
-#: How many compiled programs a `Passes` keeps. A call of `diagnose` that finds something runs five.
-MOST_PROGRAMS = 16
+from .compiled import MOST_PROGRAMS, is_hashable, jit_with_structure
 
 #: Another evaluation of a graph: (graph, values of its inputs and constants, *extra) -> outputs.
 Forward: TypeAlias = Callable[..., list[Array]]
@@ -78,56 +77,24 @@ class Passes:
             extra: arrays passed on to it.
         """
         try:
-            return self._run(call, key, pass_, extra, self._is_array)
+            return self._program(key, pass_)(*call, *extra)
         except TypeError as error:
             if not isinstance(error.__cause__, CONCRETE):
                 raise
         chosen = normalize_argnums(self.argnums, len(call.args))
-        points = {id(leaf) for i in chosen for leaf in jax.tree.leaves(call.args[i])}
-        return self._run(call, None, pass_, extra, lambda leaf: id(leaf) in points)
+        points = {id(leaf) for i in chosen for leaf in jax.tree.leaves(pack(call.args[i]))}
+        moved = points.union(map(id, extra))
+        return jit_with_structure(pass_, lambda leaf: id(leaf) in moved)(*call, *extra)
 
-    @staticmethod
-    def _is_array(leaf: object) -> bool:
-        return isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
-
-    def _run(
-        self,
-        call: Arguments,
-        key: Hashable,
-        pass_: Function,
-        extra: tuple[Array, ...],
-        traced: Callable[[object], bool],
-    ) -> PyTree:
-        leaves, tree = jax.tree.flatten(tuple(call))
-        static = {i: leaf for i, leaf in enumerate(leaves) if not traced(leaf)}
-        dynamic = [leaf for i, leaf in enumerate(leaves) if i not in static]
-
-        def rebuild(dynamic: list[Array]) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
-            rest = iter(dynamic)
-            return jax.tree.unflatten(
-                tree, [static[i] if i in static else next(rest) for i in range(len(leaves))]
-            )
-
-        full_key = (key, tree, tuple((i, type(leaf), leaf) for i, leaf in static.items()))
-        if key is None or not _is_hashable(full_key):
-            return _compiled(pass_, rebuild)(dynamic, *extra)
-        if full_key not in self._programs:
-            self._programs[full_key] = _compiled(pass_, rebuild)
-            while len(self._programs) > MOST_PROGRAMS:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(full_key)
-        return self._programs[full_key](dynamic, *extra)
-
-
-def _compiled(pass_: Function, rebuild: Function) -> Function:
-    """Compile a pass as a function of the leaves that are traced; `rebuild` makes the arguments of them."""
-
-    @jax.jit
-    def run(dynamic: list[Array], *extra: Array) -> PyTree:
-        args, kwargs = rebuild(dynamic)
-        return pass_(args, kwargs, *extra)
-
-    return run
+    def _program(self, key: Hashable, pass_: Function) -> Function:
+        """The compiled pass of a key; the `MOST_PROGRAMS` used last are kept."""
+        if not is_hashable(key):
+            return jit_with_structure(pass_)
+        program = self._programs.setdefault(key, jit_with_structure(pass_))
+        self._programs.move_to_end(key)
+        while len(self._programs) > MOST_PROGRAMS:
+            self._programs.popitem(last=False)
+        return program
 
 
 class Run:
@@ -211,14 +178,6 @@ def on_host(tape: Tape) -> Tape:
 def as_numpy(tree: PyTree) -> PyTree:
     """Convert the arrays of a tree to NumPy; random keys, which NumPy does not have, are kept."""
     return jax.tree.map(lambda x: x if _jaxpr.is_key(x) else np.asarray(x), tree)
-
-
-def _is_hashable(x: object) -> bool:
-    try:
-        hash(x)
-    except TypeError:
-        return False
-    return True
 
 
 def _check_readable(call: Arguments) -> None:

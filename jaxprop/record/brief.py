@@ -23,6 +23,7 @@ def size(x: object) -> str:
         return ""
     if _jaxpr.is_key(x):
         return "key"
-    if np.ndim(x) == 0:
-        return number(np.asarray(x))
-    return f"{number(np.linalg.norm(np.asarray(x).astype(complex).ravel()))} (norm)"
+    array = np.asarray(x)
+    if array.ndim == 0:
+        return number(array)
+    return f"{number(np.linalg.norm(array.astype(complex).ravel()))} (norm)"

@@ -407,14 +407,14 @@ DEFAULT_CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "power of a negative",
-        all_of(forward("pow"), operand(lambda x: x < 0), lambda e: not np.isinf(e.y), is_masked),
+        all_of(forward("pow"), operand(lambda x: x < 0), lambda e: not np.isinf(np.asarray(e.y)), is_masked),
         "a negative number ({a}) to the power {b} is NaN.",
         _DOUBLE_WHERE,
         (forms.WHERE_POSITIVE,),
     ),
     Cause(
         "power of a negative",
-        all_of(forward("pow"), operand(lambda x: x < 0), lambda e: not np.isinf(e.y)),
+        all_of(forward("pow"), operand(lambda x: x < 0), lambda e: not np.isinf(np.asarray(e.y))),
         "a negative number ({a}) to the power {b} is NaN.",
         "find out why the operand is negative, or keep it above 0",
         (forms.CLIP_ABOVE_ZERO,),

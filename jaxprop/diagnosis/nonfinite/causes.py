@@ -228,7 +228,7 @@ def has_library_rule(evidence: Evidence) -> bool:
 def has_row_of_minus_inf(evidence: Evidence) -> bool:
     """Whether a whole row of an operand is minus infinity."""
     for x in evidence.operands:
-        if np.ndim(x) and np.size(x) and np.any(np.all(np.asarray(x) == -np.inf, axis=-1)):
+        if x is not None and np.ndim(x) and np.size(x) and np.any(np.all(np.asarray(x) == -np.inf, axis=-1)):
             return True
     return any(x is not None and np.ndim(x) == 0 and x == -np.inf for x in evidence.x)
 
@@ -236,7 +236,7 @@ def has_row_of_minus_inf(evidence: Evidence) -> bool:
 def has_equal_values(evidence: Evidence) -> bool:
     """Whether two eigenvalues or singular values are equal, to rounding."""
     for x in evidence.outputs:
-        if np.ndim(x) and np.isrealobj(x):
+        if x is not None and np.ndim(x) and np.isrealobj(x):
             values = np.asarray(x, float)
             gaps = np.abs(np.diff(np.sort(values, axis=-1), axis=-1))
             scale = float(np.max(np.abs(values), initial=0.0))

@@ -174,8 +174,10 @@ def _gain(
 
 def _number_at(x: np.ndarray | None, element: tuple[int, ...], shape: tuple[int, ...]) -> Number:
     """Return the number that is read for an element of the result; None if the shapes do not broadcast."""
+    if x is None:
+        return None
     own = np.shape(x)
-    if x is None or (own and len(own) != len(shape)):
+    if own and len(own) != len(shape):
         return None
     if any(mine not in (1, its) for mine, its in zip(own, shape, strict=False)):
         return None

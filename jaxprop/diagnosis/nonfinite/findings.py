@@ -90,7 +90,7 @@ def _cause_of(evidence: Evidence, causes: Sequence[Cause]) -> Cause:
 
 def _candidates(evidence: Evidence, cause: Cause, tape: Tape) -> list[Rewrite]:
     """The stable forms of a cause that fit the source and pass their trial at the recorded numbers."""
-    if any(np.iscomplexobj(x) for x in evidence.operands):
+    if any(np.iscomplexobj(x) for x in evidence.operands if x is not None):
         return []  # complex numbers have no order to choose by
     found: list[Rewrite] = []
     position = _suspect_operand(evidence)

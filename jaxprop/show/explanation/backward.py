@@ -284,8 +284,9 @@ def _remaining(shares: Mapping[str, object]) -> float:
     parts = list(shares.values())
     if any(map(_jaxpr.is_tracer, parts)):
         return 1.0
-    kind = np.complex128 if any(np.iscomplexobj(part) for part in parts) else np.float64
-    arrays = [np.asarray(part).astype(kind) for part in parts]
+    arrays = [np.asarray(part) for part in parts]
+    kind = np.complex128 if any(map(np.iscomplexobj, arrays)) else np.float64
+    arrays = [array.astype(kind) for array in arrays]
     size = sum(float(np.abs(array).sum()) for array in arrays)
     total = float(np.abs(sum(arrays)).sum())
     return total / size if np.isfinite(size) and size > 0 else 1.0

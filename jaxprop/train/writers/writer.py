@@ -73,6 +73,6 @@ def _extended_float(array: np.ndarray) -> float | None:
 
 
 def _description(value: object) -> str:
-    if np.ndim(value) and isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.ndim:
         return f"an array of shape {value.shape}"
     return f"{value!r}" if isinstance(value, str) else f"of type {type(value).__name__}"
