@@ -76,7 +76,10 @@ def test_a_fault_in_the_pages_is_found():
 
 def test_every_public_name_has_a_docstring():
     exported = {path: x for module in MODULES for path, x in public(module).items()}
-    missing = [path for path, x in exported.items() if path != "jaxprop.Rule" and not x.__doc__]
+    written = {
+        path: x for path, x in exported.items() if callable(x) and path != "jaxprop.Rule"
+    }  # no constants
+    missing = [path for path, x in written.items() if not x.__doc__]
     assert not missing
 
 

@@ -304,10 +304,15 @@ def test_the_node_where_digits_are_lost_is_named_and_not_the_next():
 
 @pytest.mark.library
 def test_no_more_digits_are_lost_than_a_dtype_has():
-    report = jp.precision(gap, jnp.float32, reference=jnp.float64)(1e-8 * jnp.arange(1.0, 5.0), jnp.ones(4))
+    def loss(w, big):  # a constant instead of `big` is cancelled by the XLA of JAX 0.10
+        gap = (w + big) - big
+        return jnp.sum((3.0 * gap) ** 2)
+
+    w, big = 1e-8 * jnp.arange(1.0, 5.0), jnp.full(4, 1e4)
+    report = jp.precision(loss, jnp.float32, reference=jnp.float64)(w, big)
     (found,) = report
     assert found.node == "gap" and "loses 7.2 digits in float32" in found.message
-    assert found.fix == "Compute `add` in float64 already: what is rounded to float32 before is lost."
+    assert found.fix == "Compute `add`, `big` in float64 already: what is rounded to float32 before is lost."
     for pair in report.comparison.pairs:
         for side in (pair.forward, pair.backward):
             assert side is None or side.lost <= 7.3

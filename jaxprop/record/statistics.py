@@ -102,7 +102,23 @@ def _measure(x: Array) -> _Measures:
     x = real(x)
     zero = np.zeros((), x.dtype)
     total, squares = (lax.reduce(y, zero, lax.add, tuple(range(x.ndim))) for y in (x, x * x))
-    return _Measures(total, squares, *_extremes_and_counts(x))
+    rest = _extremes_and_counts if _jaxpr.KEEPS_CUSTOM_JVP else _extremes_then_counts
+    return _Measures(total, squares, *rest(x))
+
+
+def _extremes_then_counts(x: Array) -> tuple[Array, Array, Array, Array]:
+    """The same as two reductions, which JAX differentiates itself: they read the array twice."""
+    infinity, none, axes = np.array(np.inf, x.dtype), np.int32(0), tuple(range(x.ndim))
+    least, most = lax.reduce(
+        (x, x), (infinity, -infinity), lambda a, b: (lax.min(a[0], b[0]), lax.max(a[1], b[1])), axes
+    )
+    zeros, nonfinite = lax.reduce(
+        ((x == 0).astype(np.int32), (~jnp.isfinite(x)).astype(np.int32)),
+        (none, none),
+        lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        axes,
+    )
+    return least, most, portable(zeros, x), portable(nonfinite, x)
 
 
 @jax.custom_jvp
