@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 Equation: TypeAlias = JaxprEqn
 Variable: TypeAlias = Var
 Aval: TypeAlias = AbstractValue
-#: JAX 0.10 drops a `custom_jvp` in what a scan computes for its backward pass, where that is differentiated again.
+#: JAX 0.10 drops a `custom_jvp` in what a scan keeps for its backward pass, if that is differentiated again.
 KEEPS_CUSTOM_JVP = jax.__version_info__ >= (0, 11)
 
 # --- programs and equations --------------------------------------------------------------------
