@@ -11,16 +11,16 @@ from pathlib import Path
 import nox
 
 PYTHON_OF_JAX = {"0.10": "3.11", "0.11": "3.12", "0.12": "3.13"}
-#: Runs the slow tests too, opens exported files with the programs they are for, and compiles with all of XLA's
+#: Runs every example, opens exported files with the programs they are for, and compiles with all of XLA's
 #: optimizations, as users do.
 NEWEST = "0.12"
-#: Runs every example as well, as the newest line does.
 OLDEST = "0.10"
-#: Left out on the line between: what hardly depends on JAX, or takes long and is the same on every line.
+#: Left out on the older lines: what hardly depends on JAX.
+LEFT_OUT = ("cli", "cli_diagnose", "draw", "exports", "page", "plots", "quiz", "scene", "writers")
+#: Left out on the line between: what takes long and is the same on every line.
 LEFT_OUT_BETWEEN = (
-    *("blocked", "check", "checkpoint", "cli", "cli_diagnose", "compare", "devices", "draw", "explain"),
-    *("exports", "flow", "formula", "healthy", "origin", "page", "per_example", "plots", "primitives"),
-    *("quiz", "random_programs", "residuals", "scene", "writers"),
+    *("blocked", "check", "checkpoint", "compare", "devices", "explain", "flow", "formula", "healthy"),
+    *("model_arguments", "origin", "per_example", "primitives", "random_programs", "records", "residuals"),
 )
 
 
@@ -51,10 +51,9 @@ def _is(python: str, version: str) -> bool:
 def selection(line: str) -> list[str]:
     """The options that select the tests of a JAX line."""
     if line == NEWEST:
-        return ["-m", ""]
-    if line == OLDEST:
-        return ["-m", "not slow or example"]
-    return [f"--ignore=tests/test_{name}.py" for name in LEFT_OUT_BETWEEN]
+        return ["-m", "not slow or example or outside"]
+    left_out = LEFT_OUT if line == OLDEST else LEFT_OUT + LEFT_OUT_BETWEEN
+    return [f"--ignore=tests/test_{name}.py" for name in left_out]
 
 
 def add_session(line: str, version: str) -> None:

@@ -330,6 +330,7 @@ def test_colours_only_where_wanted(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.outside
 def test_steps_wait_on_a_real_terminal():
     ours, theirs = pty.openpty()
     env = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "JAX_PLATFORMS": "cpu"}
@@ -349,6 +350,7 @@ def test_steps_wait_on_a_real_terminal():
 
 
 @pytest.mark.slow
+@pytest.mark.outside
 def test_as_a_process_whose_reader_goes_away():
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = f"{sys.executable} -m jaxprop explain {WORKED}:loss 1. 1. 2. | head -n 1"
@@ -383,6 +385,7 @@ def test_the_registry_is_what_the_help_lists(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.outside
 @pytest.mark.library
 def test_the_demo_keeps_its_word(capsys):
     """The worked example, the gradient of every layer, over 95 % on digits held out, and what to try next."""

@@ -332,6 +332,7 @@ def test_texts_are_cut():
 
 
 @pytest.mark.slow
+@pytest.mark.outside
 def test_in_a_real_notebook():
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

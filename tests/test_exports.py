@@ -13,6 +13,8 @@ import pytest
 
 import jaxprop as jp
 
+pytestmark = pytest.mark.outside
+
 #: Where `npm install mermaid jsdom` was run.
 MERMAID = Path(os.environ.get("JAXPROP_MERMAID", Path(__file__).parents[1] / "node_modules"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -17,6 +17,8 @@ from jaxprop.show.drawing.build import scene_of
 from jaxprop.show.drawing.formats.html import embedded, page_html
 from jaxprop.show.drawing.scene import Edge, LocalText, Output, Scene, SceneNode, SourceText
 
+pytestmark = pytest.mark.outside
+
 # --- what is shown -------------------------------------------------------------------------------------
 
 
