@@ -5,7 +5,20 @@ import json
 import sys
 from collections.abc import Callable
 
-from . import check, devices, diagnose, engine, explain, flow, page, per_example, show, torch_hooks, train
+from . import (
+    check,
+    devices,
+    diagnose,
+    engine,
+    explain,
+    flow,
+    page,
+    per_example,
+    process,
+    show,
+    torch_hooks,
+    train,
+)
 from .machine import machine
 from .models import MODELS
 from .timing import table
@@ -115,10 +128,21 @@ def _page(options):
     return _table(list(page.measure(options.quick, chromium)), page.COLUMNS)
 
 
+def _process(options):
+    _say("\nImports\n")
+    found = {"imports": _table(list(process.imports(options.rounds)), process.IMPORT)}
+    _say("\nMLPs of many layers through `diagnose`\n")
+    layers = (10, 20) if options.quick else (40, 80, 160)
+    found["depth"] = _table(list(process.depth(layers)), process.DEPTH)
+    _say("\nFresh functions through every tool\n")
+    return found | {"memory": _table(list(process.memory(40 if options.quick else 2_000)), process.MEMORY)}
+
+
 #: The parts, in the order in which they run.
 PARTS: dict[str, Callable] = {
     "engine": _engine,
     "growth": _growth,
+    "process": _process,
     "torch": _torch,
     "per-example": _per_example,
     "train": _train,
