@@ -71,7 +71,8 @@ def backprop(
         argnums: positional arguments to differentiate.
         has_aux: whether it returns a pair (value, aux).
         nodes: which nodes to record: a glob or globs on name, scope or primitive, or a predicate on `Node`. By
-            default every node on a path from a differentiated argument to the result.
+            default every node on a path from a differentiated argument to the result; with `record=` those of
+            them whose value a variable holds (`Graph.statements`).
         record: what to record at these nodes; by default the unmodified value and cotangent. `jaxprop.summary`
             records a few statistics instead.
         rules: pairs (where, rule): how cotangents propagate through the nodes that `where` matches. The first

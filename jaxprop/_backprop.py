@@ -1,7 +1,7 @@
 """One pass: a traced call is planned, evaluated forward, differentiated by JAX, and put on a tape."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,8 +60,14 @@ def make_plan(traced: Traced, nodes: Selector | None, record: Recorder | None, r
         ValueError: a selector matches no node, or a rule only nodes that no cotangent can reach.
     """
     graph, matched = _with_rules(traced, rules)
-    records = record is None or record.forward is not None or record.backward is not None
-    return plan_at(graph, _watched(graph, nodes) if records else [], record, matched)
+    if record is not None and record.forward is None and record.backward is None:
+        return plan_at(graph, [], record, matched)
+    if nodes is None:
+        stated = graph.indices if record is None else graph.stated
+        watched = [node for node in _recordable(graph) if node.active and node.index in stated]
+    else:
+        watched = _watched(graph, nodes)
+    return plan_at(graph, watched, record, matched)
 
 
 def plan_at(
@@ -162,22 +168,27 @@ def _holds_reference(node: Node) -> bool:
 # --- what is recorded --------------------------------------------------------------------------------------
 
 
-def _watched(graph: Graph, nodes: Selector | None) -> list[Node]:
-    """The nodes that are recorded: by default all that a cotangent can reach."""
+def is_active(node: Node) -> bool:
+    """Select every node that a cotangent can reach."""
+    return node.active
+
+
+def _recordable(graph: Graph) -> Iterator[Node]:
     constants = loop_constants(graph) | {node.index for node in graph.fixed}
-    recordable = [
-        node
-        for node in graph.walk()
-        if all(parent.opened for parent, _ in graph.places[node.index].parents)
-        and node.index not in constants
-        and not _holds_reference(node)
-    ]
-    if nodes is None:
-        return [node for node in recordable if node.active]
+    for node in graph.walk():
+        opened = all(parent.opened for parent, _ in graph.places[node.index].parents)
+        if opened and node.index not in constants and not _holds_reference(node):
+            yield node
+
+
+def _watched(graph: Graph, nodes: Selector) -> list[Node]:
+    """The nodes that a selector matches, as far as they can be recorded."""
+    if nodes is is_active:  # may match nothing
+        return [node for node in _recordable(graph) if node.active]
     if isinstance(nodes, tuple | list) and not nodes:
         return []
     picked = {node.index for node in select(graph, nodes)}
-    return [node for node in recordable if node.index in picked]
+    return [node for node in _recordable(graph) if node.index in picked]
 
 
 def _needed_by(graph: Graph, watched: Sequence[Node]) -> frozenset[ValueId]:

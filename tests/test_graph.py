@@ -28,16 +28,18 @@ def test_the_table_of_the_worked_example():
     line = loss.__code__.co_firstlineno
     graph = jp.trace(loss)(1.0, 1.0, 2.0)
     expected = f"""\
-        node   type   operation        source
+        value  type   expression       source
         --------------------------------------------------------
         w      f32[]  input                               active
         x      f32[]  input
         y      f32[]  input
-        y_hat  f32[]  mul(w, x)        test_graph.py:{line + 1}  active
-        s      f32[]  sub(y_hat, y)    test_graph.py:{line + 2}  active
-        loss   f32[]  integer_pow(s)   test_graph.py:{line + 3}  active
+        y_hat  f32[]  w * x            test_graph.py:{line + 1}  active
+        s      f32[]  y_hat - y        test_graph.py:{line + 2}  active
+        loss   f32[]  s**2             test_graph.py:{line + 3}  active
         returns loss"""
     assert squeezed(str(graph)) == squeezed(textwrap.dedent(expected))
+    operations = [line.split()[2] for line in graph.table(operations=True).splitlines()[5:-1]]
+    assert operations == ["mul(w,", "sub(y_hat,", "integer_pow(s)"]
     assert repr(graph) == "Graph(6 nodes, 4 active)"
 
 
@@ -55,6 +57,151 @@ def test_the_table_shows_bodies_indented():
     assert [line for line in lines if line.startswith("carry")]
     assert [line for line in lines if line.startswith("  scan/c ")]
     assert lines[-1] == "returns scanned"
+
+
+# --- statements -------------------------------------------------------------------------------------------
+
+
+def _line(w, b, x):
+    z = w * x + b
+    return jnp.tanh(z) * 2.0
+
+
+def _helper(w):
+    def inner(a):
+        return a * a + jnp.exp(a)
+
+    b = inner(jnp.sin(w))
+    return b
+
+
+def _long_and_shared(w):
+    def inner(a):
+        b = a + 1.0
+        c = a * 2.0
+        return b * c
+
+    return inner(jnp.exp(jnp.sin(w) * 2.0 - 1.0) / w)
+
+
+def _short_and_shared(w):
+    def inner(a):
+        b = a + 1.0
+        c = a * 2.0
+        return b * c
+
+    return inner(2.0 * w)
+
+
+def _returns_two(w):
+    h = w * 2.0
+    return h + 1.0, jnp.sin(h)
+
+
+def _unused(w):
+    jnp.cos(w)
+    y = w * 3.0
+    return y
+
+
+def _softmax(s):
+    a = jax.nn.softmax(s)
+    return a.sum()
+
+
+def _scanned(w):
+    def step(h, x):
+        h = jnp.tanh(w * h + x)
+        return h, None
+
+    last, _ = lax.scan(step, jnp.float32(0.0), jnp.arange(3.0))
+    return last * 2.0
+
+
+#: A function, its arguments, and its statements: the name, the primitives folded, and the operands.
+FOLDED = {
+    "a line": (
+        _line,
+        (1.0, 2.0, 3.0),
+        {"z": ("mul add", "w x b"), "_line": ("tanh mul", "z")},
+    ),
+    "a helper": (_helper, (1.0,), {"b": ("sin mul exp add", "w")}),
+    "long and shared": (
+        _long_and_shared,
+        (1.0,),
+        {
+            "div": ("sin mul sub exp div", "w"),
+            "b": ("add", "div"),
+            "c": ("mul", "div"),
+            "_long_and_shared": ("mul", "b c"),
+        },
+    ),
+    "short and shared": (
+        _short_and_shared,
+        (1.0,),
+        {"b": ("mul add", "w"), "c": ("mul mul", "w"), "_short_and_shared": ("mul", "b c")},
+    ),
+    "two results": (
+        _returns_two,
+        (1.0,),
+        {"h": ("mul", "w"), "add": ("add", "h"), "sin": ("sin", "h")},
+    ),
+    "unused": (_unused, (1.0,), {"y": ("mul", "w")}),
+    "a loop": (_scanned, (1.0,), {"last": ("scan", "w"), "_scanned": ("mul", "last")}),
+}
+
+
+@pytest.mark.parametrize("case", FOLDED)
+def test_statements(case):
+    fun, args, expected = FOLDED[case]
+    graph = jp.trace(fun)(*args)
+    found = {
+        statement.node.name.rsplit("/", 1)[-1]: (
+            " ".join(node.primitive for node in statement.nodes),
+            " ".join(value.name.rsplit("/", 1)[-1] for value in statement.operands if value.literal is None),
+        )
+        for statement in graph.statements
+    }
+    for name, (primitives, operands) in expected.items():
+        assert found[name][0].replace("iota ", "") == primitives
+        assert set(operands.split()) <= set(found[name][1].split())
+    assert set(found) - {"arange", "iota"} == set(expected)
+
+
+@pytest.mark.parametrize("case", FOLDED)
+def test_a_statement_computes_its_value_from_its_operands(case):
+    """Operand by operand: what is folded into a statement is what lies between."""
+    fun, args, _ = FOLDED[case]
+    graph = jp.trace(fun)(*args)
+    for level in graph.levels():
+        known = {value.id for node in level.heads for value in node.outputs}
+        for statement in level.statements:
+            assert {value.id for value in statement.operands if value.literal is None} <= known
+            made = {value.id for value in statement.operands}
+            for node in statement.nodes:
+                assert {value.id for value in node.operands if value.id >= 0} <= made
+                made |= {value.id for value in node.outputs}
+            assert {value.id for value in statement.outputs} <= made
+            known |= {value.id for value in statement.outputs}
+        assert {value.id for value in level.outputs if value.id >= 0} <= known
+
+
+def test_without_a_source_every_operation_is_a_statement():
+    scope = {}
+    exec("import jax.numpy as jnp\ndef f(w):\n    z = w * 2.0 + 1.0\n    return jnp.tanh(z)", scope)
+    graph = jp.trace(scope["f"])(1.0)
+    assert [len(statement.nodes) for statement in graph.statements] == [1, 1, 1]
+    assert not any(value.anonymous for node in graph for value in node.outputs)
+
+
+def test_bodies_have_statements_of_their_own():
+    graph = jp.trace(_scanned)(1.0)
+    (body,) = graph["last"].graphs
+    (statement,) = body.statements
+    assert statement.node.name == "h"
+    assert [n.primitive for n in statement.nodes if "convert" not in n.primitive] == ["mul", "add", "tanh"]
+    assert repr(statement) == f"Statement(h: {len(statement.nodes)} operations)"
+    assert {graph.by_index[i].name for i in graph.stated} >= {"w", "last", "h", "_scanned"}
 
 
 def test_what_a_node_says():

@@ -16,7 +16,7 @@ LAYERS = {
     "": """_text _jaxpr _fingerprint core _structure naming _models _tracing record _seed _backprop _api
         rules show diagnosis train __init__ cli __main__""",
     "naming": "syntax assign labels",
-    "core": """types selectors graph build structure activity local rules recorders taps control_flow interpreter""",
+    "core": """types selectors statements graph build structure activity local rules recorders taps control_flow interpreter""",
     "record": "statistics aliases batching brief kept local_gradient contributions tape",
     "rules": "scaling clipping estimators",
     "show": "symbolic explanation drawing plots notebook",

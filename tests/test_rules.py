@@ -229,7 +229,8 @@ def test_a_rule_sees_which_cotangents_come():
 
 
 def test_rules_and_records_together():
-    tape = jax.jit(jp.backprop(in_scan, record=jp.summary, rules=[("tanh", jp.rules.stop())]))(W)
+    rules = [("tanh", jp.rules.stop())]
+    tape = jax.jit(jp.backprop(in_scan, nodes="tanh", record=jp.summary, rules=rules))(W)
     (tanh,) = tape.find("tanh")
     assert tanh.cotangent.norm.shape == (3,)
     # Nothing comes through the last tanh; before it there is nothing to record but zeros.

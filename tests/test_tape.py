@@ -74,9 +74,24 @@ def test_the_worked_example():
 
 def test_the_table_of_the_worked_example():
     lines = str(jp.backprop(worked)(1.0, 1.0, 2.0)).splitlines()
-    assert lines[0].split() == ["value", "type", "|value|", "|cotangent|", "operation", "source"]
+    assert lines[0].split() == ["value", "type", "|value|", "|cotangent|", "expression", "source"]
     assert [line.split()[0] for line in lines[2:]] == ["w", "x", "y", "y_hat", "s", "loss"]
     assert lines[-1].split()[:4] == ["loss", "f32[]", "1", "1"]
+
+
+def test_the_table_shows_statements_and_operations_if_asked(layer):
+    def names(table):
+        return [line.split()[0] for line in table.splitlines()[2:] if "operations inside" not in line]
+
+    tape = jp.backprop(hidden)(*layer)
+    operations = names(tape.table(operations=True))
+    assert operations == [entry.name for entry in tape]
+    shown = names(tape.table())
+    assert shown == [name for name in operations if not tape.graph.value(name).anonymous]
+    inside = f"{len(operations) - len(shown)} operations inside these statements: .table(operations=True)"
+    assert str(tape).splitlines()[-1] == inside
+    chosen = jp.backprop(hidden, nodes="*dot_general")(*layer)  # what was asked for is shown
+    assert "operations inside" not in str(chosen)
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
@@ -470,5 +485,11 @@ def test_the_derivative_by_a_value_inside_a_scan_has_its_step_axis(key):
 
 def test_a_recorder_that_defers_nothing_defers_no_empty_array():
     largest = jp.Recorder.each(cotangent=lambda ct: jnp.max(jnp.abs(ct), initial=0.0))
-    tape = jp.backprop(lambda w, x: jnp.sum(x @ w), record=largest)(jnp.ones((3, 2)), jnp.zeros((0, 3)))
+
+    def loss(w, x):
+        return jnp.sum(x @ w)
+
+    tape = jp.backprop(loss, nodes=lambda node: node.active, record=largest)(
+        jnp.ones((3, 2)), jnp.zeros((0, 3))
+    )
     assert [entry.cotangent.shape for entry in tape] == [(), (), ()]

@@ -121,7 +121,7 @@ def test_a_step_that_was_not_watched_has_nothing_to_read():
 
 @pytest.mark.parametrize("memory_limit", [None, 0])
 def test_a_run_watches_the_same(memory_limit):
-    watch = jp.Watch(every=3)
+    watch = jp.Watch("*", every=3)
     data = jp.train.Data((X, Y), memory_limit=memory_limit)
     options = {"optimizer": OPTIMIZER, "steps": 7, "progress": False}
     state, history = jp.fit(mlp, PARAMS, data, watch=watch, **options)
@@ -139,6 +139,14 @@ def test_a_run_watches_the_same(memory_limit):
         np.testing.assert_allclose(leaf.grad[at], norm(grads["w2"]), rtol=1e-4)
         np.testing.assert_allclose(leaf.ratio[at], norm(updates["w2"]) / norm(params["w2"]), rtol=1e-4)
     assert "h" in history.watched and len(history.watched) > 5
+    _, fewer = jp.fit(mlp, PARAMS, data, watch=jp.Watch(every=3), **options)
+    assert set(fewer.watched) == {
+        "params['w1']",
+        "params['w2']",
+        "h",
+        "y_hat",
+        "mlp",
+    }  # the values of variables
     plain, _ = jp.fit(mlp, PARAMS, data, **options)
     check_close(state.params, plain.params)
 

@@ -1,7 +1,8 @@
-"""The reading core: everything jaxprop does rests on these files, about 1,600 lines. Read them in this order.
+"""The reading core: everything jaxprop does rests on these files, about 1,800 lines. Read them in this order.
 
     types         the nouns: ids, shapes, cotangents
     selectors     which nodes a glob or a predicate picks
+    statements    the level of reading above operations: the values of variables, the rest folded into them
     graph         Value, Node, Graph: a jaxpr whose variables have ids, nested where the program is
     build         from a jaxpr to a Graph: every variable an id, every equation an index, calls inlined
     structure     graph algorithms: producers, paths, how a body is bound to its node

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from .. import _jaxpr
 from .._fingerprint import fingerprint
-from .._text import in_columns, notebook_html, shortened, type_name
+from .._text import in_columns, notebook_html, plural, shortened, type_name
 from .selectors import Selector, select, unknown_name
+from .statements import Statement, fold
 from .types import Array, Dtype, NodeIndex, Shape, Steps, ValueId
 
 #: The id of a literal that is written in the program.
@@ -45,6 +46,7 @@ class Value:
         id: identifies it in the graph; -1 for a literal.
         literal: the number, for a literal.
         aval: JAX's own type of it.
+        anonymous: whether it is known that no variable holds it: its name is made from scope and primitive.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Value:
     id: ValueId
     literal: Array | None = field(default=None, compare=False)
     aval: _jaxpr.Aval | None = field(default=None, compare=False, repr=False)
+    anonymous: bool = False
 
     def __repr__(self) -> str:
         return f"Value({self.name}: {type_name(self.dtype, self.shape)})"
@@ -111,6 +114,13 @@ class Node:
     def active(self) -> bool:
         """Whether a cotangent can reach any of its outputs."""
         return any(value.active for value in self.outputs)
+
+    @property
+    def expression(self) -> str:
+        """The expression in the source it comes from, else the primitive with its operands."""
+        if self.label or not self.operands:
+            return self.label
+        return f"{self.primitive}({', '.join(value.name for value in self.operands)})"
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -194,6 +204,29 @@ class Graph:
         """The operations of this level, calls inlined."""
         return flatten(self.items)
 
+    @functools.cached_property
+    def statements(self) -> tuple["Statement[Node, Value]", ...]:
+        """This level as statements, in program order: each value that a variable holds, with the anonymous
+        operations between it and the values it is computed from folded into it.
+
+        Where no source is known every operation is a statement.
+        """
+        return fold(tuple(self.equations()), self.outputs)
+
+    def levels(self) -> Iterator["Graph"]:
+        """This graph and all graphs nested in it, outermost first."""
+        yield self
+        for node in self.nodes:
+            for nested in node.graphs:
+                yield from nested.levels()
+
+    @functools.cached_property
+    def stated(self) -> frozenset[NodeIndex]:
+        """Indices of the nodes shown first: inputs, constants, and those that end statements."""
+        heads = (node.index for level in self.levels() for node in (*level.heads, *level.fixed))
+        ends = (statement.node.index for level in self.levels() for statement in level.statements)
+        return frozenset((*heads, *ends))
+
     def walk(self) -> Iterator[Node]:
         """All nodes in program order, each before those of the graphs nested in it."""
         for node in self.nodes:
@@ -276,23 +309,49 @@ class Graph:
         return notebook_html(self)
 
     def __str__(self) -> str:
-        rows = [("node", "type", "operation", "source", ""), *_rows(self, 0)]
-        return f"{in_columns(rows)}\nreturns {', '.join(value.name for value in self.outputs)}"
+        return self.table()
+
+    def table(self, operations: bool = False) -> str:
+        """Write the graph as a table: its statements, or with `operations` every operation.
+
+        Examples:
+            >>> import jax.numpy as jnp, jaxprop as jp
+            >>> def neuron(w, b, x):
+            ...     z = w * x + b
+            ...     return jnp.tanh(z)
+            >>> graph = jp.trace(neuron)(0.5, 1.0, 2.0)
+            >>> [statement.node.name for statement in graph.statements]
+            ['z', 'neuron']
+        """
+        rows = [("value", "type", "expression", "source", ""), *_rows(self, self, 0, operations)]
+        returned = f"returns {', '.join(value.name for value in self.outputs)}"
+        hidden = len(self) - len(self.stated)
+        if operations or not hidden:
+            return f"{in_columns(rows)}\n{returned}"
+        return f"{in_columns(rows)}\n{returned}\n{inner_operations(hidden)}"
 
 
-def _rows(graph: Graph, depth: int) -> Iterator[tuple[str, ...]]:
+def inner_operations(count: int) -> str:
+    """What is written under a table that leaves operations out."""
+    return f"{plural(count, 'operation')} inside these statements: .table(operations=True)"
+
+
+def _rows(graph: Graph, root: Graph, depth: int, operations: bool) -> Iterator[tuple[str, ...]]:
     indent = "  " * depth
     for node in graph.nodes:
-        read = f"({', '.join(value.name for value in node.operands)})" if node.operands else ""
+        if not operations and node.index not in root.stated:
+            continue
+        called = f"{node.primitive}({', '.join(value.name for value in node.operands)})"
         yield (
             indent + ", ".join(name or "_" for name in node.names),
             ", ".join(type_name(value.dtype, value.shape) for value in node.outputs),
-            shortened(node.primitive + read, 60),
+            shortened(called if operations and node.operands else node.expression or node.primitive, 60),
             str(node.source or ""),
             "active" if node.active else "",
         )
         for nested in node.graphs:
-            yield from _rows(nested, depth + 1)
+            if operations or node.opened:
+                yield from _rows(nested, root, depth + 1, operations)
 
 
 class Place(NamedTuple):

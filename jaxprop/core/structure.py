@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 
 from .. import _jaxpr
 from .graph import Graph, Node, Value
+from .statements import Statement
 from .types import NodeIndex, Position, ValueId
 
 T = TypeVar("T")
@@ -69,6 +70,16 @@ def between(graph: Graph, source: Value, target: Value) -> list[Node]:
             found.append(node)
             wanted.update(operand.id for operand in node.operands if operand.id >= 0)
     return found[::-1] if source.id in wanted and target.id != source.id else []
+
+
+@once
+def statements_with(graph: Graph) -> Mapping[NodeIndex, tuple[Statement[Node, Value], ...]]:
+    """By index of an operation: the statements it is part of; none where nothing reads it."""
+    found: dict[NodeIndex, tuple[Statement[Node, Value], ...]] = {}
+    for statement in (one for level in graph.levels() for one in level.statements):
+        for node in statement.nodes:
+            found[node.index] = (*found.get(node.index, ()), statement)
+    return found
 
 
 @once

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import _jaxpr
 from .._api import backprop
+from .._backprop import is_active
 from .._models import pack
 from .._seed import ONE, seed_of
 from .._tracing import CONCRETE, Traced, leaf_names, normalize_argnums, trace_call
@@ -107,7 +108,7 @@ class Run:
         """Run a recorded pass. The tape has no `aux`.
 
         Args:
-            nodes: a selector, or a set of indices of nodes.
+            nodes: a selector, or a set of indices of nodes; every node that a cotangent can reach by default.
             record: as in `backprop`.
         """
         passes = self.passes
@@ -116,7 +117,7 @@ class Run:
             passes.loss,
             passes.argnums,
             passes.has_aux,
-            nodes=selector,
+            nodes=is_active if selector is None else selector,
             record=record,
             cotangent=passes.cotangent,
         )

@@ -36,11 +36,14 @@ def named(graph: Graph, naming: Naming) -> Graph:
     scalars = _scalar_values(graph, naming.scalars)
     unique = Unique()
     scalars = {name: replace(value, name=unique(name)) for name, value in scalars.items()}
-    names = _value_names(graph, naming, sights, unique)
+    names, held = _value_names(graph, naming, sights, unique)
     places = dict(_places(graph, sights, None))
+    known = any(label for label, _ in places.values())  # else nothing can be said of variables
 
     def of_value(value: Value) -> Value:
-        return value if value.id == LITERAL else replace(value, name=names[value.id])
+        if value.id == LITERAL:
+            return value
+        return replace(value, name=names[value.id], anonymous=known and value.id not in held)
 
     def of_node(node: Node) -> Node:
         if node.eqn is None:
@@ -85,11 +88,12 @@ def _sights(
 
 def _value_names(
     graph: Graph, naming: Naming, sights: Mapping[NodeIndex, Sight], unique: Unique
-) -> dict[ValueId, str]:
-    """Find a unique name for each value."""
+) -> tuple[dict[ValueId, str], set[ValueId]]:
+    """Find a unique name for each value, and which of them variables, arguments or bodies hold."""
     names = {value.id: unique(name) for value, name in zip(graph.inputs, naming.inputs, strict=True)}
     given = [*naming.constants, *(None,) * (len(graph.consts) - len(naming.constants))]
     names |= {value.id: unique(name or "const") for value, name in zip(graph.consts, given, strict=True)}
+    held = set(names)
 
     # Outer programs first: where a body and the code around it both have an `h`, the outer one is plain `h`.
     queue: list[tuple[Graph, str | None, bool]] = [(graph, naming.function, False)]
@@ -103,11 +107,14 @@ def _value_names(
                 plain = f"{fallback}[{position}]" if len(node.outputs) > 1 else fallback
                 dropped = _jaxpr.is_dropped(seen.eqn.outvars[position])
                 names[value.id] = "" if dropped else unique(found[position] or plain)
+                if found[position] and not dropped:
+                    held.add(value.id)
             for nested in node.graphs:
                 queue.append((nested, None, derived or bool(seen.deriving)))
                 inner = _input_names(nested, node, names)
                 names |= {value.id: unique(name) for value, name in zip(nested.inputs, inner, strict=True)}
-    return names
+                held.update(value.id for value in nested.inputs)
+    return names, held
 
 
 def _input_names(nested: Graph, node: Node, names: Mapping[ValueId, str]) -> list[str]:

@@ -54,16 +54,9 @@ def shared_sites(graph: Graph, watched: _Nodes, ruled: _Nodes) -> Mapping[Site, 
     return {site: root(site) for site in direct}
 
 
-def _levels(graph: Graph) -> Iterator[Graph]:
-    yield graph
-    for node in graph.nodes:
-        for nested in node.graphs:
-            yield from _levels(nested)
-
-
 def _of_values(graph: Graph, watched: _Nodes) -> Iterator[tuple[Site, Site]]:
     made = sources(graph)
-    for level in _levels(graph):
+    for level in graph.levels():
         for node in level.equations():
             if node.index not in watched or not (_is_view(node) or node.primitive == "stop_gradient"):
                 continue
@@ -74,7 +67,7 @@ def _of_values(graph: Graph, watched: _Nodes) -> Iterator[tuple[Site, Site]]:
 
 def _of_cotangents(graph: Graph, watched: _Nodes, ruled: _Nodes) -> Iterator[tuple[Site, Site]]:
     made = sources(graph)
-    for level in _levels(graph):
+    for level in graph.levels():
         readers = Counter(value.id for node in level.equations() for value in node.operands)
         readers.update(value.id for value in level.outputs)
         for node in level.equations():

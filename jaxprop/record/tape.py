@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from .._text import in_columns, notebook_html, type_name
-from ..core.graph import Graph, Node, Value
+from ..core.graph import Graph, Node, Value, inner_operations
 from ..core.interpreter import Plan
 from ..core.rules import Rule
 from ..core.selectors import Selector, select
-from ..core.structure import producers
+from ..core.structure import producers, statements_with
 from ..core.types import Array, NodeIndex, Position, PyTree, ValueId
 from .aliases import BACKWARD, FORWARD, Site
 from .batching import Row, on_host, pick
@@ -201,9 +201,18 @@ class Tape:
         return f"Tape(value={brief(self.value)}, {len(self)} entries)"
 
     def __str__(self) -> str:
-        """The tape as a table: numbers for scalars, norms for arrays."""
-        rows = [("value", "type", "|value|", "|cotangent|", "operation", "source")]
-        for entry in self:
+        return self.table()
+
+    def table(self, operations: bool = False) -> str:
+        """Write the tape as a table: numbers for scalars, norms for arrays.
+
+        Args:
+            operations: whether to show every recorded operation. By default the statements are shown: an
+                operation without a variable is part of the statement that reads it.
+        """
+        shown = [entry for entry in self if operations or not self._is_inside(entry.node)]
+        rows = [("value", "type", "|value|", "|cotangent|", "expression", "source")]
+        for entry in shown:
             value = self.graph.value(entry.name)
             rows.append(
                 (
@@ -211,11 +220,17 @@ class Tape:
                     type_name(value.dtype, value.shape),
                     size(entry.value),
                     size(entry.cotangent),
-                    entry.node.label or entry.node.primitive,
+                    entry.node.expression or entry.node.primitive,
                     str(entry.node.source or ""),
                 )
             )
-        return in_columns(rows)
+        hidden = len(self) - len(shown)
+        return in_columns(rows) + (f"\n{inner_operations(hidden)}" if hidden else "")
+
+    def _is_inside(self, node: Node) -> bool:
+        """Whether a node is part of recorded statements that it does not end."""
+        ends = statements_with(self.graph).get(node.index, ())
+        return bool(ends) and all(s.node is not node and s.node.index in self._static.watched for s in ends)
 
     # --- records, values and cotangents ----------------------------------------------------------------
 

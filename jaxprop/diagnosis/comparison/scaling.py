@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..._api import backprop
+from ..._backprop import is_active
 from ..._text import in_columns
 from ...core.recorders import Recorder
 from ...core.types import Array, Dtype
@@ -69,7 +70,8 @@ def try_scales(
 
     @jax.jit
     def run(seed: Array, args: tuple[object, ...], kwargs: dict[str, object]) -> list[Array]:
-        scaled = backprop(fun, argnums, has_aux, record=record, cotangent=seed)(*args, **kwargs)
+        again = backprop(fun, argnums, has_aux, nodes=is_active, record=record, cotangent=seed)
+        scaled = again(*args, **kwargs)
         counts = [scaled[pair.name].cotangent for pair in known]
         return [jnp.stack([jnp.sum(x) for x in count]) for count in counts if count is not None]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..._backprop import is_active
 from ...core.recorders import Recorder
 from ...core.selectors import Selector
 from ...record.statistics import summary
@@ -12,7 +13,8 @@ class Watch:
     """What to record of the inside of a step, and how often.
 
     Attributes:
-        nodes: A selector as in `jaxprop.backprop`. `"*"` is every node that a cotangent can reach, `()` none.
+        nodes: A selector as in `jaxprop.backprop`. By default the values of variables that a cotangent can
+            reach (`jaxprop.Graph.statements`); `"*"` is every node that one can reach, `()` none.
         every: Watch the steps whose count is a multiple of this number: 0, every, 2 * every, ...
         record: What to record of values and cotangents; bounded statistics by default.
         grads: Whether to record the norm of each leaf of the gradient, and of the params.
@@ -27,7 +29,7 @@ class Watch:
         TypeError: `record` is not a `Recorder`.
     """
 
-    nodes: Selector = "*"
+    nodes: Selector | None = None
     every: int = 50
     record: Recorder = summary
     grads: bool = True
@@ -46,9 +48,9 @@ class Watch:
     @property
     def selects(self) -> bool:
         """Whether any node is watched."""
-        return callable(self.nodes) or len(self.nodes) > 0
+        return self.nodes is None or callable(self.nodes) or len(self.nodes) > 0
 
     @property
     def selector(self) -> Selector | None:
         """What is passed to `backprop`: for `"*"` without constants, since XLA would fold their statistics."""
-        return None if isinstance(self.nodes, str) and self.nodes == "*" else self.nodes
+        return is_active if isinstance(self.nodes, str) and self.nodes == "*" else self.nodes
