@@ -38,7 +38,7 @@ LAYERS = {
     "train": "checks examples step checkpoint data writers loop",
     "train.examples": """forms contributions parameters leaves batch coupling book_keeping clip
         per_example""",
-    "train.step": "watch norms watched state objective pure step",
+    "train.step": "watch norms watched state objective clipped pure step",
     "train.checkpoint": "checkpoint leaves manifest orbax store",
     "train.data": "sharding source stream arrays placement data",
     "train.writers": "writer console files trackers group",

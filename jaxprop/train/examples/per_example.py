@@ -197,11 +197,12 @@ def per_example(
         grads = 1/B * sum_b weights[b] * g_b                weights[b] = min(1, clip / |g_b|)
 
     One backward pass serves for all. The loss runs once for the whole batch, but each example sees itself as a
-    batch of one. Where a parameter is used by matrix products, convolutions, embedding lookups and
-    broadcasting, also inside `scan`, `cond` and `jax.checkpoint`, also at several places, the norms and the
-    sum are computed from operands and cotangents; the gradients of single examples are built only where they
-    take no more memory than these. For other leaves they are computed by `jax.vmap` of the gradient, a few
-    examples at a time: the same numbers, slower.
+    batch of one; a loss that couples the examples, as batch normalization does, is refused. Where a parameter
+    is used by matrix products, convolutions, embedding lookups and broadcasting, also inside `scan`, `cond`
+    and `jax.checkpoint`, also at several places, the norms and the sum are computed from operands and
+    cotangents; the gradients of single examples are built only where they take no more memory than these. For
+    other leaves they are computed by `jax.vmap` of the gradient, a few examples at a time: the same numbers,
+    slower.
 
     Args:
         loss: `loss(params, *batch)`, a scalar. Keyword arguments are the same for all examples.
@@ -220,8 +221,8 @@ def per_example(
 
     Raises:
         TypeError: As `backprop`.
-        ValueError: The arrays of the batch differ in their number of examples, or there are none; a bound is
-            not positive, or not every leaf has one.
+        ValueError: The arrays of the batch differ in their number of examples, or there are none; the loss
+            couples the examples; a bound is not positive, or not every leaf has one.
 
     Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
@@ -230,9 +231,9 @@ def per_example(
         >>> x, y = jnp.array([[3.0, 4.0], [0.0, 1.0]]), jnp.array([1.0, -1.0])
         >>> jp.per_example(loss)(jnp.zeros(2), x, y).norms.tolist()  # 2 * |residual| * |x|
         [10.0, 2.0]
-        >>> found = jp.per_example(loss, clip=2.0)(jnp.zeros(2), x, y)
-        >>> found.grads.round(3).tolist(), float(found.clipped)
-        ([-0.6, 0.2], 0.5)
+        >>> found = jp.per_example(loss, clip=5.0)(jnp.zeros(2), x, y)
+        >>> found.grads.tolist(), float(found.clipped)  # the mean of [-6, -8] / 2 and [0, 2]
+        ([-1.5, -1.0], 0.5)
 
     Source: Goodfellow 2015, arXiv:1510.01799; Bu, Wang, Zha and Karypis 2022, arXiv:2210.00038.
     """
