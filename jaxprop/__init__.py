@@ -47,6 +47,7 @@ from .show import draw as draw
 from .show import explain as explain
 from .show import formula as formula
 from .show import quiz as quiz
+from .train import Clip as Clip
 from .train import PerExample as PerExample
 from .train import Watch as Watch
 from .train import fit as fit

@@ -185,7 +185,7 @@ def _trace_call(
 def _check_structs(arguments: Sequence[Argument], points: Sequence[Array]) -> None:
     """Refuse types that JAX would silently replace."""
     for argument, point in zip(arguments, points, strict=True):
-        if not isinstance(point, jax.ShapeDtypeStruct):
+        if not isinstance(point, jax.ShapeDtypeStruct) or _jaxpr.is_key(point):
             continue
         dtype = jax.dtypes.canonicalize_dtype(point.dtype)
         if dtype != point.dtype:

@@ -36,8 +36,9 @@ LAYERS = {
     "diagnosis.comparison": "alignment deviations compare references scaling digit_loss precision",
     "diagnosis.checking": "differences float64 inputs rule_functions node_check total_check mistakes check",
     "train": "checks examples step checkpoint data writers loop",
-    "train.examples": "contributions parameters per_example",
-    "train.step": "watch norms watched state objective pure step",
+    "train.examples": """forms contributions parameters leaves batch coupling book_keeping clip
+        per_example""",
+    "train.step": "watch norms watched state objective clipped pure step",
     "train.checkpoint": "checkpoint leaves manifest orbax store",
     "train.data": "sharding source stream arrays placement data",
     "train.writers": "writer console files trackers group",

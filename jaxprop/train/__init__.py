@@ -9,6 +9,7 @@ from .data.sharding import Placement as Placement
 from .data.sharding import data_parallel as data_parallel
 from .data.sharding import explicit_sharding as explicit_sharding
 from .data.sharding import fully_sharded as fully_sharded
+from .examples.clip import Clip as Clip
 from .examples.per_example import PerExample as PerExample
 from .examples.per_example import per_example as per_example
 from .loop.evaluate import Evaluation as Evaluation
@@ -19,6 +20,7 @@ from .loop.until import Until as Until
 from .loop.until import below as below
 from .loop.watched_history import WatchedHistory as WatchedHistory
 from .loop.watched_history import WatchedValue as WatchedValue
+from .step.state import Clipping as Clipping
 from .step.state import Metrics as Metrics
 from .step.state import State as State
 from .step.step import Step as Step

@@ -1,59 +1,42 @@
-"""The contribution of one node to each example's gradient of one parameter, without building that gradient.
-
-A parameter meets the examples at few kinds of nodes: matrix products, convolutions, embedding lookups, and
-elementwise operations that broadcast it over the examples. There each example's gradient is a product of two
-arrays that the backward pass computes anyway, the operand and the cotangent. Norms are computed from these
-factors (Goodfellow 2015, arXiv:1510.01799; Rochette, Manoel and Tramel 2019, arXiv:1912.06015).
-
-Index letters, the same everywhere:
-    b: example    s: slice of a parameter that is scanned over    f: position (time, space, step of a scan)
-    h: axis that operand, parameter and result share    c: axis that the node contracts    k: axis of the result
-    n, r: row of a table, and element of a row    o: offset in a kernel    p: pixel
-"""
+"""The nodes at which a parameter meets the examples, and what each adds to the gradients of single examples."""
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Float
 
 from ...core.graph import Node, Value
 from ...core.local import Local, node_function
 from ...core.rules import Rule
-from ...core.types import Array, InCts, OutCts, Shape
+from ...core.types import Array, InCts, OutCts
+from .forms import Axes, Built, Form, Geometry, Kernel, OuterProducts, Rows
 
-T = TypeVar("T")
-
-#: Elements that may be held at once, besides those of the backward pass: examples are processed in chunks.
-CHUNK = 2**21
-
-#: The arrays a gradient is a product of. `Contribution.factors` has axes `b, f, ...`; finally `b, s, f, ...`.
-Factors: TypeAlias = Mapping[str, Array]
 #: The axis of a value that counts the examples; None for a value that is the same for all.
 AxisOf: TypeAlias = Callable[[Value], int | None]
-#: Positions of axes.
-Axes: TypeAlias = tuple[int, ...]
+
+
+class Sizes(NamedTuple):
+    """How many numbers an example needs: for the factors of its gradient, and for the gradient itself."""
+
+    factors: int
+    built: int
 
 
 class Contribution(Protocol):
-    """The contribution of a node that uses a parameter to each example's gradient of it."""
+    """What a node that uses a parameter adds to each example's gradient of it."""
 
-    def factors(self, local: Local, out_ct: Array) -> Factors:
-        """Return the factors, in the backward pass."""
+    @property
+    def sizes(self) -> Sizes:
+        """What an example needs."""
         ...
 
-    def squares(self, factors: Factors) -> Float[Array, " b"]:
-        """Return the squared norm of each example's gradient of the operand, summed over `s`."""
-        ...
-
-    def gradient(self, factors: Factors) -> Float[Array, "b s ..."]:
-        """Return each example's gradient of the operand."""
+    def form(self, local: Local, out_ct: Array) -> Form:
+        """Return the gradients of the operand, in the backward pass; arrays begin with `b, f`, without `s`."""
         ...
 
 
@@ -81,15 +64,29 @@ def contribution_of(node: Node, position: int, axis_of: AxisOf) -> Contribution 
 
 @dataclass(frozen=True)
 class MatrixProduct:
-    """`dot_general` of an array with a parameter: `g[b,h,c,k] = sum_f x[b,f,h,c] * ct[b,f,h,k]`."""
+    """`dot_general` of an array with a parameter.
 
+    Attributes:
+        position: Of the parameter among the operands.
+        example: The axis of the other operand that counts the examples.
+        x_axes: Those of the other operand that are `f`, `h` and `c`.
+        w_axes: Those of the parameter that are `h`, `c` and `k`.
+    """
+
+    node: Node
     position: int
-    example: int  # axis b of the other operand
-    x_axes: tuple[Axes, ...]  # of the other operand: f, h, c
-    w_axes: tuple[Axes, ...]  # of the parameter: h, c, k
-    shape: Shape
+    example: int
+    x_axes: tuple[Axes, Axes, Axes]
+    w_axes: tuple[Axes, Axes, Axes]
 
-    def factors(self, local: Local, out_ct: Array) -> Factors:
+    @property
+    def sizes(self) -> Sizes:
+        x, w = (self.node.operands[i].shape for i in (1 - self.position, self.position))
+        h, c, k = (math.prod(w[axis] for axis in axes) for axes in self.w_axes)
+        f = math.prod(x[axis] for axis in self.x_axes[0])
+        return Sizes(f * h * (c + k), h * c * k)
+
+    def form(self, local: Local, out_ct: Array) -> Form:
         x = local.operands[1 - self.position]
         f, h, c = self.x_axes
         count = x.shape[self.example]
@@ -102,32 +99,32 @@ class MatrixProduct:
         at = {axis: first_free + i for i, axis in enumerate(free)}
         order = (at[self.example], *(at[axis] for axis in f), *range(len(h)), *range(first_k, first_k + k))
         ct = jnp.transpose(out_ct, order).reshape(count, *sizes[:2], -1)
-        return {"x": x_factor, "ct": ct}
-
-    def squares(self, factors: Factors) -> Array:
-        x, ct = factors["x"], factors["ct"]
-        _, s, f, h, c = x.shape
-        k = ct.shape[-1]
-        if f == 1:
-            return (_square(x).sum(-1) * _square(ct).sum(-1)).sum((1, 2, 3))
-        if f * (c + k) <= c * k:
-            return by_chunks(_squares_by_positions, s * h * f * f, x, ct)
-        return by_chunks(lambda x, ct: _square(_sum_of_products(x, ct)).sum(), s * h * c * k, x, ct)
-
-    def gradient(self, factors: Factors) -> Array:
-        g = jax.vmap(_sum_of_products)(factors["x"], factors["ct"])
-        axes = [axis for axes in self.w_axes for axis in axes]
-        g = g.reshape(*g.shape[:2], *(self.shape[axis] for axis in axes))
-        return jnp.transpose(g, (0, 1, *(2 + axes.index(axis) for axis in range(len(axes)))))
+        shape, precision = self.node.operands[self.position].shape, self.node.params["precision"]
+        return OuterProducts(x_factor, ct, self.w_axes, shape, precision)
 
 
-def squeezed_rule(node: Node, product: MatrixProduct) -> Rule | None:
+def _matrix_product(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
+    x = node.operands[1 - position]
+    example = axis_of(x)
+    contract, batch = node.params["dimension_numbers"]
+    x_c, w_c = contract[1 - position], contract[position]
+    x_h, w_h = batch[1 - position], batch[position]
+    if example is None or example in x_c or example in x_h:
+        return None
+    shape = node.operands[position].shape
+    f = tuple(i for i in range(len(x.shape)) if i not in (*x_c, *x_h, example))
+    k = tuple(i for i in range(len(shape)) if i not in (*w_c, *w_h))
+    x_axes, w_axes = (f, tuple(x_h), tuple(x_c)), (tuple(w_h), tuple(w_c), k)
+    return MatrixProduct(node, position, example, x_axes, w_axes)
+
+
+def squeezed_rule(product: MatrixProduct) -> Rule | None:
     """Return the chain rule of a product without the axes of length one of its operand; None if there are none.
 
     An example that is a batch of one leaves such an axis in every layer. Because of it XLA changes the layout
     of cotangents, which costs an MLP a quarter of its step.
     """
-    other = 1 - product.position
+    node, other = product.node, 1 - product.position
     shape = node.operands[other].shape
     ones = [axis for axis in product.x_axes[0] if shape[axis] == 1]
     if not ones or node.params.get("out_sharding") is not None:
@@ -151,107 +148,51 @@ def squeezed_rule(node: Node, product: MatrixProduct) -> Rule | None:
     return rule
 
 
-def _sum_of_products(x: Array, ct: Array) -> Array:
-    return jnp.einsum("sfhc,sfhk->shck", x, ct)
-
-
-def _squares_by_positions(x: Array, ct: Array) -> Array:
-    """Compute `|x.T @ ct|**2` as the sum of `(x @ x.T) * (ct @ ct.T)`: cheaper where positions are few."""
-    xx, cc = (jnp.einsum("sfhc,sghc->shfg", y, y.conj()) for y in (x, ct))
-    return jnp.real(xx * cc).sum()
-
-
-def _matrix_product(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
-    x = node.operands[1 - position]
-    example = axis_of(x)
-    contract, batch = node.params["dimension_numbers"]
-    x_c, w_c = contract[1 - position], contract[position]
-    x_h, w_h = batch[1 - position], batch[position]
-    if example is None or example in x_c or example in x_h:
-        return None
-    shape = node.operands[position].shape
-    f = tuple(i for i in range(len(x.shape)) if i not in (*x_c, *x_h, example))
-    k = tuple(i for i in range(len(shape)) if i not in (*w_c, *w_h))
-    return MatrixProduct(position, example, (f, tuple(x_h), tuple(x_c)), (tuple(w_h), tuple(w_c), k), shape)
-
-
 # --- convolutions ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """`conv_general_dilated` whose kernel is a parameter: `g[b,o,c,k] = sum_p x[b,c,p+o] * ct[b,k,p]`.
+    """`conv_general_dilated` whose kernel is a parameter."""
 
-    The offsets in the kernel are processed one by one, so the patches of the input are never all in memory.
-    """
-
-    numbers: lax.ConvDimensionNumbers
-    groups: int
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    x_dilation: tuple[int, ...]
-    dilation: tuple[int, ...]
-    shape: Shape
+    node: Node
 
     @property
-    def kernel(self) -> Shape:
-        """The spatial shape of the kernel."""
-        return tuple(self.shape[axis] for axis in self.numbers.rhs_spec[2:])
+    def sizes(self) -> Sizes:
+        x, kernel = (math.prod(value.shape) for value in self.node.operands)
+        examples = self.node.operands[0].shape[self.node.params["dimension_numbers"].lhs_spec[0]]
+        return Sizes((x + math.prod(self.node.outputs[0].shape)) // examples, kernel)
 
-    def factors(self, local: Local, out_ct: Array) -> Factors:
-        x = jnp.transpose(local.operands[0], self.numbers.lhs_spec)
-        ct = jnp.transpose(out_ct, self.numbers.out_spec)
-        return {"x": x[:, None], "ct": ct[:, None]}
+    def form(self, local: Local, out_ct: Array) -> Form:
+        params, shape = self.node.params, self.node.operands[1].shape
+        numbers = params["dimension_numbers"]
+        geometry = Geometry(
+            lax.ConvDimensionNumbers(
+                _batch_first(numbers.lhs_spec), numbers.rhs_spec, _batch_first(numbers.out_spec)
+            ),
+            params["feature_group_count"],
+            tuple(params["window_strides"]),
+            tuple(map(tuple, params["padding"])),
+            tuple(params["lhs_dilation"]),
+            tuple(params["rhs_dilation"]),
+            shape,
+            params["precision"],
+        )
+        x = jnp.moveaxis(local.operands[0], numbers.lhs_spec[0], 0)
+        ct = jnp.moveaxis(out_ct, numbers.out_spec[0], 0)
+        return Kernel(x[:, None], ct[:, None], geometry)
 
-    def squares(self, factors: Factors) -> Array:
-        x, ct = factors["x"], factors["ct"]
-        held = math.prod(x.shape[1:]) * min(math.prod(self.kernel), 2) + x.shape[1] * math.prod(self.shape)
 
-        def of_one(x: Array, ct: Array) -> Array:
-            return functools.reduce(jnp.add, (_square(g).sum() for g in self._by_offset(x, ct)))
-
-        return by_chunks(of_one, held, x, ct)
-
-    def gradient(self, factors: Factors) -> Array:
-        g = jax.vmap(lambda x, ct: jnp.stack(self._by_offset(x, ct)))(factors["x"], factors["ct"])
-        g = jnp.einsum("bosgck->bsgkco", g)
-        g = g.reshape(*g.shape[:2], -1, g.shape[4], *self.kernel)
-        spec = self.numbers.rhs_spec
-        return jnp.transpose(g, (0, 1, *(2 + spec.index(axis) for axis in range(len(spec)))))
-
-    def _by_offset(self, x: Array, ct: Array) -> list[Array]:
-        """One example's gradient, for each offset in the kernel: axes `s, group, c, k`."""
-        config = zip(self.padding, self.x_dilation, strict=True)
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 3 + [(lo, hi, d - 1) for (lo, hi), d in config])
-
-        def at(offset: Sequence[int]) -> Array:
-            starts = [o * d for o, d in zip(offset, self.dilation, strict=True)]
-            spans = [(size - 1) * stride + 1 for size, stride in zip(ct.shape[3:], self.stride, strict=True)]
-            limits = [start + span for start, span in zip(starts, spans, strict=True)]
-            window = lax.slice(x, (0, 0, 0, *starts), (*x.shape[:3], *limits), (1, 1, 1, *self.stride))
-            return jnp.einsum("sfgcp,sfgkp->sgck", self._grouped(window), self._grouped(ct))
-
-        return [at(offset) for offset in itertools.product(*map(range, self.kernel))]
-
-    def _grouped(self, x: Array) -> Array:
-        s, f, channels = x.shape[:3]
-        return x.reshape(s, f, self.groups, channels // self.groups, -1)
+def _batch_first(spec: Axes) -> Axes:
+    """Where the axes of a specification are once that of the batch was moved to the front."""
+    return (0, *(axis + (axis < spec[0]) for axis in spec[1:]))
 
 
 def _convolution(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
-    params = node.params
-    numbers = params["dimension_numbers"]
-    if position != 1 or axis_of(node.operands[0]) != numbers.lhs_spec[0] or params["batch_group_count"] != 1:
+    batch = node.params["dimension_numbers"].lhs_spec[0]
+    if position != 1 or axis_of(node.operands[0]) != batch or node.params["batch_group_count"] != 1:
         return None
-    return Convolution(
-        numbers,
-        params["feature_group_count"],
-        tuple(params["window_strides"]),
-        tuple(map(tuple, params["padding"])),
-        tuple(params["lhs_dilation"]),
-        tuple(params["rhs_dilation"]),
-        node.operands[1].shape,
-    )
+    return Convolution(node)
 
 
 # --- embedding lookups ------------------------------------------------------------------------------
@@ -259,42 +200,31 @@ def _convolution(node: Node, position: int, axis_of: AxisOf) -> Contribution | N
 
 @dataclass(frozen=True)
 class EmbeddingLookup:
-    """Rows looked up in a table: `g[b,n,r] = sum of ct[b,f,r] over the f that look up row n`."""
+    """A `gather` of whole rows of a table that is a parameter.
 
-    example: int  # axis b of the indices
-    row_axes: Axes  # axes of the result that belong to a row
-    mode: lax.GatherScatterMode
-    shape: Shape
+    Attributes:
+        example: The axis of the indices that counts the examples.
+    """
 
-    def factors(self, local: Local, out_ct: Array) -> Factors:
-        rows = local.operands[1]
-        count, last = rows.shape[self.example], self.shape[0] - 1
-        positions = [axis for axis in range(out_ct.ndim) if axis not in self.row_axes]
-        order = (positions.pop(self.example), *positions, *self.row_axes)
+    node: Node
+    example: int
+
+    @property
+    def sizes(self) -> Sizes:
+        rows, found = self.node.operands[1].shape, self.node.outputs[0].shape
+        return Sizes(math.prod(found) // rows[self.example], math.prod(self.node.operands[0].shape))
+
+    def form(self, local: Local, out_ct: Array) -> Form:
+        rows, shape = local.operands[1], self.node.operands[0].shape
+        count, last = rows.shape[self.example], shape[0] - 1
+        row_axes = self.node.params["dimension_numbers"].offset_dims
+        positions = [axis for axis in range(out_ct.ndim) if axis not in row_axes]
+        order = (positions.pop(self.example), *positions, *row_axes)
         rows = jnp.moveaxis(rows[..., 0], self.example, 0).reshape(count, -1)
         ct = jnp.transpose(out_ct, order).reshape(*rows.shape, -1)
-        if self.mode == lax.GatherScatterMode.FILL_OR_DROP:
+        if self.node.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
             ct = jnp.where(((rows >= 0) & (rows <= last))[..., None], ct, jnp.zeros_like(ct))
-        return {"rows": jnp.clip(rows, 0, last).astype(jnp.int32), "ct": ct}
-
-    def squares(self, factors: Factors) -> Array:
-        rows, ct = factors["rows"], factors["ct"]
-        _, s, f, r = ct.shape
-        if f == 1:
-            return _square(ct).sum((1, 2, 3))
-
-        def of_one(rows: Array, ct: Array) -> Array:
-            same = (rows[:, :, None] == rows[:, None, :]).astype(ct.dtype)
-            return jnp.real(jnp.einsum("sfg,sgr->sfr", same, ct) * ct.conj()).sum()
-
-        return by_chunks(of_one, s * f * max(f, r), rows, ct)
-
-    def gradient(self, factors: Factors) -> Array:
-        def of_one(rows: Array, ct: Array) -> Array:
-            return jnp.zeros((self.shape[0], ct.shape[-1]), ct.dtype).at[rows].add(ct)
-
-        g = jax.vmap(jax.vmap(of_one))(factors["rows"], factors["ct"])
-        return g.reshape(*g.shape[:2], *self.shape)
+        return Rows(jnp.clip(rows, 0, last).astype(jnp.int32), ct, shape)
 
 
 def _embedding_lookup(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
@@ -308,7 +238,7 @@ def _embedding_lookup(node: Node, position: int, axis_of: AxisOf) -> Contributio
     )
     if position != 0 or example is None or example == len(rows.shape) - 1 or not plain:
         return None
-    return EmbeddingLookup(example, tuple(numbers.offset_dims), node.params["mode"], table.shape)
+    return EmbeddingLookup(node, example)
 
 
 # --- broadcasting over examples and positions -----------------------------------------------------
@@ -316,27 +246,33 @@ def _embedding_lookup(node: Node, position: int, axis_of: AxisOf) -> Contributio
 
 @dataclass(frozen=True)
 class Broadcast:
-    """A parameter broadcast over examples and positions: `g[b,...] = sum_f ct[b,f,...]`."""
+    """A parameter broadcast over examples and positions: its gradient is the sum of the cotangent over these.
 
+    Attributes:
+        position: Of the parameter among the operands.
+        example: The axis of the result that counts the examples.
+        axes: The axes of the result that correspond to those of the parameter.
+        elementwise: Whether it is an elementwise operation that broadcasts by itself, not `broadcast_in_dim`.
+    """
+
+    node: Node
     position: int
-    example: int  # axis b of the result
-    axes: Axes  # the axes of the result that correspond to those of the parameter
-    shape: Shape
-    elementwise: bool  # an elementwise operation that broadcasts by itself, not `broadcast_in_dim`
+    example: int
+    axes: Axes
+    elementwise: bool
 
-    def factors(self, local: Local, out_ct: Array) -> Factors:
+    @property
+    def sizes(self) -> Sizes:
+        size = math.prod(self.node.operands[self.position].shape)
+        return Sizes(size, size)
+
+    def form(self, local: Local, out_ct: Array) -> Form:
+        shape = self.node.operands[self.position].shape
         ct = _elementwise_ct(local, self.position, out_ct) if self.elementwise else out_ct
-        kept = {axis for axis, size in zip(self.axes, self.shape, strict=True) if size == ct.shape[axis] != 1}
+        kept = {axis for axis, size in zip(self.axes, shape, strict=True) if size == ct.shape[axis] != 1}
         g = ct.sum(tuple(axis for axis in range(ct.ndim) if axis != self.example and axis not in kept))
         b = sum(axis in kept for axis in range(self.example))
-        return {"g": jnp.moveaxis(g, b, 0).reshape(ct.shape[self.example], 1, *self.shape)}
-
-    def squares(self, factors: Factors) -> Array:
-        g = self.gradient(factors)
-        return _square(g).sum(tuple(range(1, g.ndim)))
-
-    def gradient(self, factors: Factors) -> Array:
-        return factors["g"].sum(2)
+        return Built(jnp.moveaxis(g, b, 0).reshape(ct.shape[self.example], 1, *shape))
 
 
 def _elementwise_ct(local: Local, position: int, out_ct: Array) -> Array:
@@ -352,10 +288,9 @@ def _elementwise_ct(local: Local, position: int, out_ct: Array) -> Array:
 
 def _broadcast(node: Node, position: int, axis_of: AxisOf) -> Contribution | None:
     example = axis_of(node.outputs[0])
-    axes = tuple(map(int, node.params["broadcast_dimensions"]))
     if position != 0 or example is None:
         return None
-    return Broadcast(0, example, axes, node.operands[0].shape, elementwise=False)
+    return Broadcast(node, 0, example, tuple(map(int, node.params["broadcast_dimensions"])), elementwise=False)
 
 
 #: Elementwise operations of several operands, which broadcast axes of length 1.
@@ -369,25 +304,4 @@ def _elementwise(node: Node, position: int, axis_of: AxisOf) -> Contribution | N
         return None
     if shape and (len(shape) != len(out) or shape[example] != 1):
         return None
-    return Broadcast(position, example, tuple(range(len(shape))), shape, elementwise=True)
-
-
-# --- shared ---------------------------------------------------------------------------------------
-
-
-def _square(x: Array) -> Array:
-    return jnp.real(x * x.conj())
-
-
-def by_chunks(fun: Callable[..., T], size: int, *arrays: Array) -> T:
-    """Map a function over examples, as many at a time as `CHUNK` allows.
-
-    Args:
-        fun: A function of one example.
-        size: The number of elements it holds at once.
-        *arrays: Its arguments, with the examples on the first axis.
-    """
-    count, together = arrays[0].shape[0], max(1, CHUNK // max(size, 1))
-    if together >= count:
-        return jax.vmap(fun)(*arrays)
-    return lax.map(lambda args: fun(*args), arrays, batch_size=together)
+    return Broadcast(node, position, example, tuple(range(len(shape))), elementwise=True)

@@ -50,8 +50,16 @@ def _differing(shape: Sequence[int], other: Sequence[int], count: int) -> int | 
 
 # --- where parameters are used --------------------------------------------------------------------
 
-#: What happens to a parameter before it is used: a node changes its layout, or a scan of this length slices it.
-Move: TypeAlias = Node | int
+
+class Selection(NamedTuple):
+    """A node that reorders the elements of a parameter, or selects some: its output of this position."""
+
+    node: Node
+    output: int
+
+
+#: What happens to a parameter before it is used: elements are selected, or a scan of this length slices it.
+Move: TypeAlias = Selection | int
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,12 @@ class ParameterView:
         """Return the view inside a scan."""
         return ParameterView(self.leaf, self.moves + (length,) * sliced, (*self.sliced, sliced))
 
+    @property
+    def region(self) -> tuple[range, ...] | None:
+        """Which elements the node sees, along each axis of the parameter; None if it is not known."""
+        first = self.moves[0] if self.moves else None
+        return _kept_by(first) if isinstance(first, Selection) else None
+
     def back(self, g: Array) -> Array:
         """Return the gradient of the parameter from that of what the node sees (axis `s`, then its own)."""
         lengths = [move for move in self.moves if isinstance(move, int)]
@@ -81,16 +95,31 @@ class ParameterView:
             if isinstance(move, int):
                 depth -= 1
                 continue
-            pull = functools.partial(_pull_view, move)
+            pull = functools.partial(_pull_back, move)
             for _ in range(depth):
                 pull = jax.vmap(pull)
             g = pull(g)
         return g
 
 
-def _pull_view(node: Node, g: Array) -> Array:
-    struct = _jaxpr.struct_of(node.operands[0].aval)
-    return jax.linear_transpose(lambda x: evaluate(node, [x])[0], struct)(g)[0]
+def _pull_back(move: Selection, g: Array) -> Array:
+    node, output = move
+    struct, out = _jaxpr.struct_of(node.operands[0].aval), _jaxpr.struct_of(node.outputs[output].aval)
+    return jax.linear_transpose(lambda x: evaluate(node, [x])[output], struct)(g.astype(out.dtype))[0]
+
+
+def _kept_by(move: Selection) -> tuple[range, ...] | None:
+    node, output = move
+    shape, params = node.operands[0].shape, node.params
+    if node.primitive == "slice":
+        strides = params["strides"] or (1,) * len(shape)
+        bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+        return tuple(range(*bound) for bound in bounds)
+    if node.primitive == "split":
+        start = int(sum(params["sizes"][:output]))
+        kept = range(start, start + int(params["sizes"][output]))
+        return tuple(kept if i == params["axis"] else range(n) for i, n in enumerate(shape))
+    return None
 
 
 class ParameterUse(NamedTuple):
@@ -133,8 +162,9 @@ def parameter_uses(graph: Graph, axes: Mapping[int, int | None]) -> list[list[Pa
             for value, seen in _inputs_of_bodies(node, position, view):
                 views[value.id] = seen
             return []
-        if _changes_layout(node) and axes.get(node.outputs[0].id, _IRREGULAR) is None:
-            views[node.outputs[0].id] = replace(view, moves=(*view.moves, node))
+        if _selects_elements(node) and all(axes.get(out.id, _IRREGULAR) is None for out in node.outputs):
+            for i, out in enumerate(node.outputs):
+                views[out.id] = replace(view, moves=(*view.moves, Selection(node, i)))
             return []
         contribution = contribution_of(node, position, axis_of)
         if contribution is None:
@@ -168,8 +198,10 @@ def _inputs_of_bodies(node: Node, position: int, view: ParameterView) -> list[tu
 _ELEMENTS_KEPT = REORDERING | {"convert_element_type"}
 
 
-def _changes_layout(node: Node) -> bool:
-    """Whether a node only changes the layout of an array."""
+def _selects_elements(node: Node) -> bool:
+    """Whether each element of what a node returns is a different one of what it is given."""
+    if node.primitive in ("slice", "split"):
+        return True
     if node.primitive not in _ELEMENTS_KEPT:
         return False
     source, target = node.operands[0], node.outputs[0]

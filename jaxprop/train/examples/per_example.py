@@ -1,37 +1,35 @@
-"""Norms of the gradients of single examples, from one backward pass for the whole batch."""
+"""Gradients of single examples from one backward pass for the batch: norms, clipped sums, inner products."""
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 
-from ..._backprop import plan_at, run
-from ..._seed import seed_of
-from ..._tracing import check_points, name_of, trace_call
-from ...core.graph import Graph
-from ...core.local import Local
-from ...core.recorders import Recorder
-from ...core.rules import Rule
-from ...core.types import Array, Function, OutCts, PyTree
-from ...record.tape import Tape
-from .contributions import Contribution, Factors, MatrixProduct, by_chunks, squeezed_rule
-from .parameters import ParameterUse, example_axes, parameter_uses
+from ..._tracing import check_points
+from ...core.types import Array, Function, PyTree
+from .batch import Batch, as_batch_of_examples
+from .book_keeping import gradients_of, inner_products
+from .clip import Bound, check_bound, clip_weights, total
+from .coupling import refuse_coupling
+from .forms import wide
 
 
 class PerExample(NamedTuple):
-    """Losses and gradient norms of single examples.
+    """Losses and gradients of single examples.
 
     Attributes:
         value: The mean of the losses.
-        grads: The gradient of `value`, in the structure of the differentiated argument.
+        grads: The gradient of `value`, in the structure of the differentiated argument. With `clip` or `weight`
+            the mean of the gradients of single examples, each times its weight.
         losses: The loss of each example.
-        norms: For each differentiated leaf, the 2-norms of the gradients of `losses`.
+        norms: For each differentiated leaf, the 2-norms of the gradients of `losses`, before they are clipped.
         aux: The auxiliary output of each example, with the examples on the first axis; None without `has_aux`.
+        weights: For each differentiated leaf, the weights of the examples; None without `clip` and `weight`.
     """
 
     value: Float[Array, ""]
@@ -39,11 +37,20 @@ class PerExample(NamedTuple):
     losses: Float[Array, " batch"]
     norms: PyTree[Float[Array, " batch"]]
     aux: PyTree = None
+    weights: PyTree[Float[Array, " batch"]] = None
 
     @property
     def norm(self) -> Float[Array, " batch"]:
         """The 2-norm of the whole gradient of each example."""
-        return jnp.sqrt(_sum_all(norm**2 for norm in jax.tree.leaves(self.norms)))
+        return jnp.sqrt(total([_wide(norm) ** 2 for norm in jax.tree.leaves(self.norms)]))
+
+    @property
+    def clipped(self) -> Float[Array, ""]:
+        """The fraction of examples whose gradient was made smaller, between 0 and 1."""
+        smaller = [weights < 1 for weights in jax.tree.leaves(self.weights)]
+        if not smaller:
+            return jnp.zeros(())
+        return jnp.mean(functools.reduce(jnp.logical_or, smaller).astype(jnp.float32))
 
     def noise_scale(self) -> Float[Array, ""]:
         """Estimate the gradient noise scale, in examples: the batch size at which noise equals signal.
@@ -51,10 +58,12 @@ class PerExample(NamedTuple):
             B_simple = tr(S) / |G|**2
 
         where `tr(S)` is the variance of the gradients of single examples and `|G|**2` the squared norm of the
-        true
-        gradient, both estimated without bias: `tr(S) = B / (B - 1) * (mean |g_b|**2 - |mean g_b|**2)` and
+        true gradient, both estimated without bias: `tr(S) = B / (B - 1) * (mean |g_b|**2 - |mean g_b|**2)` and
         `|G|**2 = |mean g_b|**2 - tr(S) / B`. From a single batch the estimate is rough: average numerator and
         denominator over steps. It is not positive if the batch shows no signal, and NaN for a single example.
+
+        Raises:
+            ValueError: The gradients were clipped or weighted, so that their mean is not known.
 
         Source: McCandlish, Kaplan, Amodei 2018, arXiv:1812.06162, section 2.2 and appendix A.1.
 
@@ -64,9 +73,18 @@ class PerExample(NamedTuple):
             >>> round(float(found.noise_scale()), 4)  # g = 1, 3: tr(S) = 2, |G|**2 = 4 - 1
             0.6667
         """
-        mean = _sum_all(jnp.sum(jnp.abs(g) ** 2) for g in jax.tree.leaves(self.grads))
+        if self.weights is not None:
+            raise ValueError(
+                "the noise scale compares the gradients of single examples with their mean, but `grads` is a "
+                "weighted mean. Call per_example without `clip` and `weight`."
+            )
+        mean = total([jnp.sum(jnp.abs(_wide(g)) ** 2) for g in jax.tree.leaves(self.grads)])
         noise, signal = noise_and_signal(self.norm**2, mean)
         return noise / signal
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(wide(x.dtype))
 
 
 def noise_and_signal(
@@ -83,23 +101,108 @@ def noise_and_signal(
     return noise, mean - noise / count
 
 
-def _sum_all(parts: Iterator[Array]) -> Array:
-    return functools.reduce(jnp.add, parts)
+#: From the norms of the whole gradients of the examples to their weights.
+Weight = Callable[[Float[Array, " batch"]], Float[Array, " batch"]]
+
+
+@dataclass(eq=False)
+class ExampleGradients:
+    """A function of the gradients of single examples, made by `per_example`."""
+
+    loss: Function
+    argnums: int
+    has_aux: bool
+    in_axes: PyTree
+    clip: Bound | None
+    weight: Weight | None
+
+    def __call__(self, *args: PyTree, **kwargs: PyTree) -> PerExample:
+        """Return the losses and norms of the examples, and the mean of their gradients, perhaps weighted."""
+        batch = self._batch(args, kwargs, "per_example")
+        plain = self.clip is None and self.weight is None
+        found = gradients_of(batch, adds=not plain)
+        squares = [batch.size**2 * s for s in found.squares]
+        norms = [jnp.sqrt(s).astype(dtype) for s, dtype in zip(squares, batch.real_dtypes, strict=True)]
+        grads, weights = found.grads, None
+        if not plain:
+            of_leaves = self._weights(squares, batch)
+            grads, weights = batch.as_params(found.weighted(of_leaves)), batch.as_params(of_leaves)
+        return PerExample(found.value, grads, found.losses, batch.as_params(norms), found.aux, weights)
+
+    def _weights(self, squares: Sequence[Float[Array, " batch"]], batch: Batch) -> list[Float[Array, " batch"]]:
+        """The weights of the examples, for each leaf."""
+        if self.clip is not None:
+            return clip_weights(self.clip, squares, batch.names, batch.paths)
+        assert self.weight is not None
+        weights = jnp.asarray(self.weight(jnp.sqrt(total(squares))))
+        if weights.shape != (batch.size,):
+            raise ValueError(
+                f"`weight` must return one weight for each of the {batch.size} examples, an array of shape "
+                f"({batch.size},); it returned shape {weights.shape}."
+            )
+        return [weights] * len(squares)
+
+    def inner(self, params: PyTree, one: PyTree, other: PyTree, **kwargs: PyTree) -> Float[Array, "a b"]:
+        """Return the inner products of the gradients of two batches, example by example.
+
+            inner[a, b] = <d loss(params, one[a]) / d params, d loss(params, other[b]) / d params>
+
+        For a loss they tell to first order how a step on one example changes the loss of another (TracIn:
+        summed over checkpoints, each times its learning rate); for an output of a model they are its
+        empirical neural tangent kernel.
+
+        Args:
+            params: The differentiated argument.
+            one, other: A batch: a tuple of the other positional arguments, or the only one.
+            **kwargs: Keyword arguments of the loss.
+
+        Examples:
+            >>> import jax.numpy as jnp, jaxprop as jp
+            >>> def loss(w, x):
+            ...     return jnp.sum(x @ w)
+            >>> x = jnp.array([[3.0, 4.0], [0.0, 1.0]])
+            >>> jp.per_example(loss).inner(jnp.zeros(2), x, x).tolist()  # x @ x.T
+            [[25.0, 4.0], [4.0, 1.0]]
+
+        Source: Pruthi et al. 2020, arXiv:2002.08484; Jacot, Gabriel and Hongler 2018, arXiv:1806.07572.
+        """
+        word = "per_example(...).inner"
+        ours, theirs = (self._batch(self._args(params, batch), kwargs, word) for batch in (one, other))
+        return inner_products(ours, theirs)
+
+    def _args(self, params: PyTree, batch: PyTree) -> tuple[PyTree, ...]:
+        rest = batch if isinstance(batch, tuple) else (batch,)
+        position = range(len(rest) + 1)[self.argnums]
+        return (*rest[:position], params, *rest[position:])
+
+    def _batch(self, args: tuple[PyTree, ...], kwargs: dict[str, PyTree], word: str) -> Batch:
+        check_points(args, self.argnums, self.loss, False, False, word)
+        batch = as_batch_of_examples(self.loss, args, kwargs, self.argnums, self.has_aux, self.in_axes)
+        refuse_coupling(batch)
+        return batch
 
 
 def per_example(
-    loss: Function, argnums: int = 0, has_aux: bool = False, in_axes: PyTree = 0
-) -> Callable[..., PerExample]:
-    """Return a function for the norm of every example's gradient, besides the gradient of their mean.
+    loss: Function,
+    argnums: int = 0,
+    has_aux: bool = False,
+    in_axes: PyTree = 0,
+    *,
+    clip: Bound | None = None,
+    weight: Weight | None = None,
+) -> ExampleGradients:
+    """Return a function for the norm of every example's gradient, and the mean of these gradients, clipped.
 
-        norms[leaf][b] = |d loss(params, batch[b:b+1]) / d leaf|
+        norms[leaf][b] = |g_b[leaf]|                        g_b = d loss(params, batch[b:b+1]) / d params
+        grads = 1/B * sum_b weights[b] * g_b                weights[b] = min(1, clip / |g_b|)
 
-    The loss runs once for the whole batch, but each example sees itself as a batch of one (so batch
-    normalization normalizes over one example). Where a parameter is used by matrix products, convolutions,
-    embedding lookups and broadcasting, also inside `scan`, `cond` and `jax.checkpoint`, the norms are computed
-    from operands and cotangents, and the gradients of single examples are never built, or only a few at a
-    time. For other leaves they are computed by `jax.vmap` of the gradient, a few examples at a time: the same
-    numbers, slower.
+    One backward pass serves for all. The loss runs once for the whole batch, but each example sees itself as a
+    batch of one; a loss that couples the examples, as batch normalization does, is refused. Where a parameter
+    is used by matrix products, convolutions, embedding lookups and broadcasting, also inside `scan`, `cond`
+    and `jax.checkpoint`, also at several places, the norms and the sum are computed from operands and
+    cotangents; the gradients of single examples are built only where they take no more memory than these. For
+    other leaves they are computed by `jax.vmap` of the gradient, a few examples at a time: the same numbers,
+    slower.
 
     Args:
         loss: `loss(params, *batch)`, a scalar. Keyword arguments are the same for all examples.
@@ -107,13 +210,19 @@ def per_example(
         has_aux: Whether the loss returns a pair (value, aux).
         in_axes: Which axis of the batch counts the examples, as in `jax.vmap`: one number, or one for each
             argument of the batch; None for an argument that is the same for all.
+        clip: Scale each example's gradient down to this norm, all leaves together. Or bounds by glob on the
+            names of leaves, such as `{"attn*": 0.5, "*": 1.0}`: the leaves of each are clipped together.
+        weight: A function from the norms of the whole gradients to the weights of the examples, in place of
+            `clip`.
 
     Returns:
-        A function of the same arguments that returns a `PerExample`. Compile it with `jax.jit`.
+        A function of the same arguments that returns a `PerExample`; compile it with `jax.jit`. Its method
+        `inner(params, one, other)` returns inner products of gradients.
 
     Raises:
         TypeError: As `backprop`.
-        ValueError: The arrays of the batch differ in their number of examples, or there are none.
+        ValueError: The arrays of the batch differ in their number of examples, or there are none; the loss
+            couples the examples; a bound is not positive, or not every leaf has one.
 
     Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
@@ -122,206 +231,16 @@ def per_example(
         >>> x, y = jnp.array([[3.0, 4.0], [0.0, 1.0]]), jnp.array([1.0, -1.0])
         >>> jp.per_example(loss)(jnp.zeros(2), x, y).norms.tolist()  # 2 * |residual| * |x|
         [10.0, 2.0]
+        >>> found = jp.per_example(loss, clip=5.0)(jnp.zeros(2), x, y)
+        >>> found.grads.tolist(), float(found.clipped)  # the mean of [-6, -8] / 2 and [0, 2]
+        ([-1.5, -1.0], 0.5)
 
-    Source: Goodfellow 2015, arXiv:1510.01799; `BatchL2Grad` of BackPACK (Dangel et al. 2020).
+    Source: Goodfellow 2015, arXiv:1510.01799; Bu, Wang, Zha and Karypis 2022, arXiv:2210.00038.
     """
-
-    @functools.wraps(loss, updated=())
-    def norms_of(*args: PyTree, **kwargs: PyTree) -> PerExample:
-        check_points(args, argnums, loss, False, False, "per_example")
-        position = range(len(args))[argnums]
-        params, batch = args[position], [arg for i, arg in enumerate(args) if i != position]
-        leaves, tree = jax.tree.flatten(batch)
-        axes = _axes_of_batch(in_axes, batch)
-        count = _example_count(loss, leaves, axes)
-
-        def one(params: PyTree, example: list[Array]) -> tuple[PyTree, PyTree]:
-            batch = [
-                x if axis is None else jnp.expand_dims(x, axis) for x, axis in zip(example, axes, strict=True)
-            ]
-            full = jax.tree.unflatten(tree, batch)
-            result = loss(*full[:position], params, *full[position:], **kwargs)
-            return result if has_aux else (result, None)
-
-        def mean(params: PyTree, *leaves: Array) -> tuple[Array, tuple[Array, PyTree]]:
-            losses, aux = jax.vmap(one, in_axes=(None, axes))(params, list(leaves))
-            _check_scalar(loss, losses)
-            return jnp.mean(losses), (losses, aux)
-
-        return _norms_of(mean, one, params, Examples(leaves, axes, count))
-
-    return norms_of
-
-
-def _check_scalar(loss: Function, losses: Array) -> None:
-    if jnp.ndim(losses) != 1:
-        raise TypeError(
-            f"`{name_of(loss)}` must return a scalar, but it returned shape {jnp.shape(losses)[1:]} for a "
-            "batch of one example. Return the mean or the sum."
-        )
-
-
-class Examples(NamedTuple):
-    """The leaves of a batch, the axis of each that counts the examples, and how many there are."""
-
-    leaves: list[Array]
-    axes: list[int | None]
-    size: int
-
-
-def _axes_of_batch(in_axes: PyTree, batch: list[PyTree]) -> list[int | None]:
-    """One axis for each leaf of the batch."""
-    given = list(in_axes) if isinstance(in_axes, tuple | list) else [in_axes] * len(batch)
-    if len(given) != len(batch):
-        raise ValueError(
-            f"`in_axes` has {len(given)} entries, but the batch has {len(batch)} arguments. Pass one for each."
-        )
-    spread = jax.tree.map(
-        lambda axis, part: [axis] * len(jax.tree.leaves(part)), given, batch, is_leaf=lambda x: x is None
-    )
-    return [axis for axes in spread for axis in axes]
-
-
-def _example_count(loss: Function, leaves: Sequence[Array], axes: Sequence[int | None]) -> int:
-    sizes = {
-        np.shape(leaf)[axis] if -np.ndim(leaf) <= axis < np.ndim(leaf) else 0
-        for leaf, axis in zip(leaves, axes, strict=True)
-        if axis is not None
-    }
-    if len(sizes) != 1 or 0 in sizes:
-        shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves) or "no arrays"
-        raise ValueError(
-            f"`{name_of(loss)}` was called with a batch of {shapes}, but every array of a batch needs the same "
-            "number of examples, at least one, on its first axis or on that given by `in_axes`. Pass what is "
-            "the same for all examples by keyword."
-        )
-    return sizes.pop()
-
-
-def _norms_of(mean: Function, one: Function, params: PyTree, batch: Examples) -> PerExample:
-    count = batch.size
-    traced = trace_call(mean, (params, *batch.leaves), {}, 0, True)
-    larger = _with_one_more(mean, params, batch)
-    uses = parameter_uses(traced.graph, example_axes(traced.graph, larger, count))
-    known = [use for found in uses for use in found or ()]
-    rules = {use.node.index: rule for use in known if (rule := _rule_of(use)) is not None}
-    nodes = {use.node.index: use.node for use in known}
-    plan = plan_at(traced.graph, list(nodes.values()), _recorder(known), rules)
-    tape = run(traced, plan, seed_of(traced, None, False), 0)
-    losses, aux = tape.aux
-    leaves, tree = jax.tree.flatten(params)
-    unknown = [i for i, found in enumerate(uses) if found is None]
-    squares = dict(zip(unknown, _squares_by_vmap(one, params, batch, unknown), strict=True))
-    for i, (found, leaf) in enumerate(zip(uses, leaves, strict=True)):
-        if found is not None:
-            # The gradient is that of the mean, in which the cotangents of an example are scaled by 1/B.
-            squares[i] = count**2 * _squares(found, tape, leaf, count)
-    norms = jax.tree.unflatten(tree, [jnp.sqrt(squares[i]) for i in range(len(leaves))])
-    return PerExample(tape.value, tape.grads, losses, norms, aux)
-
-
-def _rule_of(use: ParameterUse) -> Rule | None:
-    found = use.contribution
-    return squeezed_rule(use.node, found) if isinstance(found, MatrixProduct) else None
-
-
-def _with_one_more(mean: Function, params: PyTree, batch: Examples) -> Graph:
-    """The same program for one example more: axes whose length differs between the two count the examples."""
-
-    def longer(x: Array, axis: int | None) -> Array | jax.ShapeDtypeStruct:
-        if axis is None:
-            return x
-        aval = jax.typeof(x)
-        shape = list(aval.shape)
-        shape[axis] += 1
-        return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=aval.weak_type)
-
-    more = [longer(x, axis) for x, axis in zip(batch.leaves, batch.axes, strict=True)]
-    return trace_call(mean, (params, *more), {}, 0, True, abstract=True).graph
-
-
-# --- factors recorded, and squared norms computed from them -----------------------------------------
-
-
-def _recorder(uses: Sequence[ParameterUse]) -> Recorder:
-    """Record, where parameters are used, the factors of each example's gradient."""
-    by_node: dict[int, dict[int, Contribution]] = {}
-    for use in uses:
-        by_node.setdefault(use.node.index, {})[use.position] = use.contribution
-
-    def backward(local: Local, out_cts: OutCts) -> PyTree:
-        (ct,) = out_cts  # these nodes have one output, and are recorded only where a cotangent arrives
-        assert ct is not None
-        return {position: dict(of.factors(local, ct)) for position, of in by_node[local.node.index].items()}
-
-    return Recorder(backward=backward)
-
-
-def _squares(uses: Sequence[ParameterUse], tape: Tape, leaf: Array, count: int) -> Float[Array, " batch"]:
-    """The squared norm of each example's gradient of one leaf."""
-    dtype = jnp.finfo(jnp.result_type(leaf)).dtype
-    parts = [(use, factors) for use in uses if (factors := _recorded_factors(use, tape)) is not None]
-    if not parts:
-        return jnp.zeros(count, dtype)
-    if len(parts) == 1:
-        ((use, factors),) = parts
-        return use.contribution.squares(factors).astype(dtype)
-    names, arrays = zip(*(zip(*factors.items(), strict=True) for _, factors in parts), strict=True)
-
-    def built(*flat: Array) -> Array:
-        rest = iter(flat)
-        g = _sum_all(
-            use.view.back(use.contribution.gradient({name: next(rest)[None] for name in its})[0])
-            for (use, _), its in zip(parts, names, strict=True)
-        )
-        return jnp.sum(jnp.abs(g) ** 2)
-
-    flat = [array for its in arrays for array in its]
-    return by_chunks(built, len(parts) * np.size(leaf), *flat).astype(dtype)
-
-
-def _recorded_factors(use: ParameterUse, tape: Tape) -> Factors | None:
-    """The factors recorded there, with axes `b, s, f, ...`; None if no cotangent arrived."""
-    record = tape.record_at(use.node.index)
-    if record is None:
-        return None
-    sliced = use.view.sliced
-    order = [i for i, each in enumerate(sliced) if each] + [i for i, each in enumerate(sliced) if not each]
-    slices = sum(sliced)
-
-    def unfold(x: Array) -> Array:
-        depth = len(sliced)
-        x = jnp.transpose(x, (depth, *order, *range(depth + 1, x.ndim)))
-        steps = x.shape[1 : 1 + depth]
-        s, repeated = math.prod(steps[:slices]), math.prod(steps[slices:])
-        return x.reshape(x.shape[0], s, repeated * x.shape[1 + depth], *x.shape[2 + depth :])
-
-    return {name: unfold(x) for name, x in record[use.position].items()}
-
-
-def _squares_by_vmap(
-    one: Function, params: PyTree, batch: Examples, which: Sequence[int]
-) -> list[Float[Array, " batch"]]:
-    """The squared norms from the gradients themselves, for leaves that are used in an unknown way."""
-    if not which:
-        return []
-    leaves, tree = jax.tree.flatten(params)
-    mapped = [i for i, axis in enumerate(batch.axes) if axis is not None]
-
-    def squares(*example: Array) -> list[Array]:
-        full = list(batch.leaves)
-        for i, x in zip(mapped, example, strict=True):
-            full[i] = x
-
-        def loss_of(some: list[Array]) -> Array:
-            merged = list(leaves)
-            for i, leaf in zip(which, some, strict=True):
-                merged[i] = leaf
-            return one(jax.tree.unflatten(tree, merged), full)[0]
-
-        grads = jax.grad(loss_of)([leaves[i] for i in which])
-        return [jnp.sum(jnp.abs(g) ** 2) for g in grads]
-
-    size = sum(np.size(leaves[i]) for i in which)
-    examples = [jnp.moveaxis(jnp.asarray(batch.leaves[i]), batch.axes[i] or 0, 0) for i in mapped]
-    return by_chunks(squares, size, *examples)
+    if clip is not None and weight is not None:
+        raise ValueError("pass either `clip` or `weight`, not both: a clip is a weight, min(1, clip / norm).")
+    if clip is not None:
+        check_bound(clip)
+    found = ExampleGradients(loss, argnums, has_aux, in_axes, clip, weight)
+    functools.update_wrapper(found, loss, updated=())
+    return found

@@ -25,7 +25,7 @@ from ..data.placement import Jit
 from ..data.source import Batch, BatchSource, Order
 from ..step.norms import Norms
 from ..step.pure import PureStep
-from ..step.state import Gradient, State, row_of
+from ..step.state import Gradient, State
 from ..step.watched import Watched
 from .until import Condition, evaluate_condition
 
@@ -226,7 +226,7 @@ class Chunks:
     def _judged(self, carry: LoopCarry, arrays: PyTree, place: Scalar) -> Judged:
         batch, order = self.source.take(arrays, carry.order, carry.state, place)
         gradient = self.step.gradient(carry.state, *batch)
-        row = row_of(gradient.loss, gradient.aux)
+        row = gradient.row
         return Judged(batch, order, gradient, row, *self.judge(carry.state, gradient, row))
 
     def take_watched(
@@ -237,7 +237,7 @@ class Chunks:
         state = carry.state
         batch, order = self.source.take(arrays, carry.order, state, place)
         gradient, tape = self.step.recorded_gradient(state, *batch)
-        row = row_of(gradient.loss, gradient.aux)
+        row = gradient.row
         judged = Judged(batch, order, gradient, row, *self.judge(state, gradient, row))
         found = _only_if(carry.status == RUNNING, judged, carry.status)
 

@@ -14,7 +14,9 @@ from ...core.rules import Rules
 from ...core.types import Array, Function, PyTree
 from ...record.tape import Tape
 from ..checks import check_same_types
+from ..examples.clip import Clip
 from ..examples.per_example import per_example
+from .clipped import clipped_gradient
 from .norms import Norms, leaf_norms
 from .objective import Objective
 from .state import Gradient, Metrics, State
@@ -33,11 +35,12 @@ class PureStep:
     optimizer: optax.GradientTransformationExtraArgs
     rules: Rules
     watch: Watch | None
+    examples: Clip | None = None
 
     def plain(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
         """Take a step without watching."""
         found = self.gradient(state, *batch)
-        return self.update(state, found, *batch), Metrics(found.loss, found.aux)
+        return self.update(state, found, *batch), Metrics(found.loss, found.aux, None, found.examples)
 
     def watched(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
         """Take a step, watched.
@@ -47,7 +50,7 @@ class PureStep:
         """
         found, tape = self.recorded_gradient(state, *batch)
         new, norms = self.watched_update(state, found, *batch)
-        return new, Metrics(found.loss, found.aux, self.report(tape, norms, state))
+        return new, Metrics(found.loss, found.aux, self.report(tape, norms, state), found.examples)
 
     def scheduled(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
         """Take a step, plain or watched by the count in the state."""
@@ -71,8 +74,10 @@ class PureStep:
     # --- the gradient --------------------------------------------------------------------------------
 
     def gradient(self, state: State, *batch: PyTree) -> Gradient:
-        """Return the loss and its gradient."""
+        """Return the loss and its gradient, or the mean of the clipped gradients of examples."""
         call = self.objective
+        if self.examples is not None:
+            return clipped_gradient(call, self.examples, state, batch)
         both = value_and_grad(call.loss, has_aux=call.paired, rules=self.rules)
         result, grads = both(state.params, *batch, **call.keywords(state))
         return Gradient(*call.split(result, state.model_state), grads)
@@ -90,6 +95,8 @@ class PureStep:
             call.loss, has_aux=call.paired, nodes=watch.selector, record=watch.record, rules=self.rules
         )
         tape = traced(state.params, *batch, **call.keywords(state))
+        if self.examples is not None:
+            return self.gradient(state, *batch), without_results(tape)
         result = (tape.value, tape.aux) if call.paired else tape.value
         return Gradient(*call.split(result, state.model_state), tape.grads), without_results(tape)
 

@@ -32,6 +32,18 @@ class State(NamedTuple):
     model_state: PyTree = None
 
 
+class Clipping(NamedTuple):
+    """What a step that clips the gradients of single examples reports; it is not private.
+
+    Attributes:
+        clipped: The fraction of examples whose gradient was made smaller, between 0 and 1.
+        norm: The median of the 2-norms of their gradients, before they are clipped.
+    """
+
+    clipped: Float[Array, ""]
+    norm: Float[Array, ""]
+
+
 class Metrics(NamedTuple):
     """What a step reports; `metrics["loss"]` is `metrics.loss`.
 
@@ -39,11 +51,13 @@ class Metrics(NamedTuple):
         loss: The loss at the params before the update.
         aux: The auxiliary output of the loss, None without `has_aux`.
         watched: What was watched (`Watched`), None without `watch`.
+        examples: How the gradients of single examples were clipped, None without `examples`.
     """
 
     loss: Float[Array, ""]
     aux: PyTree = None
     watched: Watched | None = None
+    examples: Clipping | None = None
 
     def __getitem__(self, name: Any) -> Any:
         if isinstance(name, int | slice):
@@ -68,6 +82,13 @@ class Gradient(NamedTuple):
     aux: PyTree
     model_state: PyTree
     grads: PyTree
+    examples: Clipping | None = None
+
+    @property
+    def row(self) -> dict[str, Array]:
+        """The numbers of the step by name."""
+        clipping = {} if self.examples is None else self.examples._asdict()
+        return row_of(self.loss, self.aux) | {f"examples/{name}": x for name, x in clipping.items()}
 
 
 def donatable(x: object) -> Array:

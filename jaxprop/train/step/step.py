@@ -13,6 +13,8 @@ from ..._tracing import name_of
 from ...core.rules import Rules
 from ...core.types import Array, Function, PyTree
 from ..checks import check_arrays_only, check_float_leaves, check_optimizer
+from ..examples.clip import Clip
+from .clipped import check_accumulation, check_examples
 from .objective import Objective
 from .pure import PureStep
 from .state import Metrics, State, donatable
@@ -45,6 +47,7 @@ class Step:
     has_aux: bool
     rules: Rules
     watch: Watch | None
+    examples: Clip | None
     donate: bool
     _counter: StepCounter = field(default_factory=StepCounter, repr=False)
 
@@ -55,21 +58,25 @@ class Step:
 
         Args:
             params: A pytree of floating point arrays, or Python floats.
-            key: A random key or a seed. By default 0 if the loss takes a `key`, otherwise none.
+            key: A random key or a seed. By default 0 if the loss takes a `key` or noise is added, otherwise
+                none.
             model_state: A pytree of arrays, for a loss that takes `model_state`.
 
         Raises:
             TypeError: A leaf of `params` cannot be differentiated, or one of `model_state` is not an array.
-            ValueError: The loss takes `model_state` and none is given, or the reverse.
+            ValueError: The loss takes `model_state` and none is given, or the reverse; `Clip.microbatches` does
+                not fit the optimizer.
         """
         check_float_leaves(params)
         if ("model_state" in self.takes) != (model_state is not None):
             raise ValueError(_model_state_mismatch(name_of(self.loss), model_state is not None))
         check_arrays_only(model_state, "model_state")
-        seed = 0 if key is None and "key" in self.takes else key
+        random = "key" in self.takes or (self.examples is not None and self.examples.noise > 0)
+        seed = 0 if key is None and random else key
         own_key = jax.random.key(seed) if isinstance(seed, int) else seed
         params, model_state, own_key = jax.tree.map(donatable, (params, model_state, own_key))
         opt_state = jax.tree.map(donatable, self.optimizer.init(params))
+        check_accumulation(self.examples, opt_state)
         return State(params, opt_state, jnp.zeros((), jnp.int32), own_key, model_state)
 
     def __call__(self, state: State, *batch: PyTree, watch: bool | None = None) -> tuple[State, Metrics]:
@@ -115,7 +122,8 @@ class Step:
     @functools.cached_property
     def functions(self) -> PureStep:
         """The stages of the step, as pure functions."""
-        return PureStep(Objective(self.loss, self.has_aux), self.optimizer, self.rules, self.watch)
+        objective = Objective(self.loss, self.has_aux)
+        return PureStep(objective, self.optimizer, self.rules, self.watch, self.examples)
 
     @property
     def objective(self) -> Objective:
@@ -146,6 +154,7 @@ def make_step(
     has_aux: bool = False,
     rules: Rules = (),
     watch: Watch | None = None,
+    examples: Clip | None = None,
     donate: bool = True,
 ) -> Step:
     """Make a training step from a loss and an optimizer: forward, backward, update, as one compiled function.
@@ -165,6 +174,8 @@ def make_step(
         has_aux: Whether the loss returns auxiliary output, a pytree of arrays, besides the value.
         rules: How cotangents propagate through nodes, as in `jaxprop.backprop`.
         watch: What to record of the inside of a step, and how often.
+        examples: How to clip the gradient of each example, and how much noise to add to their mean. Every array
+            of the batch has the examples on its first axis; the loss is that of `jaxprop.per_example`.
         donate: Whether to donate the state: its buffers are reused for the new state.
 
     Returns:
@@ -172,6 +183,7 @@ def make_step(
 
     Raises:
         TypeError: The optimizer is not one of optax's, or the loss is not callable.
+        ValueError: `examples` is given besides `rules`, or for a loss that takes `model_state`.
 
     Examples:
         >>> import jaxprop as jp
@@ -186,7 +198,10 @@ def make_step(
     if not callable(loss):
         raise TypeError(f"`loss` must be a function (params, *batch) -> scalar, got {type(loss).__name__}.")
     checked = optax.sgd(0.01) if optimizer is None else check_optimizer(optimizer)
-    return Step(loss, optax.with_extra_args_support(checked), has_aux, tuple(rules), watch, donate)
+    step = Step(loss, optax.with_extra_args_support(checked), has_aux, tuple(rules), watch, examples, donate)
+    if examples is not None:
+        check_examples(examples, step.takes, rules)
+    return step
 
 
 def _call_donated(
