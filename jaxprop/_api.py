@@ -86,7 +86,7 @@ def backprop(
         A function of the same arguments that gives the `Tape`.
 
     Raises:
-        TypeError: the result is no scalar and no `cotangent` is given; an argument cannot be
+        TypeError: the result is not a scalar and no `cotangent` is given; an argument cannot be
             differentiated; the function branches in Python on a traced value; a rule returns the wrong
             number of cotangents.
         ValueError: a selector matches nothing; a cotangent reaches a `while`; a rule returns a wrong shape.
@@ -188,12 +188,12 @@ def grad(
 def derivative(fun: Function, of: str, wrt: str, *, rules: Rules = ()) -> Function:
     """Return a function for the derivative of any value with respect to any other.
 
-        D[o, i] = d of[o] / d wrt[i], all paths between the two counted, all else held.
+        D[o, i] = d of[o] / d wrt[i], over all paths between the two, everything else held fixed.
 
     Args:
-        fun: a function, as it stands.
+        fun: an unmodified function.
         of: name of a value of the function's own body.
-        wrt: name of a value, inside a scan too: then the step axis stands first of its axes.
+        wrt: name of a value. If it is inside a scan, the step axis is the first of its axes.
         rules: as in `backprop`.
 
     Returns:
@@ -202,7 +202,7 @@ def derivative(fun: Function, of: str, wrt: str, *, rules: Rules = ()) -> Functi
 
     Raises:
         KeyError: there is no such name.
-        ValueError: `of` does not depend on `wrt`, stands inside a body, or carries no derivative.
+        ValueError: `of` does not depend on `wrt`, is defined inside a nested body, or is not differentiable.
 
     Examples:
         >>> import jaxprop as jp

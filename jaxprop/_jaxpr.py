@@ -53,14 +53,14 @@ class Program(NamedTuple):
 
     @property
     def function_file(self) -> str | None:
-        """The file the traced function stands in, where JAX kept it."""
+        """The file of the traced function, if JAX kept it."""
         info = getattr(self.jaxpr, "debug_info", None)
         _, found, place = str(getattr(info, "func_src_info", "")).partition(" at ")
         return place.rpartition(":")[0] if found else None
 
     @property
     def is_jaxs_own(self) -> bool:
-        """Whether the traced function stands in JAX itself."""
+        """Whether the traced function is part of JAX itself."""
         return (self.function_file or "").startswith(os.path.dirname(jax.__file__) + os.sep)
 
 
@@ -277,7 +277,7 @@ def is_while(eqn: Equation | None) -> bool:
 
 
 def matrix_operands(eqn: Equation | None) -> range | None:
-    """Positions of the matrix of a linear solve, as its derivative goes by it; None: this is no solve.
+    """Positions of the operands that hold the matrix of a linear solve; None if this is not a linear solve.
 
     Factors of the matrix and the like come after it. They are cut off from the chain rule, and the solution
     comes of them all the same.
@@ -595,7 +595,7 @@ def _ask_zero_tangents(eqn: Equation, perturbed: tuple[bool, ...]) -> tuple[bool
     return tuple(seen) if seen else (True,) * len(eqn.outvars)
 
 
-# --- where an equation stands in the source ------------------------------------------------------
+# --- the place of an equation in the source ------------------------------------------------------
 
 
 class Frame:

@@ -1,7 +1,7 @@
 """Norms of cotangents along depth: the values that every path from a leaf to the result goes through.
 
 From a weight of the first layer these are the activations of layer after layer, or the residual stream. Nothing
-bypasses what lies between two of them, so the ratio of their cotangents is the gain of that segment. They are
+bypasses the nodes between two of them, so the ratio of their cotangents is the gain of that segment. They are
 the branches of one tree, the post-dominator tree: what is asked of a chain is computed for all chains at once.
 """
 

@@ -101,11 +101,11 @@ def _pull_through(graph: Graph, carries: Carries) -> Callable[..., Array]:
     form, body = carries.form, carries.body
     consts, count = form.num_consts, form.num_carry
     active = [i for i, value in enumerate(body.inputs[consts : consts + count]) if value in carries.into]
-    sweep = Interpreter(Plan(graph))
+    interpreter = Interpreter(Plan(graph))
 
     def run(held: list[Array], start: list[Array], xs: list[Array]) -> Array:
         def step(state: list[Array], x: Sequence[Array]) -> list[Array]:
-            return sweep.run(body, [*held, *state, *x], {})[0]
+            return interpreter.run(body, [*held, *state, *x], {})[0]
 
         def forward(state: list[Array], x: list[Array]) -> tuple[list[Array], list[Array]]:
             return step(state, x)[:count], state
