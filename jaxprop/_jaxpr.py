@@ -279,8 +279,8 @@ def is_while(eqn: Equation | None) -> bool:
 def matrix_operands(eqn: Equation | None) -> range | None:
     """Positions of the operands that hold the matrix of a linear solve; None if this is not a linear solve.
 
-    Factors of the matrix and the like come after it. They are cut off from the chain rule, and the solution
-    comes of them all the same.
+    Operands such as factors of the matrix come after it. The chain rule does not pass through them, although
+    the solution is computed from them.
     """
     if eqn is None or eqn.primitive.name != "custom_linear_solve":
         return None

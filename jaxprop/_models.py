@@ -1,7 +1,7 @@
 """Model objects as arguments: an Equinox or NNX module is split into what is differentiated and what is held.
 
-A module holds functions, strings and counters besides its arrays, so JAX cannot differentiate with respect to it.
-Each framework selects the leaves that are differentiated (`eqx.filter_grad`, `nnx.grad`), and so does this file:
+A module holds functions, strings and counters besides its arrays, so JAX does not differentiate with respect to
+it. Each framework selects leaves (`eqx.filter_grad`, `nnx.grad`), and the same ones are differentiated here:
 
 - Equinox: the floating point and complex arrays; the gradient is a module with None in place of the rest;
 - NNX: the variables of type `nnx.Param`; the gradient is an `nnx.State`.
