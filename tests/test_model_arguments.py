@@ -216,3 +216,21 @@ def test_plain_containers_stay_strict():
         jp.backprop(lambda params, x: jnp.sum(params["act"](params["w"] * x)))(
             {"w": 1.0, "act": lambda x: x}, X
         )
+
+
+def test_on_the_command_line(tmp_path, capsys):
+    from jaxprop.cli.main import main
+
+    file = tmp_path / "model.py"
+    file.write_text(
+        "import equinox as eqx, jax, jax.numpy as jnp\n"
+        "def loss(model, x):\n"
+        "    y = jax.vmap(model)(x)\n"
+        "    return jnp.mean(y**2)\n"
+        "def args():\n"
+        "    return eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0)), jnp.ones((3, 2))\n"
+    )
+    main(["explain", f"{file}:loss", "--args", f"{file}:args", "--to", "model.layers[0].weight"])
+    assert "model.layers[0].weight" in capsys.readouterr().out
+    main(["trace", f"{file}:loss", "--args", f"{file}:args"])
+    assert "model.layers[1].bias" in capsys.readouterr().out
