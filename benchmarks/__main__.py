@@ -59,9 +59,9 @@ def _torch(options):
 
 
 def _per_example(options):
-    _say("\nNorms of per-example gradients, relative to each framework's own plain gradient\n")
-    if not per_example.available():
-        _say("BackPACK NOT MEASURED: pip install -e '.[bench]'.\n")
+    _say("\nGradients of single examples, relative to each framework's own plain gradient\n")
+    for name in per_example.missing():
+        _say(f"{name} NOT MEASURED: pip install -e '.[bench]'.\n")
     return _table(per_example.measure(options.model, options.quick, options.rounds), per_example.COLUMNS)
 
 

@@ -1,4 +1,6 @@
-"""Norms of the gradients of single examples, compared with `vmap` of `grad`, and BackPACK if it is installed.
+"""Norms and clipped sums of the gradients of single examples, compared with `vmap` of `grad`.
+
+Beside them `jax_privacy`, and in PyTorch BackPACK and Opacus, as far as they are installed.
 
 Each framework's figures are ratios to its own plain gradient; memory is the peak of the compiled program.
 
@@ -6,6 +8,7 @@ Each framework's figures are ratios to its own plain gradient; memory is the pea
 """
 
 import argparse
+import copy
 import importlib.util
 from collections.abc import Sequence
 from typing import Any
@@ -29,24 +32,34 @@ COLUMNS = {
     "run_min": "(of minima)|.2f",
     "told": "peak memory|.2f",
 }
-SIZES = {"mlp": {"batch": 256}, "cnn": {"batch": 256}, "lstm": {}}
+SIZES = {"mlp": {"batch": 256}, "cnn": {"batch": 256}, "lstm": {}, "transformer": {}}
 IN_AXES = {"lstm": (1, 0)}  # steps first
 PLAIN = "plain gradient"
+BOUND = 0.5  # some examples are clipped, some are not
 
 
 def measure(models: Sequence[str], quick: bool, rounds: int) -> list[dict[str, Any]]:
     """Return the rows of the table."""
     rows = []
     for name in SIZES:
-        beside = ["torch"] if available() and name not in IN_AXES else []  # BackPACK has no scans
+        beside = ["torch"] if torch_available() and name in ("mlp", "cnn") else []
         if name in models:
             rows += worker.measure(__spec__.name, ["jax", *beside], [name], quick, rounds, base=PLAIN)
     return rows
 
 
-def available() -> bool:
-    """Return whether PyTorch and BackPACK are installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "backpack"))
+def torch_available() -> bool:
+    """Return whether PyTorch is installed."""
+    return _installed("torch")
+
+
+def missing() -> list[str]:
+    """Return what is not installed and so not measured."""
+    return [name for name in ("jax_privacy", "torch", "backpack", "opacus") if not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def _jax_jobs(name: str, quick: bool) -> tuple[str, worker.Jobs]:
@@ -55,18 +68,38 @@ def _jax_jobs(name: str, quick: bool) -> tuple[str, worker.Jobs]:
 
     in_axes = IN_AXES.get(name, (0,) * len(batch))
 
-    def by_vmap(params, *batch):
-        def one(params, *example):
-            return model.loss(params, *map(jnp.expand_dims, example, in_axes))
+    def one(params, *example):
+        return model.loss(params, *map(jnp.expand_dims, example, in_axes))
 
+    def squares(params, *batch):
         grads = jax.vmap(jax.grad(one), in_axes=(None, *in_axes))(params, *batch)
-        return jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2, axis=tuple(range(1, g.ndim)))), grads)
+        return grads, jax.tree.map(lambda g: jnp.sum(g**2, axis=tuple(range(1, g.ndim))), grads)
+
+    def norms_by_vmap(params, *batch):
+        return jax.tree.map(jnp.sqrt, squares(params, *batch)[1])
+
+    def clipped_by_vmap(params, *batch):
+        grads, parts = squares(params, *batch)
+        weights = jnp.minimum(1, BOUND / jnp.sqrt(sum(jax.tree.leaves(parts))))
+        return jax.tree.map(lambda g: jnp.tensordot(weights, g, 1) / len(weights), grads)
 
     def norms(params, *batch):
         found = jp.per_example(model.loss, in_axes=in_axes)(params, *batch)
         return found.value, found.grads, found.norms
 
-    functions = {PLAIN: jax.value_and_grad(model.loss), "jp.per_example": norms, "vmap(grad)": by_vmap}
+    def clipped(params, *batch):
+        found = jp.per_example(model.loss, in_axes=in_axes, clip=BOUND)(params, *batch)
+        return found.value, found.grads, found.norms
+
+    functions = {
+        PLAIN: jax.value_and_grad(model.loss),
+        "norms": norms,
+        "clipped": clipped,
+        "norms, vmap(grad)": norms_by_vmap,
+        "clipped, vmap(grad)": clipped_by_vmap,
+    }
+    if _installed("jax_privacy") and name not in IN_AXES:
+        functions["clipped, jax_privacy"] = _by_jax_privacy(model.loss, len(batch))
     compiled = {what: jax.jit(fun).lower(params, *batch).compile() for what, fun in functions.items()}
     peak = {what: _peak(program) for what, program in compiled.items()}
 
@@ -80,6 +113,12 @@ def _jax_jobs(name: str, quick: bool) -> tuple[str, worker.Jobs]:
     return jax.__version__, {what: job(what) for what in functions}
 
 
+def _by_jax_privacy(loss: Any, arguments: int) -> Any:
+    from jax_privacy.clipping import clipped_grad
+
+    return clipped_grad(loss, l2_clip_norm=BOUND, batch_argnums=tuple(range(1, arguments + 1)))
+
+
 def _peak(program: Any) -> int:
     memory = program.memory_analysis()
     return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
@@ -87,9 +126,7 @@ def _peak(program: Any) -> int:
 
 def _torch_jobs(name: str, quick: bool) -> tuple[str, worker.Jobs]:
     """The same MLP and CNN in PyTorch."""
-    import backpack
     import torch
-    from backpack.extensions import BatchL2Grad
     from torch import nn
 
     torch.set_num_threads(cores())
@@ -112,14 +149,49 @@ def _torch_jobs(name: str, quick: bool) -> tuple[str, worker.Jobs]:
         model = nn.Sequential(*layers, nn.AvgPool2d(side), nn.Flatten(), nn.Linear(widths[-1], 10))
         x = torch.randn(batch, 1, 28, 28)
     labels, entropy = torch.randint(10, (batch,)), nn.CrossEntropyLoss()
-    plain = _backward(model, entropy, x, labels)
-    other, other_entropy = backpack.extend(model), backpack.extend(entropy)
+    jobs = {PLAIN: _backward(model, entropy, x, labels)}
+    if _installed("backpack"):
+        jobs["norms, BackPACK"] = _by_backpack(copy.deepcopy(model), x, labels)
+    if _installed("opacus"):
+        jobs["clipped, Opacus ghost"] = _by_opacus(copy.deepcopy(model), x, labels)
+    return f"{torch.__version__}", jobs
+
+
+def _by_backpack(model, x, labels):
+    import backpack
+    from backpack.extensions import BatchL2Grad
+    from torch import nn
+
+    model, entropy = backpack.extend(model), backpack.extend(nn.CrossEntropyLoss())
 
     def norms():
         with backpack.backpack(BatchL2Grad()):
-            _backward(other, other_entropy, x, labels)()
+            _backward(model, entropy, x, labels)()
 
-    return f"{torch.__version__}", {PLAIN: plain, "BackPACK BatchL2Grad": norms}
+    return norms
+
+
+def _by_opacus(model, x, labels):
+    import torch
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+    from torch import nn
+
+    model = GradSampleModuleFastGradientClipping(model, max_grad_norm=BOUND, use_ghost_clipping=True)
+    optimizer = DPOptimizerFastGradientClipping(
+        torch.optim.SGD(model.parameters(), 0.0),
+        noise_multiplier=0.0,
+        max_grad_norm=BOUND,
+        expected_batch_size=len(x),
+    )
+    entropy = DPLossFastGradientClipping(model, optimizer, nn.CrossEntropyLoss(), "mean")
+
+    def clipped():
+        optimizer.zero_grad(set_to_none=True)
+        entropy(model(x), labels).backward()
+
+    return clipped
 
 
 def _backward(model, entropy, x, labels):
