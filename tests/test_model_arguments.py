@@ -151,6 +151,16 @@ def test_a_model_that_is_not_differentiated(case):
     np.testing.assert_allclose(tape.grads, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["eqx.nn.MLP", "an Equinox module", "tied weights"])
+def test_gradients_of_examples(name):
+    case = CASES[name]
+    found = jp.per_example(case.loss)(case.make(), X, Y)
+    assert_close(found.grads, case.gradient(case.loss)(case.make(), X, Y))
+    ones = [case.gradient(case.loss)(case.make(), X[i : i + 1], Y[i : i + 1]) for i in range(len(X))]
+    norms = [jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(one))) for one in ones]
+    np.testing.assert_allclose(found.norm, norms, rtol=1e-5)
+
+
 TOOLS = {
     "trace": jp.trace,
     "diagnose": jp.diagnose,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ..._models import named_leaves
 from ..._tracing import Traced, argument_names, name_of, trace_call
 from ...core.types import Array, Dtype, Function, PyTree
 
@@ -102,7 +103,7 @@ class Batch:
     def names(self) -> list[str]:
         """The names of the leaves, `params['attn']['w']`."""
         root = argument_names(self.loss, self.position + 1)[self.position]
-        return [root + jax.tree_util.keystr(path) for path in self._paths]
+        return [name for name, _ in named_leaves(root, self.params)]
 
     @property
     def paths(self) -> list[str]:

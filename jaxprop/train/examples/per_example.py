@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from ..._tracing import check_points
+from ..._models import split_models
+from ..._tracing import check_points, normalize_argnums
 from ...core.types import Array, Function, PyTree
 from .batch import Batch, as_batch_of_examples
 from .book_keeping import gradients_of, inner_products
@@ -177,7 +178,8 @@ class ExampleGradients:
 
     def _batch(self, args: tuple[PyTree, ...], kwargs: dict[str, PyTree], word: str) -> Batch:
         check_points(args, self.argnums, self.loss, False, False, word)
-        batch = as_batch_of_examples(self.loss, args, kwargs, self.argnums, self.has_aux, self.in_axes)
+        loss, args, kwargs = split_models(self.loss, args, kwargs, normalize_argnums(self.argnums, len(args)))
+        batch = as_batch_of_examples(loss, args, kwargs, self.argnums, self.has_aux, self.in_axes)
         refuse_coupling(batch)
         return batch
 
