@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
+import jaxprop
+
 ROOT = Path(__file__).parents[1]
 MODULES = ("jaxprop", "jaxprop.rules", "jaxprop.show", "jaxprop.diagnosis", "jaxprop.train")
 #: Modules that are documented as a whole: with what they define.
@@ -23,7 +27,7 @@ def public(module: str) -> dict[str, object]:
     tree = ast.parse(Path(found.__file__).read_text(encoding="utf-8"))
     names = [
         alias.asname
-        for node in tree.body
+        for node in ast.walk(tree)  # some names are imported when they are first used
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if alias.asname == alias.name
@@ -72,6 +76,26 @@ def test_a_fault_in_the_pages_is_found():
     assert faults(exported, ["a.one", "a.two", "a.three"]) == [
         "a.three is documented, but is not a public name"
     ]
+
+
+def test_the_packages_that_are_imported_on_first_use():
+    code = (
+        "import sys, jaxprop as jp\n"
+        "heavy = {'jaxprop.diagnosis', 'jaxprop.show', 'jaxprop.train'}\n"
+        "assert not heavy & {*sys.modules}, heavy & {*sys.modules}\n"
+        "names = [name for names in jp._LAZY.values() for name in names.split()]\n"
+        "assert {*names, *jp._LAZY} <= {*dir(jp)}\n"
+        "print(*names)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    tree = ast.parse((ROOT / "jaxprop" / "__init__.py").read_text(encoding="utf-8"))
+    (checked,) = [
+        node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    ]
+    declared = [alias.asname for node in checked.body for alias in node.names if node.module]
+    assert sorted(run.stdout.split()) == sorted(declared)
+    with pytest.raises(AttributeError, match=r"^module 'jaxprop' has no attribute 'diagnos'$"):
+        jaxprop.diagnos  # noqa: B018
 
 
 def test_every_public_name_has_a_docstring():
