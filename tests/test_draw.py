@@ -4,6 +4,8 @@ import contextlib
 import gc
 import os
 import re
+import subprocess
+import sys
 import weakref
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -329,6 +331,16 @@ def test_texts_are_cut():
     assert shorten("a  b\nc", 10) == "a b c" and shorten("abcdefgh", 5) == "abcd…"
     assert middle("params['blocks'][0]['w']", 12) == "para…][0]['w']"[:4] + "…" + "[0]['w']"[-7:]
     assert width("ab", 10) == pytest.approx(12.06) and width("日", 10) == pytest.approx(12.06)
+
+
+def test_first_drawn_under_an_event_loop_that_is_closed_later():
+    code = (
+        "import asyncio, jaxprop as jp\n"
+        "tape = jp.backprop(lambda w: w**2)(1.0)\n"
+        "async def first(): return jp.draw(tape).svg()\n"
+        "assert asyncio.run(first()) == jp.draw(tape).svg()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ It takes about 0.2 s for 150 cards and 1.5 s for 750.
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import NamedTuple, Protocol
 
@@ -176,7 +177,10 @@ def _engine() -> Engine:
             f"static pictures are laid out with mini-racer, which is not installed: {INSTALL}. Without it, "
             "`draw(...).dot()`, `.mermaid()`, `.json()` and the HTML page work."
         ) from error
-    engine: Engine = MiniRacer()
+    # In a thread of its own it starts an event loop of its own. Here it would take one that is running, such as
+    # a notebook's, and fail when that is closed.
+    with ThreadPoolExecutor(1) as thread:
+        engine: Engine = thread.submit(MiniRacer).result()
     folder = resources.files("jaxprop.show.drawing")
     engine.eval(SHIM + (folder / "assets" / "dagre.min.js").read_text("utf-8"))
     engine.eval((folder / "page" / "layered.js").read_text("utf-8"))
