@@ -172,3 +172,21 @@ def test_contributions_of_a_loop_without_steps():
 
     tape = jp.backprop(loss)(2.0)
     assert tape.shares("h").total.shape == (0,) and float(tape.shares("w").total) == 1.0
+
+
+def test_nested_branches_are_traced_in_linear_time():
+    """Each recorder function runs a number of times that grows with the depth, and not with its power of two."""
+
+    def nested(depth):
+        def branch(x):
+            return jax.lax.cond(x > depth, nested(depth - 1), lambda x: x * depth, x) if depth else jnp.sin(x)
+
+        return branch
+
+    def calls(depth):
+        seen = []
+        recorder = jp.Recorder.each(lambda x: seen.append(x) or x)
+        jax.jit(jp.backprop(nested(depth), nodes="*sin*", record=recorder)).lower(1.0)
+        return len(seen)
+
+    assert calls(8) - calls(6) == calls(6) - calls(4) <= 4

@@ -51,14 +51,22 @@ Interpret: TypeAlias = Callable[[Graph, Sequence[Array], Carriers], Results]
 Evaluate: TypeAlias = Callable[[Sequence[Array], Carriers], Results]
 
 
-def open_node(node: Node, interpret: Interpret) -> Evaluate:
-    """Rebuild an opened node around its interpreted body."""
+def open_node(
+    node: Node, interpret: Interpret, known: dict[NodeIndex, list[Recorded]] | None = None
+) -> Evaluate:
+    """Rebuild an opened node around its interpreted body.
+
+    Args:
+        known: the types of what the branches of each cond record. It is filled here, so that branches nested in
+            branches are traced twice for each level, and not twice as often at each.
+    """
     form = _jaxpr.opened_form(node.eqn)
     match form:
         case _jaxpr.Scan():
             return lambda operands, carriers: _scan(node, form, interpret, operands, carriers)
         case _jaxpr.Cond():
-            return lambda operands, carriers: _cond(node, interpret, operands, carriers)
+            types = {} if known is None else known
+            return lambda operands, carriers: _cond(node, interpret, types, operands, carriers)
         case _jaxpr.Remat():
             return lambda operands, carriers: _remat(node, form, interpret, operands, carriers)
         case _:
@@ -92,19 +100,27 @@ def _scan(
     return [*carry, *ys], recorded
 
 
-def _cond(node: Node, interpret: Interpret, operands: Sequence[Array], carriers: Carriers) -> Results:
+def _cond(
+    node: Node,
+    interpret: Interpret,
+    known: dict[NodeIndex, list[Recorded]],
+    operands: Sequence[Array],
+    carriers: Carriers,
+) -> Results:
+    """Evaluate a cond. All branches return one type: what only another one records is zero in it."""
     index, *rest = operands
     inside = [_inside(graph, carriers) for graph in node.graphs]
 
     def recorded_by(number: int, graph: Graph) -> Recorded:
         return jax.eval_shape(lambda r, c: interpret(graph, r, c[number])[1], rest, inside)
 
-    structs = [recorded_by(number, graph) for number, graph in enumerate(node.graphs)]
+    if node.index not in known:
+        known[node.index] = [recorded_by(number, graph) for number, graph in enumerate(node.graphs)]
 
     def branch(number: int) -> Callable[[list[Array], list[Carriers]], Results]:
         def run(rest: list[Array], inside: list[Carriers]) -> Results:
             outputs, recorded = interpret(node.graphs[number], rest, inside[number])
-            for other, struct in enumerate(structs):
+            for other, struct in enumerate(known[node.index]):
                 if other != number:
                     recorded.update(jax.tree.map(lambda leaf: jnp.asarray(_jaxpr.zeros(leaf)), struct))
             return outputs, recorded

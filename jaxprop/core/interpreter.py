@@ -84,10 +84,12 @@ class Interpreter:
         plan: what is asked for, by node.
         arrived: (index, position) of the tapped outputs that a cotangent arrived at; filled in the backward
             pass. It depends on the program alone, not on numbers.
+        recorded_in_branches: types of what the branches of each cond record; filled when they are first traced.
     """
 
     plan: Plan
     arrived: set[tuple[NodeIndex, Position]] = field(default_factory=set)
+    recorded_in_branches: dict[NodeIndex, list[Recorded]] = field(default_factory=dict)
 
     def run(self, graph: Graph, operands: Sequence[Array], carriers: Carriers) -> Results:
         """Evaluate a graph: read the operands of each node, write its outputs. The loop of the forward pass."""
@@ -132,7 +134,7 @@ class Interpreter:
             outputs, inside = self.ruled(node, rule, operands, carriers)
             recorded.update(inside)
         elif self.plan.opens(node):
-            outputs, inside = open_node(node, self.run)(operands, carriers)
+            outputs, inside = self.function_of(node)(operands, carriers)
             recorded.update(inside)
         else:
             outputs = evaluate(node, operands)
@@ -193,7 +195,7 @@ class Interpreter:
     def function_of(self, node: Node) -> Evaluate:
         """A node as a function of its operands and of the carriers inside it."""
         if self.plan.opens(node):
-            return open_node(node, self.run)
+            return open_node(node, self.run, self.recorded_in_branches)
         return lambda operands, carriers: (evaluate(node, operands), Recorded.nothing())
 
     def tapped(self, node: Node, operands: list[Array], outputs: list[Array], carrier: PyTree) -> list[Array]:
