@@ -63,8 +63,8 @@ def _scalar_seed(name: str, traced: Traced, outs: list[jax.ShapeDtypeStruct], ho
         shapes = ", ".join(f"{out.dtype}{list(out.shape)}" for out in outs) or "nothing"
         raise TypeError(
             f"a gradient requires a scalar-output function, but `{name}` returned {shapes}. Reduce it to one "
-            "number, for instance with `jnp.mean` or `jnp.sum`; or pass `cotangent=`, shaped like the result, "
-            "to `backprop`."
+            "number, for instance with `jnp.mean` or `jnp.sum`; for a pair (value, aux) pass has_aux=True; or "
+            "pass `cotangent=`, shaped like the result, to `backprop`."
         )
     dtype = outs[0].dtype
     if jnp.issubdtype(dtype, np.complexfloating) and not holomorphic:

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import _jaxpr
 from ._models import named_leaves, split_models
+from ._text import plural
 from .core.activity import active_values
 from .core.build import build
 from .core.graph import Graph, with_activity
@@ -125,7 +126,7 @@ def normalize_argnums(argnums: Argnums, count: int) -> tuple[int, ...]:
         if not 0 <= position < count:
             raise ValueError(
                 f"`argnums={argnums!r}` refers to positional argument {i}, but the function was called with "
-                f"{count}. Pass differentiated arguments by position."
+                f"{plural(count, 'positional argument')}. Pass differentiated arguments by position."
             )
     if len(set(positions)) != len(positions):
         raise ValueError(f"`argnums={argnums!r}` names an argument twice.")
@@ -390,9 +391,9 @@ def trace_call(
         return _trace_call(fun, args, kwargs, argnums, has_aux, **options)
     except CONCRETE as error:
         raise TypeError(
-            f"`{name_of(fun)}` cannot be traced: it needs a concrete value where only a tracer is available "
-            "(Python control flow on a differentiated value). Use `jnp.where` or `jax.lax.cond`, or leave the "
-            f"argument out of `argnums`.{_users_line(error)}"
+            f"`{name_of(fun)}` cannot be traced: it needs a concrete value where only a tracer is available. "
+            "Python control flow, `float()` or NumPy was applied to a differentiated value. Use `jnp.where`, "
+            f"`jax.lax.cond` or `jax.numpy`, or leave the argument out of `argnums`.{_users_line(error)}"
         ) from error
 
 

@@ -122,6 +122,8 @@ def test_draw(capsys, tmp_path):
 
 def test_trace_from_types_alone(capsys, model):
     code, out, _ = run(capsys, "trace", f"{model}:mean", "w=f32[3]", "x=f32[2,3]")
+    assert code == 0 and "y" in out.split() and "dot_general" not in out
+    code, out, _ = run(capsys, "trace", f"{model}:mean", "w=f32[3]", "x=f32[2,3]", "--operations")
     assert code == 0 and "dot_general(x, w)" in out
     code, out, _ = run(capsys, "trace", f"{model}:mean", "w=f32[3]", "x=f32[2,3]", "--format", "json")
     assert json.loads(out)["returns"] == ["mean"]

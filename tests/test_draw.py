@@ -262,7 +262,9 @@ def test_a_format_of_ones_own(tapes, tmp_path):
     assert drawing.save(tmp_path / "x.names", format=names).read_text() == "w x y y_hat s loss"
     assert drawing.to("dot") == drawing.dot() == drawing.save(tmp_path / "x", format="dot").read_text()
     assert jp.draw(tapes["worked"], to="y_hat").to(names) == "y_hat s loss"
-    with pytest.raises(ValueError, match="unknown format 'png'; available: svg, html, dot, mermaid, json."):
+    with pytest.raises(
+        ValueError, match="unknown format 'png'; available: svg, html, dot, mermaid, json, or a function of a"
+    ):
         drawing.to("png")
     with pytest.raises(
         TypeError, match="a format is a name or a function from a `jaxprop.show.Scene` to a string, got int."

@@ -30,8 +30,8 @@ CASES = {
     "the output is no scalar": (
         TypeError,
         r"a gradient requires a scalar-output function, but `sin` returned float32\[3\]\. Reduce it to one number,"
-        r" for instance with `jnp\.mean` or `jnp\.sum`; or pass `cotangent=`, shaped like the result, to "
-        r"`backprop`\.",
+        r" for instance with `jnp\.mean` or `jnp\.sum`; for a pair \(value, aux\) pass has_aux=True; or pass "
+        r"`cotangent=`, shaped like the result, to `backprop`\.",
         lambda: jp.backprop(jnp.sin)(X),
     ),
     "the output is an integer": (
@@ -154,14 +154,15 @@ CASES = {
     ),
     "Python branches on a traced value": (
         TypeError,
-        r"`branching` cannot be traced: it needs a concrete value where only a tracer is available \(Python "
-        r"control flow on a differentiated value\)\. Use `jnp\.where` or `jax\.lax\.cond`, or leave the argument "
+        r"`branching` cannot be traced: it needs a concrete value where only a tracer is available\. Python "
+        r"control flow, `float\(\)` or NumPy was applied to a differentiated value\. Use `jnp\.where`, "
+        r"`jax\.lax\.cond` or `jax\.numpy`, or leave the argument "
         rf"out of `argnums`\. The line is {HERE}:\d+: `if x > 0:`\.",
         lambda: jp.backprop(branching)(1.0),
     ),
     "argnums out of range": (
         ValueError,
-        r"`argnums=2` refers to positional argument 2, but the function was called with 1\. Pass differentiated "
+        r"`argnums=2` refers to positional argument 2, but the function was called with 1 positional argument\. Pass differentiated "
         r"arguments by position\.",
         lambda: jp.backprop(tanh_sum, argnums=2)(X),
     ),

@@ -248,3 +248,29 @@ def test_without_rules_it_is_jax_itself():
     plain = jax.jit(jax.value_and_grad(f)).lower(W).compile().cost_analysis()
     ours = jax.jit(jp.value_and_grad(f)).lower(W).compile().cost_analysis()
     assert ours == plain
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            [("sin", jp.rules.straight_through)],
+            "a rule is a function (local, out_cts) -> in_cts, but `straight_through` has the parameters (). "
+            "If `straight_through` makes a rule, call it: `straight_through(...)`.",
+        ),
+        (
+            {"sin": jp.rules.stop()},
+            "`rules` is a list of pairs, `[(where, rule), ...]`, because the first match wins; got a dict.",
+        ),
+        (
+            [("sin", lambda local, cts: ([1.0, 2.0],))],
+            "the rule for `sin` (sin) at {here} returned list as the cotangent of operand 0, `x`, expected an "
+            "array. Convert it with `jnp.asarray`.",
+        ),
+    ],
+)
+def test_what_is_no_rule(rules, message):
+    with pytest.raises(TypeError) as raised:
+        jp.backprop(lambda x: jnp.sum(jnp.sin(x)), rules=rules)(jnp.ones(2))
+    assert str(raised.value).split(" at ")[0] == message.split(" at ")[0]
+    assert str(raised.value).endswith(message.split("{here} ")[-1])

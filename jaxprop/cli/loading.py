@@ -183,10 +183,10 @@ def _first_line(error: BaseException) -> str:
 def _files_hint(place: str) -> str:
     folder = Path(place).parent
     if not folder.is_dir():
-        return f" There is no folder {folder}."
+        return f" There is no folder `{folder}`."
     files = sorted(path.name for path in folder.glob("*.py"))
     if not files:
-        return f" There are no .py files in {folder}."
+        return f" There are no .py files in `{folder}`."
     return suggestion(Path(place).name, files, "files")
 
 

@@ -13,6 +13,7 @@ FORMATS = ("text", "json")
 
 def _add_trace(parser: argparse.ArgumentParser) -> None:
     loading.add_arguments(parser, shapes=True)
+    parser.add_argument("--operations", action="store_true", help="show every operation, not only named values")
     add_output(parser, FORMATS)
 
 
@@ -20,7 +21,8 @@ def _trace(options: argparse.Namespace, console: Terminal) -> int:
     call = loading.load(options)
     graph = call.apply(_api.trace)
     form = format_of(options, FORMATS)
-    text = str(graph) if form == "text" else json.dumps(_graph_data(graph), indent=1)
+    table = graph.table(operations=options.operations)
+    text = table if form == "text" else json.dumps(_graph_data(graph), indent=1)
     write_result(text, options, console)
     return FINE
 

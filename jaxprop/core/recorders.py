@@ -62,7 +62,7 @@ class Recorder:
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class PerOutput:
-    """A record for each output of a node, None where there is none; its type tells it from a user's tuple."""
+    """A record for each output of a node, None where there is none. A tuple could be a user's record."""
 
     parts: Sequence[PyTree]
 

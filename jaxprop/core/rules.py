@@ -1,6 +1,7 @@
-"""The first seam: a rule says how cotangents propagate through a node."""
+"""Rules: how cotangents propagate through a node."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _jaxpr
-from .._text import type_name
+from .._text import plural, type_name
 from .graph import Graph
 from .local import Local
 from .selectors import Selector, select
@@ -23,9 +24,14 @@ def match_rules(graph: Graph, rules: Rules) -> dict[NodeIndex, Rule]:
     """Find the rule of each node that has one: the first that matches.
 
     Raises:
+        TypeError: `rules` is not a list of pairs of a selector and a function of `(local, out_cts)`.
         ValueError: a selector matches no node.
     """
     found: dict[NodeIndex, Rule] = {}
+    if isinstance(rules, Mapping):
+        raise TypeError(
+            "`rules` is a list of pairs, `[(where, rule), ...]`, because the first match wins; got a dict."
+        )
     for entry in rules:
         if not (isinstance(entry, tuple | list) and len(entry) == 2 and callable(entry[1])):
             raise TypeError(
@@ -33,9 +39,26 @@ def match_rules(graph: Graph, rules: Rules) -> dict[NodeIndex, Rule]:
                 f"(local, out_cts) -> in_cts; got {entry!r}."
             )
         where, rule = entry
+        _check_signature(rule)
         for node in select(graph, where):
             found.setdefault(node.index, rule)
     return found
+
+
+def _check_signature(rule: Rule) -> None:
+    name = getattr(rule, "__name__", repr(rule))
+    try:
+        signature = inspect.signature(rule)
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        shown = f"({', '.join(signature.parameters)})"
+        made = f" If `{name}` makes a rule, call it: `{name}(...)`." if inspect.isfunction(rule) else ""
+        raise TypeError(
+            f"a rule is a function (local, out_cts) -> in_cts, but `{name}` has the parameters {shown}.{made}"
+        ) from None
 
 
 def check_in_cts(in_cts: object, local: Local) -> tuple[Array | None, ...]:
@@ -54,9 +77,9 @@ def check_in_cts(in_cts: object, local: Local) -> tuple[Array | None, ...]:
         )
     if len(in_cts) != count:
         raise TypeError(
-            f"the rule for {node.where} returned {len(in_cts)} cotangents, expected {count} (one for each "
-            f"operand: {', '.join(value.name for value in node.operands) or node.name}). Return `None` for an "
-            "operand without cotangent."
+            f"the rule for {node.where} returned {plural(len(in_cts), 'cotangent')}, expected {count} (one for "
+            f"each operand: {', '.join(value.name for value in node.operands) or node.name}). Return `None` "
+            "for an operand without cotangent."
         )
     return tuple(None if ct is None else _check_one(ct, position, local) for position, ct in enumerate(in_cts))
 
@@ -83,6 +106,11 @@ def _check_one(ct: Array, position: int, local: Local) -> Array | None:
         )
     if isinstance(ct, bool | int | float | complex):
         return jnp.asarray(ct, dtype)
+    if not hasattr(ct, "dtype"):
+        raise TypeError(
+            f"the rule for {node.where} returned {_kind(ct)} as the cotangent of operand {position}, "
+            f"`{value.name}`, expected an array. Convert it with `jnp.asarray`."
+        )
     if ct.dtype != dtype:
         raise TypeError(
             f"the rule for {node.where} returned a cotangent of type {type_name(ct.dtype, np.shape(ct))} for "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from ..._text import shortened
 from ...core.graph import Graph
 from ...record.tape import Tape
 from .build import scene_of
@@ -98,7 +99,10 @@ class Drawing:
         if isinstance(format, str):
             formats = self._formats
             if format not in formats:
-                raise ValueError(f"unknown format {format!r}; available: {', '.join(formats)}.")
+                raise ValueError(
+                    f"unknown format {shortened(format, 40)!r}; available: {', '.join(formats)}, or a function "
+                    "of a `jaxprop.show.Scene`."
+                )
             return formats[format]()
         if not callable(format):
             raise TypeError(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
+from ..._text import shortened
 from ..symbolic.latex import latex_number
 from ..symbolic.names import escape
 from .story import Act, Json, Story, StoryRow
@@ -247,7 +248,7 @@ def checked_format(format: str) -> str:
         )
     if format not in RENDERERS:
         raise ValueError(
-            f"unknown format {format!r}; available: {', '.join(RENDERERS)}, or a function of a "
+            f"unknown format {shortened(format, 40)!r}; available: {', '.join(RENDERERS)}, or a function of a "
             "`jaxprop.show.Story`."
         )
     return format
