@@ -116,6 +116,15 @@ def _is_floating_array(leaf: object) -> bool:
     return not _jaxpr.is_key(leaf) and _jaxpr.is_inexact(leaf.dtype)
 
 
+def held_leaves(name: str, tree: PyTree) -> list[str]:
+    """The names of the leaves of modules in an argument that are not differentiated."""
+    nodes, _ = jax.tree.flatten(tree, is_leaf=is_module)
+    if not any(map(is_module, nodes)):
+        return []
+    moved = {id(leaf) for _, leaf in named_leaves(name, _Split.of(tree, differentiated=True).moved)}
+    return [each for each, leaf in named_leaves(name, tree) if id(leaf) not in moved]
+
+
 # --- what is a module ---------------------------------------------------------------------------------------
 
 

@@ -244,3 +244,23 @@ def test_on_the_command_line(tmp_path, capsys):
     assert "model.layers[0].weight" in capsys.readouterr().out
     main(["trace", f"{file}:loss", "--args", f"{file}:args"])
     assert "model.layers[1].bias" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf"),
+    [
+        ("eqx.nn.MLP", "params.activation"),
+        ("an Equinox module", "params.count"),
+        ("an NNX module with state", "params.blocks[0].drop.rngs.count"),
+    ],
+)
+def test_what_is_not_trained_is_kept_out_of_the_params(name, leaf):
+    import optax
+
+    with pytest.raises(TypeError) as raised:
+        jp.make_step(CASES[name].loss, optax.sgd(0.1)).init(CASES[name].make())
+    assert str(raised.value) == (
+        f"`params` holds a module with leaves that are not trained, such as `{leaf}`. Keep them out of `params`: "
+        "from a model object, split off the arrays (`eqx.partition(model, eqx.is_inexact_array)`, "
+        "`nnx.split(model, nnx.Param, ...)`), and pass state that training changes as `model_state`."
+    )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._models import held_leaves
 from .._tracing import OF_A_MODEL
 from ..core.types import Array, PyTree
 
@@ -109,6 +110,12 @@ def check_float_leaves(params: PyTree) -> None:
         TypeError: One cannot.
         ValueError: There are none.
     """
+    held = held_leaves("params", params)
+    if held:
+        raise TypeError(
+            f"`params` holds a module with leaves that are not trained, such as `{held[0]}`. Keep them out of "
+            f"`params`: {OF_A_MODEL}, and pass state that training changes as `model_state`."
+        )
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("`params` holds no arrays: there is nothing to train.")
