@@ -18,7 +18,7 @@ def active_values(
 
     Args:
         sources: ids of the differentiated values.
-        sinks: ids of the values whose derivative is asked for.
+        sinks: ids of the values whose derivative is requested.
         uncut: nodes that count as differentiable although JAX's rule says that their tangents are zero.
     """
     values = {value.id: value for node in graph.walk() for value in node.outputs}

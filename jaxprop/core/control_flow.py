@@ -1,4 +1,4 @@
-"""The opened forms: scan, cond and remat, rebuilt around a body that is interpreted.
+"""scan, cond and remat, rebuilt around an interpreted body.
 
 Each is rebuilt from the public function it came from, so JAX differentiates it as it always does: the same
 residuals, the same hoisting, the same remat policy. The interpreter of the body is passed in. What is recorded

@@ -1,16 +1,12 @@
 """The forward evaluation of a graph, node by node; JAX differentiates it.
 
-Backpropagation has two halves. In the forward pass every node is evaluated, and what its local gradient needs
-is kept; in the backward pass each node turns the cotangents of its outputs into those of its operands, and
-where a value is read by several nodes their contributions add. The second half is JAX's (`jax.vjp`), exactly
-as under `jax.grad`. Here the first half is evaluated node by node, and two things are put into it where
-somebody asks:
+Two things are inserted where they are requested:
 
 - a tap, where a recorder records cotangents (`taps`);
-- a rule, where cotangents propagate in another way than by the chain rule: the node becomes a function whose
-  derivative is the rule.
+- a rule, where cotangents do not propagate by the chain rule: the node becomes a function whose derivative is
+  the rule.
 
-Where nobody asks, nothing is put in, and calls (`jit`) that nobody looks into are evaluated as one piece.
+Otherwise nothing is inserted, and a call (`jit`) in which nothing is requested is evaluated as one equation.
 """
 
 import functools
@@ -32,7 +28,7 @@ from .types import Array, InCts, NodeIndex, OutCts, Position, PyTree, ValueId
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is asked for, by node.
+    """What is requested, by node.
 
     Attributes:
         graph: the program.
@@ -50,14 +46,14 @@ class Plan:
 
     @functools.cached_property
     def interpreted(self) -> frozenset[NodeIndex]:
-        """Indices of the nodes that cannot be left to JAX: something is asked at them, or inside them."""
+        """Indices of the nodes that cannot be left to JAX: something is requested at them, or inside them."""
         found: set[NodeIndex] = set()
         for node in reversed(list(self.graph.walk())):
-            if self._asks_at(node) or any(i in found for graph in node.graphs for i in graph.indices):
+            if self._requested_at(node) or any(i in found for graph in node.graphs for i in graph.indices):
                 found.add(node.index)
         return frozenset(found)
 
-    def _asks_at(self, node: Node) -> bool:
+    def _requested_at(self, node: Node) -> bool:
         return (
             node.index in self.forward
             or node.index in self.backward
@@ -67,7 +63,7 @@ class Plan:
         )
 
     def opens(self, node: Node) -> bool:
-        """Whether something is asked inside an opened node."""
+        """Whether something is requested inside an opened node."""
         return node.opened and any(i in self.interpreted for graph in node.graphs for i in graph.indices)
 
     def carriers(self) -> Carriers:
@@ -81,7 +77,7 @@ class Interpreter:
     """One evaluation of a plan.
 
     Attributes:
-        plan: what is asked for, by node.
+        plan: what is requested, by node.
         arrived: (index, position) of the tapped outputs that a cotangent arrived at; filled in the backward
             pass. It depends on the program alone, not on numbers.
         recorded_in_branches: types of what the branches of each cond record; filled when they are first traced.
@@ -122,11 +118,11 @@ class Interpreter:
         return [read(value) for value in graph.outputs], recorded
 
     def looks_into(self, call: Call) -> bool:
-        """Whether something is asked inside a call."""
+        """Whether something is requested inside a call."""
         return any(node.index in self.plan.interpreted for node in call.nodes)
 
     def step(self, node: Node, operands: list[Array], carriers: Carriers, recorded: Recorded) -> list[Array]:
-        """Evaluate one node, with what is asked at it."""
+        """Evaluate one node, with what is requested at it."""
         if node.index not in self.plan.interpreted:
             return evaluate(node, operands)
         rule = self.plan.rules.get(node.index)
@@ -147,7 +143,7 @@ class Interpreter:
             outputs = self.tapped(node, operands, outputs, carriers[node.index])
         return outputs
 
-    # --- the two seams ---------------------------------------------------------------------------
+    # --- rules and taps --------------------------------------------------------------------------
 
     def ruled(self, node: Node, rule: Rule, operands: list[Array], carriers: Carriers) -> Results:
         """Evaluate a node whose cotangents propagate by a rule."""

@@ -1,4 +1,4 @@
-"""The second seam: a recorder says what is recorded at a node, in the forward and in the backward pass."""
+"""Recorders: what is recorded at a node, in the forward and in the backward pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ Backward: TypeAlias = Callable[[Local, OutCts], PyTree]
 
 @dataclass(frozen=True)
 class Recorder:
-    """What is recorded at a node: one half in the forward pass, one in the backward pass.
+    """What is recorded at a node: a function for the forward pass and one for the backward pass.
 
-    Two halves, so that a statistic of a value is taken when the value is there, and nothing is kept for the
-    backward pass that the backward half does not read.
+    There are two, so that a statistic of a value is computed when the value is available, and nothing is kept
+    for the backward pass that the backward function does not read.
 
     Attributes:
         forward: `local -> pytree`; None records nothing.
@@ -76,7 +76,7 @@ class PerOutput:
 
 @dataclass(frozen=True)
 class EachValue:
-    """The forward half that applies a function to every output of a node."""
+    """Apply a function to every output of a node, in the forward pass."""
 
     fun: Callable[[Array], PyTree]
 
@@ -86,7 +86,7 @@ class EachValue:
 
 @dataclass(frozen=True)
 class EachCotangent:
-    """The backward half that applies a function to every cotangent that arrives at a node."""
+    """Apply a function to every cotangent that arrives at a node."""
 
     fun: Callable[[Array], PyTree]
 
@@ -95,13 +95,13 @@ class EachCotangent:
 
 
 class Tapped(NamedTuple):
-    """The backward half of a recorder at one node.
+    """The backward function of a recorder at one node.
 
     Attributes:
-        write: the half itself.
+        write: the function.
         struct: types of what it records.
-        unread: for each operand and each output its type, if the half does not read the array: then it is not
-            kept, and the half is given the type. None if it is read.
+        unread: for each operand and each output its type, if the function does not read the array: then it is
+            not kept, and the function is given the type. None if it is read.
     """
 
     write: Backward
@@ -110,7 +110,7 @@ class Tapped(NamedTuple):
 
 
 def tapped(node: Node, backward: Backward) -> Tapped:
-    """Find out what the backward half of a recorder records and reads at a node, by tracing it on types."""
+    """Find out what the backward function of a recorder records and reads at a node, by tracing it on types."""
     operands = [_jaxpr.struct_of(value.aval) for value in node.operands or node.outputs]
     outputs = [_jaxpr.struct_of(value.aval) for value in node.outputs]
     cts = tuple(struct if value.active else None for struct, value in zip(outputs, node.outputs, strict=True))

@@ -1,4 +1,4 @@
-"""The nouns of the package, as types."""
+"""Type aliases used throughout the package."""
 
 from collections.abc import Callable, Sequence
 from typing import NewType, TypeAlias
@@ -28,10 +28,10 @@ OutCts: TypeAlias = tuple[Array | None, ...]
 #: One cotangent for each operand of a node; `None` where nothing is propagated.
 InCts: TypeAlias = Sequence[Array | None]
 
-#: The leading axes a value gains inside opened scans: one length for each.
+#: The lengths of the leading axes that a value gains inside scans, one for each scan around it.
 Steps: TypeAlias = tuple[int, ...]
 
-#: A function of a user, whose signature is not known here.
+#: A user function of unknown signature.
 Function: TypeAlias = Callable[..., PyTree]
 
 #: Which positional arguments are differentiated.
