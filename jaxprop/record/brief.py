@@ -11,6 +11,8 @@ def brief(x: object) -> str:
     """A scalar as its number, an array as its type, anything else by the name of its class."""
     if x is None:
         return "None"
+    if isinstance(x, bool | int | float | complex):  # a plain number among the arguments
+        return f"{np.asarray(x).item()}"
     if not isinstance(x, jax.Array):
         return type(x).__name__
     return f"{x}" if x.ndim == 0 and not _jaxpr.is_tracer(x) else f"{x.dtype}{list(x.shape)}"
