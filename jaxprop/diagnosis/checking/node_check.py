@@ -185,7 +185,7 @@ class _Trial:
         """
         rng, here = np.random.default_rng(0), pairing([to_double(in_ct)], [tangent])
         changes = []
-        for _ in range(4):
+        for _ in range(8):  # where two operands move alike, their difference does not
             neighbours = [_neighbour(x, rng) for x in self.operands]
             there = pairing([to_double(self.rule.pull(neighbours, cts)[self.which])], [tangent])
             changes.append(relative_error(here, there))
