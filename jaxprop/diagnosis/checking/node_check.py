@@ -222,9 +222,10 @@ class _Comparison:
         finite = pushed is not None and all(np.isfinite(x).all() for x in pushed)
         self.pushed = pushed if finite else None
         by_jvp = None if self.pushed is None else pairing(self.wide, self.pushed)
-        self.agree = (
-            by_jvp is not None and self.decisive and relative_error(self.by_slope, by_jvp) <= self.allowed
-        )
+        apart = math.inf if by_jvp is None else relative_error(self.by_slope, by_jvp)
+        self.agree = self.decisive and apart <= self.allowed
+        #: Whether the differences contradict what JAX derives: at a tie, say, that is no derivative.
+        self.contradict = by_jvp is not None and math.isfinite(apart) and apart > self.allowed
         self.derived = relative_error(self.by_rule, by_jvp) if by_jvp is not None and self.derivable else None
 
     @property
@@ -234,7 +235,8 @@ class _Comparison:
         if not rule.derivable:
             return False
         jaxs_own = _jaxpr.custom_form(rule.node.eqn) is None
-        return self.agree or jaxs_own or rule.stops_gradients or not (self.decisive or self.stairs)
+        unopposed = not (self.decisive or self.stairs or self.contradict)
+        return self.agree or jaxs_own or rule.stops_gradients or unopposed
 
     def judgement(self) -> Judgement:
         smooth = sum(int(np.sum(slope.smooth)) for slope in self.slopes)
@@ -283,10 +285,9 @@ class _Comparison:
             if not self.rule.has_custom_rule:
                 exact = to_double(self.rule.pull_wide(operands, self.wide)[which])
                 self.error = min(self.error, relative_error(pairing([exact], [self.tangent]), self.by_slope))
-            elif self.pushed is not None and self.rule.rule is None:
-                plain = to_double(self.rule.pull_primal(operands, self.cts)[which])
-                by_jvp = pairing(self.wide, self.pushed)
-                rounding = 10 * relative_error(pairing([plain], [self.tangent]), by_jvp)
+            else:
+                exact = to_double(self.rule.pull_in_double(operands, self.cts)[which])
+                rounding = 2 * relative_error(self.by_rule, pairing([exact], [self.tangent]))
                 extra += rounding if math.isfinite(rounding) else 0.0
         except UNSUPPORTED:  # JAX derives nothing from this program
             pass
@@ -308,11 +309,14 @@ class _Comparison:
 
 
 def _neighbour(x: ArrayLike, rng: np.random.Generator) -> ArrayLike:
-    """Move each element by one rounding, up or down."""
+    """Move each element by one or a few roundings, up or down.
+
+    One may change nothing: an intermediate of the rule is rounded too, on a coarser grid if it is larger.
+    """
     dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.inexact):
         return x
-    step = float(jnp.finfo(dtype).eps) * rng.choice([-1.0, 1.0], np.shape(x))
+    step = float(jnp.finfo(dtype).eps) * rng.choice([-4.0, -1.0, 1.0, 4.0], np.shape(x))
     return jnp.asarray((to_double(x) * (1 + step)).astype(dtype))
 
 

@@ -198,17 +198,6 @@ class RuleFunctions:
 
         return jax.jit(run)
 
-    @functools.cached_property
-    def pull_primal(self) -> Callable[[Operands, Operands], list[Array]]:
-        """The cotangents JAX derives from the primal's program, in the precision of the node."""
-
-        def run(operands: Operands, cts: Operands) -> list[Array]:
-            assert self.node.eqn is not None
-            of = self._of_moved(_jaxpr.primal_function(self.node.eqn), operands)
-            return list(jax.vjp(of, *take(operands, self.moved))[1](list(cts)))
-
-        return jax.jit(run)
-
     # --- in double precision ---------------------------------------------------------------------
 
     @property
@@ -240,6 +229,16 @@ class RuleFunctions:
         """
         with jax.enable_x64(True):
             return [np.asarray(x) for x in self._pull_wide(list(operands), [jnp.asarray(ct) for ct in cts])]
+
+    def pull_in_double(self, operands: Operands, cts: Operands) -> Arrays:
+        """Apply the rule itself in double precision: what it gives without its own rounding.
+
+        Raises:
+            UNSUPPORTED: the rule cannot be traced, or does not run.
+        """
+        program = _jaxpr.as_program(jax.make_jaxpr(self._pull)(list(operands), list(cts)))
+        with jax.enable_x64(True):
+            return jax.jit(DoublePrecision().program(program))(*map(widen, (*operands, *cts)))
 
     def fine_sides(self, operands: Operands, tangents: Sequence[np.ndarray | None]) -> list[Sides | None]:
         """Evaluate the primal at the steps of fine differences, along directions of each moved operand.
