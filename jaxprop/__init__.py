@@ -16,7 +16,6 @@ from ._api import backprop as backprop
 from ._api import derivative as derivative
 from ._api import grad as grad
 from ._api import trace as trace
-from ._api import value_and_grad as value_and_grad
 from .core.graph import Graph as Graph
 from .core.graph import Node as Node
 from .core.graph import Source as Source
@@ -48,10 +47,12 @@ from .show import explain as explain
 from .show import formula as formula
 from .show import quiz as quiz
 from .train import Clip as Clip
+from .train import History as History
 from .train import PerExample as PerExample
 from .train import Watch as Watch
 from .train import fit as fit
 from .train import make_step as make_step
 from .train import per_example as per_example
+from .train import value_and_grad as value_and_grad
 
 __version__ = "0.2.0"
