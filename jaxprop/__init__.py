@@ -17,7 +17,6 @@ from ._api import backprop as backprop
 from ._api import derivative as derivative
 from ._api import grad as grad
 from ._api import trace as trace
-from ._api import value_and_grad as value_and_grad
 from .core.graph import Graph as Graph
 from .core.graph import Node as Node
 from .core.graph import Source as Source
@@ -54,11 +53,13 @@ if TYPE_CHECKING:
     from .show import formula as formula
     from .show import quiz as quiz
     from .train import Clip as Clip
+    from .train import History as History
     from .train import PerExample as PerExample
     from .train import Watch as Watch
     from .train import fit as fit
     from .train import make_step as make_step
     from .train import per_example as per_example
+    from .train import value_and_grad as value_and_grad
 
 __version__ = "0.2.0"
 
@@ -67,7 +68,7 @@ _LAZY = {
     "diagnosis": """Finding Report Thresholds assert_gradients assert_residuals blocked_gradients check compare
         diagnose gradient_flow precision residuals""",
     "show": "draw explain formula quiz",
-    "train": "Clip PerExample Watch fit make_step per_example",
+    "train": "Clip History PerExample Watch fit make_step per_example value_and_grad",
 }
 _PACKAGE_OF = {name: package for package, names in _LAZY.items() for name in names.split()}
 

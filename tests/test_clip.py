@@ -159,17 +159,8 @@ def test_scalars_of_aux_are_means():
 
 def test_fit_clips_and_says_how_much():
     watch = jp.Watch(nodes="loss", every=5)
-    state, history = jp.fit(
-        loss,
-        PARAMS,
-        (X, Y),
-        optimizer=optax.sgd(0.5),
-        steps=12,
-        batch_size=6,
-        examples=jp.Clip(0.1),
-        watch=watch,
-        progress=False,
-    )
+    step = jp.make_step(loss, optax.sgd(0.5), examples=jp.Clip(0.1), watch=watch)
+    state, history = jp.fit(step, PARAMS, (X, Y), steps=12, batch_size=6, progress=False)
     assert history["examples/clipped"].shape == history["examples/norm"].shape == (12,)
     assert 0 < history["examples/clipped"].min() <= 1
     for leaf in history.watched.leaves.values():
@@ -212,8 +203,8 @@ ERRORS = {
         lambda: jp.make_step(loss, examples=jp.Clip(1.0, 1.0, microbatches=2)).init(PARAMS),
         ValueError,
     ),
-    "`fit` has no parameter `noise`: it is a field of jaxprop.train.Clip, so pass examples=Clip(..., noise=...).": (
-        lambda: jp.fit(loss, PARAMS, (X, Y), steps=1, noise=1.0),
+    "`watch` belongs to the step: pass it to make_step, not to `fit`.": (
+        lambda: jp.fit(jp.make_step(loss, examples=jp.Clip(1.0)), PARAMS, (X, Y), steps=1, watch=jp.Watch()),
         TypeError,
     ),
 }

@@ -35,14 +35,15 @@ LAYERS = {
     "diagnosis.memory": "ledger residuals",
     "diagnosis.comparison": "alignment deviations compare references scaling digit_loss precision",
     "diagnosis.checking": "differences float64 inputs rule_functions node_check total_check mistakes check",
-    "train": "checks examples step checkpoint data writers loop",
+    "train": "checks examples watch step checkpoint data writers loop",
     "train.examples": """forms contributions parameters leaves batch coupling book_keeping clip
         per_example""",
-    "train.step": "watch norms watched state objective clipped pure step",
+    "train.watch": "histogram watch norms attention watched recorded gradient",
+    "train.step": "state objective clipped pure step",
     "train.checkpoint": "checkpoint leaves manifest orbax store",
     "train.data": "sharding source stream arrays placement data",
     "train.writers": "writer console files trackers group",
-    "train.loop": """watched_history history until schedule evaluate bad_step resume interrupts chunks
+    "train.loop": """watched_history rows open_rows history until schedule evaluate bad_step resume interrupts chunks
         run fit""",
     "cli": "command values loading demo trace draw explain quiz diagnosis main __main__",
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import importlib.util
 import io
 import re
 import runpy
@@ -70,6 +71,14 @@ def compare(got: str, expected: str, line: int) -> None:
 
 #: Pages whose programs take more than ten seconds to compile.
 LONG = ("train", "models-with-state")
+#: Pages about a library, and its package.
+NEEDS = {
+    "watch-linen": "flax",
+    "watch-nnx": "flax",
+    "watch-equinox": "equinox",
+    "watch-haiku": "haiku",
+    "watch-keras": "keras",
+}
 
 
 @pytest.mark.library
@@ -79,7 +88,10 @@ LONG = ("train", "models-with-state")
     ids=lambda page: page.stem,
 )
 def test_page(page, tmp_path, monkeypatch):
+    if (package := NEEDS.get(page.stem)) and importlib.util.find_spec(package) is None:
+        pytest.skip(f"NOT CHECKED: {package} is not installed")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
     with np.printoptions():  # a page may set its own
         run(page.read_text(encoding="utf-8"), tmp_path)
 

@@ -31,6 +31,13 @@ DEFERRED = 4096
 _Parts: TypeAlias = tuple[Callable[[Array], PyTree] | None, ...]
 
 
+class Besides(NamedTuple):
+    """What is recorded of the outputs of a node, if anything, and something of the node as a whole besides."""
+
+    outputs: PerOutput | None
+    whole: PyTree
+
+
 class Row(NamedTuple):
     """Where a record is: in which group, and in which row of it (None: the group is the record)."""
 
@@ -68,7 +75,7 @@ class Recording:
         """
         decoded = {i: decode(record, self.backward[i].struct) for i, record in backward.items()}
         sites = dict(_sites(FORWARD, forward)) | dict(_arrived(_sites(BACKWARD, decoded), arrived))
-        plain = {site: record for site, record in sites.items() if site.half not in self.statistics}
+        plain = {s: x for s, x in sites.items() if s.output is None or s.half not in self.statistics}
         groups = list(plain.values())
         where = {site: Row(i, None) for i, site in enumerate(plain)}
         for members, parts in self._stacks({s: part for s, part in sites.items() if s not in plain}):
@@ -107,7 +114,10 @@ def _joined(stack: list[tuple[list[Site], PyTree]]) -> tuple[list[Site], PyTree]
 def _sites(half: str, records: Mapping[NodeIndex, PyTree]) -> Iterator[tuple[Site, PyTree]]:
     """The records of one half: one for each output where they are a `PerOutput`, else one for the node."""
     for index, record in records.items():
-        if isinstance(record, PerOutput):
+        if isinstance(record, Besides):
+            yield Site(half, index, None), record.whole
+            yield from _sites(half, {} if record.outputs is None else {index: record.outputs})
+        elif isinstance(record, PerOutput):
             yield from (
                 (Site(half, index, Position(i)), x) for i, x in enumerate(record.parts) if x is not None
             )

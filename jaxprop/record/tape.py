@@ -234,9 +234,9 @@ class Tape:
 
     # --- records, values and cotangents ----------------------------------------------------------------
 
-    def record_at(self, index: NodeIndex) -> PyTree:
-        """What a recorder of whole nodes recorded in the backward pass at the node of this index."""
-        return self._record(BACKWARD, index, None)
+    def record_at(self, index: NodeIndex, half: str = BACKWARD) -> PyTree:
+        """What was recorded at the node of this index as a whole, in the backward or in the forward pass."""
+        return self._record(half, index, None)
 
     def _record_of(self, half: str, index: NodeIndex, position: Position) -> PyTree:
         """The record of an output; where the recorder records nodes as a whole, that of the node."""

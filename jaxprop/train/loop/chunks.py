@@ -23,10 +23,10 @@ from ... import _jaxpr
 from ...core.types import Array, PyTree
 from ..data.placement import Jit
 from ..data.source import Batch, BatchSource, Order
-from ..step.norms import Norms
 from ..step.pure import PureStep
 from ..step.state import Gradient, State
-from ..step.watched import Watched
+from ..watch.norms import LeafStatistics
+from ..watch.watched import Watched
 from .until import Condition, evaluate_condition
 
 #: Why a chunk ended: it ran to its end, `until` became true, or something was not finite.
@@ -241,16 +241,16 @@ class Chunks:
         judged = Judged(batch, order, gradient, row, *self.judge(state, gradient, row))
         found = _only_if(carry.status == RUNNING, judged, carry.status)
 
-        def update(state: State, gradient: Gradient) -> tuple[State, Norms]:
+        def update(state: State, gradient: Gradient) -> tuple[State, LeafStatistics]:
             return self.step.watched_update(state, gradient, *batch)
 
-        def stay(state: State, gradient: Gradient) -> tuple[State, Norms]:
-            norms = jax.eval_shape(update, state, gradient)[1]
-            return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), norms)
+        def stay(state: State, gradient: Gradient) -> tuple[State, LeafStatistics]:
+            types = jax.eval_shape(update, state, gradient)[1]
+            return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), types)
 
-        new, norms = jax.lax.cond(found.fine, update, stay, state, gradient)
+        new, statistics = jax.lax.cond(found.fine, update, stay, state, gradient)
         rows = {name: x[None] for name, x in row.items()}
-        watched = self.step.report(tape, norms, state)
+        watched = self.step.report(tape, statistics, state)
         result = ChunkResult(rows, found.fine.astype(jnp.int32), found.status, watched)
         return LoopCarry(new, order, found.status), result
 

@@ -15,10 +15,9 @@ from ..checks import explains_keywords, warn_user
 from ..data.data import Data, Extent, data_settings, open_source
 from ..data.placement import device_placement
 from ..data.sharding import Sharding
-from ..examples.clip import Clip
 from ..step.state import State
-from ..step.step import make_step
-from ..step.watch import Watch
+from ..step.step import Step, as_step
+from ..watch.watch import Watch
 from ..writers.console import Console
 from ..writers.group import WriterGroup
 from ..writers.writer import Writer
@@ -32,11 +31,9 @@ from .schedule import CAPACITY, Schedule, check_budget, eval_period, total_steps
 from .until import Condition, Until, as_until, split_condition
 
 
-@explains_keywords(
-    data=Data, evaluation=Evaluation, until=Until, watch=Watch, examples=Clip, checkpoint=Checkpoint
-)
+@explains_keywords(data=Data, evaluation=Evaluation, until=Until, watch=Watch, checkpoint=Checkpoint)
 def fit(
-    loss: Function,
+    loss: Function | Step,
     params: PyTree,
     data: object,
     *,
@@ -48,7 +45,6 @@ def fit(
     key: Array | int | None = None,
     evaluation: object = None,
     watch: Watch | None = None,
-    examples: Clip | None = None,
     has_aux: bool = False,
     model_state: PyTree = None,
     rules: Rules = (),
@@ -72,7 +68,7 @@ def fit(
 
     Args:
         loss: As in `make_step`: called as `loss(params, *batch)`, with `key` and `model_state` if it has such
-            parameters.
+            parameters. Or a step made by `make_step`, with its optimizer and all other settings.
         params: A pytree of floating point arrays. They are copied.
         data: A pytree of arrays with the examples on the first axis; a tuple such as (x, y) is several
             arguments of the loss. Or plain numbers, a single example. Or batches: a list or another iterable,
@@ -88,8 +84,8 @@ def fit(
         key: A random key or a seed, for shuffling and for a loss that takes `key`.
         evaluation: Data to evaluate the loss on after each epoch, or `jaxprop.train.Evaluation`, which also
             says what to evaluate and how often: `Evaluation((x, y), accuracy, every=100)`.
-        watch: As in `make_step`, and so are `examples`, `has_aux`, `model_state` and `rules`. Scalars of aux
-            are columns of the history.
+        watch: As in `make_step`, and so are `has_aux`, `model_state` and `rules`. Scalars of aux are columns
+            of the history.
         checkpoint: A directory, or a `jaxprop.train.Checkpoint`, which also says how often to save and which
             checkpoints to keep. The state after the last step is saved too.
         resume: Whether to continue from the newest checkpoint, if there is one. The run ends where it would
@@ -129,7 +125,8 @@ def fit(
     """
     reading, evaluating, ending = data_settings(data, batch_size), as_evaluation(evaluation), as_until(until)
     check_budget(steps, epochs, ends=ending.condition is not None or ending.seconds is not None)
-    step = make_step(loss, optimizer, has_aux=has_aux, rules=rules, watch=watch, examples=examples)
+    step = as_step(loss, optimizer=optimizer, has_aux=has_aux, rules=rules, watch=watch)
+    watch = step.watch
     placement = device_placement(sharding)
     settings = checkpoint_settings(checkpoint, resume)
     state = placement.state(step.init(params, 0 if key is None else key, model_state))

@@ -1,16 +1,17 @@
 """The result of a run: a column for each number, one row for each step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from ...core.types import PyTree
+from ..._text import plural
 from ...diagnosis import Report
-from ...record.statistics import Summary
+from ..watch.watched import Watched
+from ..writers.group import WriterGroup
+from ..writers.writer import Writer
+from .open_rows import AddedRow, OpenRows
 from .watched_history import StepNumbers, WatchedColumns, WatchedHistory
 
 
@@ -40,42 +41,102 @@ class Stop:
 class History(Mapping[str, np.ndarray]):
     """The numbers of a run: a mapping from names to NumPy columns of one length, a row for each step.
 
-    `pandas.DataFrame(history)` works. The columns are `step` (the number of steps done, including this one),
-    `loss` (at the params before the step), the scalars of `aux`, and `eval_...` with an evaluation: these are
-    computed at the params after the step, and NaN where nothing was evaluated.
+    `pandas.DataFrame(history)` works. `fit` returns one. Its columns are `step` (the number of steps done,
+    including this one), `loss` (at the params before the step), the scalars of `aux`, and `eval_...` with an
+    evaluation: these are computed at the params after the step, and NaN where nothing was evaluated.
+
+    In a loop of your own, make an empty one and `add` to it:
+
+        with jp.History(writers=[CSV("log.csv")]) as history:
+            for step, batch in enumerate(batches):
+                ...
+                history.add(step, {"loss": value}, seen)
+
+    Args:
+        writers: Objects with `write(step, row)` and `close()`, as in `fit`; each row is written.
+        every: The number of rows that are waited for at once: until then they stay on the device, so that
+            adding one does not wait for its step.
 
     Attributes:
-        stop: Why the run ended.
-        watched: What was watched, as arrays over the watched steps. Printing it shows a table.
+        stop: Why the run ended; None in a loop of your own.
         notes: Sentences about the run, such as what was done with examples that do not fill a batch.
+
+    Examples:
+        >>> import jaxprop as jp
+        >>> history = jp.History()
+        >>> for step in range(3):
+        ...     history.add(step, {"loss": 1.0 / (step + 1)})
+        >>> history["loss"].round(2).tolist()
+        [1.0, 0.5, 0.33]
     """
 
-    def __init__(
-        self,
-        columns: Mapping[str, np.ndarray],
-        stop: Stop,
-        watched: WatchedHistory,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        self._columns = dict(columns)
-        self.stop = stop
-        self.watched = watched
-        self.notes = notes
+    def __init__(self, writers: Sequence[Writer] = (), *, every: int = 50) -> None:
+        self.stop: Stop | None = None
+        self.notes: tuple[str, ...] = ()
+        self._columns: dict[str, np.ndarray] = {}
+        self._watched: WatchedHistory | None = None
+        self._open = OpenRows(WriterGroup(writers, None), every)
+
+    @classmethod
+    def of_run(
+        cls, columns: Mapping[str, np.ndarray], stop: Stop, watched: WatchedHistory, notes: Sequence[str]
+    ) -> "History":
+        """Return the history of a run that has ended."""
+        history = cls()
+        history._columns, history._watched = dict(columns), watched
+        history.stop, history.notes = stop, tuple(notes)
+        return history
+
+    def add(self, step: ArrayLike, numbers: Mapping[str, ArrayLike], seen: Watched | None = None) -> None:
+        """Add the numbers of a step; several calls with one step make one row.
+
+        Args:
+            step: The count of the step. An array of counts, if `numbers` and `seen` come stacked from
+                `jax.lax.scan`.
+            numbers: Numbers by name.
+            seen: What was watched, by `value_and_grad` or by a step.
+
+        Raises:
+            ValueError: The history is that of a run by `fit`.
+        """
+        if self.stop is not None:
+            raise ValueError("this history is complete: it is that of a run by `fit`. Make one with History().")
+        self._open.add(AddedRow(step, numbers, seen))
+
+    @property
+    def watched(self) -> WatchedHistory:
+        """What was watched, as arrays over the watched steps. Printing it shows a table."""
+        return self._open.watched() if self._watched is None else self._watched
+
+    def close(self) -> None:
+        """Write what was added, and close the writers."""
+        self._open.close()
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _all(self) -> dict[str, np.ndarray]:
+        return self._columns or self._open.columns()
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._columns:
-            raise KeyError(f"the history has no column {name!r}; available: {', '.join(self._columns)}.")
-        return self._columns[name]
+        columns = self._all()
+        if name not in columns:
+            raise KeyError(f"the history has no column {name!r}; available: {', '.join(columns)}.")
+        return columns[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return len(self._columns)
+        return len(self._all())
 
     def __repr__(self) -> str:
-        steps = len(self._columns.get("step", ()))
-        return f"History({steps} steps, {self.stop.reason}; {', '.join(self._columns)})"
+        columns = self._all()
+        how = "" if self.stop is None else f", {self.stop.reason}"
+        return f"History({plural(len(columns.get('step', ())), 'step')}{how}; {', '.join(columns)})"
 
 
 @dataclass
@@ -121,59 +182,4 @@ class HistoryBuilder:
         for step, row in self.evaluations:
             for name, number in row.items():
                 columns.setdefault(name, np.full(length, np.nan))[step - 1] = number
-        return History(columns, stop, self.watched.history(), tuple(self.notes))
-
-
-def plain_array(x: np.ndarray) -> np.ndarray:
-    """Return an array of a dtype that NumPy has itself."""
-    x = np.asarray(x)
-    return x if x.dtype.kind in "fiub" and x.dtype.itemsize >= 4 else x.astype(np.float32)
-
-
-def flat_numbers(numbers: StepNumbers) -> dict[str, float]:
-    """Return what was watched in one step as flat names and numbers: `h/cotangent/norm`, `params['w']/ratio`.
-
-    What is NaN because it was not recorded or is undefined (the ratio to a parameter that is zero, the mean of
-    an empty array) is left out.
-    """
-    row: dict[str, float] = {}
-    for name, sides in numbers.values.items():
-        for side, record in sides._asdict().items():
-            found = _of_summary(record) if isinstance(record, Summary) else _real_scalars(record)
-            row |= {"/".join(filter(None, (name, side, last))): x for last, x in found.items()}
-    for group, norms in (("", numbers.leaves), ("per_example/", numbers.per_example)):
-        for path, leaf in norms.items():
-            row |= {f"{path}/{group}{kind}": float(x) for kind, x in leaf._asdict().items() if not np.isnan(x)}
-    return row
-
-
-def _of_summary(s: Summary) -> dict[str, float]:
-    """The statistics that have a value: those of an empty array are NaN although no number in it is."""
-    numbers = {name: float(x) for name, x in _over_scan_steps(s)._asdict().items()}
-    return {name: x for name, x in numbers.items() if x == x or numbers["nonfinite"] > 0}
-
-
-def _real_scalars(record: PyTree) -> dict[str, float]:
-    """The real numbers in what a recorder returned, by their path."""
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(record):
-        dtype = getattr(leaf, "dtype", np.dtype(type(leaf)))
-        if np.ndim(leaf) == 0 and any(map(jnp.issubdtype, [dtype] * 3, [jnp.floating, jnp.integer, jnp.bool_])):
-            found[jax.tree_util.keystr(path, simple=True, separator="/")] = float(np.asarray(leaf))
-    return found
-
-
-def _over_scan_steps(s: Summary) -> Summary:
-    """The summary of all steps of a scan together. All arrays have one size, so it is exact."""
-    if not np.ndim(s.norm):
-        return s
-    whole: dict[str, Any] = {
-        "norm": np.sqrt(np.sum(np.square(s.norm))),
-        "rms": np.sqrt(np.mean(np.square(s.rms))),
-        "mean": np.mean(s.mean),
-        "min": np.min(s.min),
-        "max": np.max(s.max),
-        "zeros": np.mean(s.zeros),
-        "nonfinite": np.sum(s.nonfinite),
-    }
-    return Summary(**whole)
+        return History.of_run(columns, stop, self.watched.history(), self.notes)

@@ -39,7 +39,13 @@ def interrupts_held() -> Iterator[None]:
 
 
 class Recoverable(Protocol):
-    """A run whose state and history can be recovered."""
+    """A run whose state and history can be recovered.
+
+    Attributes:
+        done: The number of steps done.
+    """
+
+    done: int
 
     @property
     def taken(self) -> int:
@@ -76,4 +82,4 @@ class Rescue:
         if state is None:
             what = "the history is `error.history`; the state was lost with the step that failed"
         saved = "".join(f" {note}" for note in history.notes if note.startswith("Checkpoint"))
-        error.add_note(f"jaxprop: after {plural(history.stop.step, 'step')}, {what}.{saved}")
+        error.add_note(f"jaxprop: after {plural(self.run.done, 'step')}, {what}.{saved}")

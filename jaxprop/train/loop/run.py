@@ -21,9 +21,10 @@ from ..writers.group import WriterGroup
 from .bad_step import explain_nonfinite
 from .chunks import NONFINITE, UNTIL, ChunkResult, Chunks, LoopCarry
 from .evaluate import Evaluate
-from .history import History, HistoryBuilder, Stop, flat_numbers, plain_array
+from .history import History, HistoryBuilder, Stop
 from .interrupts import interrupts_held
 from .resume import Save
+from .rows import flat_numbers, histograms_of, plain_array
 from .schedule import Pace, Schedule
 from .until import Condition, evaluate_condition
 from .watched_history import step_numbers
@@ -186,6 +187,8 @@ class TrainingRun:
         if quiet:
             return
         self.log(chunk.begin, rows, count, per_step, {} if numbers is None else flat_numbers(numbers))
+        if numbers is not None and numbers.histograms:
+            self.effects.writers.write_histograms(chunk.begin + count, histograms_of(numbers))
         if status == NONFINITE:
             self.stop = self._explain(chunk, count, float(rows["loss"][count]))
 

@@ -13,7 +13,9 @@ from ..._jaxpr import is_key
 from ..._text import in_columns, plural
 from ...core.types import PyTree, Shape
 from ...record.statistics import Summary
-from ..step.watched import ExampleNorms, LeafNorms, Watched
+from ..watch.attention import Attention
+from ..watch.histogram import Histogram
+from ..watch.watched import ExampleNorms, LeafNorms, Watched
 
 T = TypeVar("T")
 
@@ -36,19 +38,43 @@ class StepNumbers(NamedTuple):
     values: dict[str, WatchedValue]
     leaves: dict[str, LeafNorms]
     per_example: dict[str, ExampleNorms]
+    attention: dict[str, Attention] = {}
+    histograms: dict[str, Histogram] = {}
 
 
 #: Containers of `StepNumbers` other than dict, list and tuple, by the name they have on disk.
 _CONTAINERS: dict[str, Callable[..., PyTree]] = {
-    kind.__name__: kind for kind in (StepNumbers, WatchedValue, LeafNorms, ExampleNorms, Summary)
+    kind.__name__: kind
+    for kind in (StepNumbers, WatchedValue, LeafNorms, ExampleNorms, Summary, Attention, Histogram)
 }
 
 
 def step_numbers(watched: Watched) -> StepNumbers:
     """Return what was watched in one step, by name."""
     values = {name: WatchedValue(entry.value, entry.cotangent) for name, entry in watched.items()}
-    per_example = watched.per_example if "noise" in watched.norms else {}
-    return StepNumbers(values, dict(watched.leaves), dict(per_example))
+    per_example = watched.per_example if "noise" in watched.statistics.norms else {}
+    others = dict(watched.attention), dict(watched.histograms)
+    return StepNumbers(values, dict(watched.leaves), dict(per_example), *others)
+
+
+def growth(norms: ArrayLike) -> np.ndarray:
+    """Return by which factor cotangents grow from one step of a scan to the one before, on average.
+
+        (norm of the first step / norm of the last) ** (1 / (steps - 1))
+
+    Args:
+        norms: Norms of the cotangents, the steps on the last axis.
+
+    Returns:
+        Without the last axis; NaN if there are no steps, or only one, or if a norm is zero or not finite.
+    """
+    norms = np.asarray(norms, np.float64)
+    if norms.ndim == 0 or norms.shape[-1] < 2:
+        return np.full(norms.shape[:-1], np.nan)
+    first, last = norms[..., 0], norms[..., -1]
+    known = np.isfinite(first) & np.isfinite(last) & (first > 0) & (last > 0)
+    ratio = np.divide(first, last, out=np.full(known.shape, np.nan), where=known)
+    return ratio ** (1 / (norms.shape[-1] - 1))
 
 
 @dataclass(frozen=True)
@@ -139,6 +165,8 @@ def _in_order(layout: StepNumbers, numbers: StepNumbers) -> StepNumbers:
         {name: layout.values[name] for name in numbers.values},
         {path: layout.leaves[path] for path in numbers.leaves},
         {path: layout.per_example[path] for path in numbers.per_example},
+        {name: layout.attention[name] for name in numbers.attention},
+        {name: layout.histograms[name] for name in numbers.histograms},
     )
 
 
@@ -215,6 +243,24 @@ class WatchedHistory(Mapping[str, WatchedValue]):
         """Single examples by leaf of the params, over the watched steps; with `Watch(per_example=True)`."""
         return {path: self._filled(slots) for path, slots in self._slots.per_example.items()}
 
+    @property
+    def attention(self) -> Mapping[str, Attention]:
+        """The largest logit and the entropy of each attention, with `Watch(attention=True)`."""
+        return {name: self._filled(slots) for name, slots in self._slots.attention.items()}
+
+    @property
+    def histograms(self) -> Mapping[str, Histogram]:
+        """Histograms by name and quantity, such as "h/cotangent", with `Watch(histograms=...)`."""
+        return {name: self._filled(slots) for name, slots in self._slots.histograms.items()}
+
+    @property
+    def growth(self) -> Mapping[str, np.ndarray]:
+        """By which factor cotangents inside a scan grow from one of its steps to the one before, on average."""
+        norms = {
+            name: side.cotangent.norm for name, side in self.items() if isinstance(side.cotangent, Summary)
+        }
+        return {name: growth(x) for name, x in norms.items() if np.ndim(x) > 1}
+
     def _filled(self, slots: T) -> T:
         return jax.tree.map(lambda slot: self._stacks[slot.stack][:, slot.row], slots)
 
@@ -226,7 +272,8 @@ class WatchedHistory(Mapping[str, WatchedValue]):
             return "nothing was watched"
         first, last = int(self.steps[0]), int(self.steps[-1])
         head = f"watched in {plural(len(self.steps), 'step')}, from {first} to {last}: first -> last"
-        return "\n\n".join([head, *filter(None, (self._table_of_values(), self._table_of_leaves()))])
+        tables = self._table_of_values(), self._table_of_leaves(), self._table_of_attention()
+        return "\n\n".join([head, *filter(None, tables)])
 
     def _table_of_values(self) -> str:
         rows = [("value", "|value|", "|cotangent|", "zeros", "not finite")]
@@ -242,6 +289,14 @@ class WatchedHistory(Mapping[str, WatchedValue]):
     def _table_of_leaves(self) -> str:
         rows = [("parameter", *LeafNorms._fields)]
         rows += [(path, *map(_change, norms)) for path, norms in self.leaves.items()]
+        return in_columns(rows) if len(rows) > 1 else ""
+
+    def _table_of_attention(self) -> str:
+        rows = [("attention", "largest logit", "entropy", "of at most")]
+        for name, (logit, entropy, keys) in self.attention.items():
+            axes = _scan_axes(logit)
+            most = f"{np.log(np.max(keys)):.3g}"
+            rows.append((name, _change(np.max(logit, axes)), _change(np.mean(entropy, axes)), most))
         return in_columns(rows) if len(rows) > 1 else ""
 
 

@@ -9,19 +9,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..._api import backprop, value_and_grad
+from ..._api import value_and_grad
 from ...core.rules import Rules
 from ...core.types import Array, Function, PyTree
 from ...record.tape import Tape
 from ..checks import check_same_types
 from ..examples.clip import Clip
 from ..examples.per_example import per_example
+from ..watch.norms import LeafStatistics, of_examples, of_gradient, of_update
+from ..watch.recorded import recorded_pass
+from ..watch.watch import Watch
+from ..watch.watched import Watched, without_results
 from .clipped import clipped_gradient
-from .norms import Norms, leaf_norms
 from .objective import Objective
 from .state import Gradient, Metrics, State
-from .watch import Watch
-from .watched import Watched, without_results
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +50,8 @@ class PureStep:
             ValueError: There is no `Watch`.
         """
         found, tape = self.recorded_gradient(state, *batch)
-        new, norms = self.watched_update(state, found, *batch)
-        return new, Metrics(found.loss, found.aux, self.report(tape, norms, state), found.examples)
+        new, statistics = self.watched_update(state, found, *batch)
+        return new, Metrics(found.loss, found.aux, self.report(tape, statistics, state), found.examples)
 
     def scheduled(self, state: State, *batch: PyTree) -> tuple[State, Metrics]:
         """Take a step, plain or watched by the count in the state."""
@@ -89,12 +90,10 @@ class PureStep:
             ValueError: There is no `Watch`.
         """
         watch, call = self.required_watch(), self.objective
-        if not watch.selects:
+        if not watch.records_nodes:
             return self.gradient(state, *batch), None
-        traced = backprop(
-            call.loss, has_aux=call.paired, nodes=watch.selector, record=watch.record, rules=self.rules
-        )
-        tape = traced(state.params, *batch, **call.keywords(state))
+        args, keywords = (state.params, *batch), call.keywords(state)
+        tape = recorded_pass(watch, call.loss, args, keywords, 0, call.paired, self.rules)
         if self.examples is not None:
             return self.gradient(state, *batch), without_results(tape)
         result = (tape.value, tape.aux) if call.paired else tape.value
@@ -122,21 +121,22 @@ class PureStep:
         check_same_types(state, new)
         return new
 
-    def watched_update(self, state: State, found: Gradient, *batch: PyTree) -> tuple[State, Norms]:
-        """Return the state after the step, and the norms of what changed it."""
+    def watched_update(self, state: State, found: Gradient, *batch: PyTree) -> tuple[State, LeafStatistics]:
+        """Return the state after the step, and what is recorded of the leaves of the params."""
         watch = self.required_watch()
         new = self.update(state, found, *batch)
-        examples = None
+        old, updated, grads = map(jax.tree.leaves, (state.params, new.params, found.grads))
+        statistics = of_gradient(watch, old, grads) | of_update(watch, old, updated)
         if watch.per_example:
             norms_of = per_example(self.objective.loss, has_aux=self.objective.paired)
-            examples = norms_of(state.params, *batch, **self.objective.keywords(state))
-        return new, leaf_norms(watch, state.params, new.params, found.grads, examples)
+            statistics |= of_examples(norms_of(state.params, *batch, **self.objective.keywords(state)))
+        return new, statistics
 
-    def report(self, tape: Tape | None, norms: Norms, state: State) -> Watched:
+    def report(self, tape: Tape | None, statistics: LeafStatistics, state: State) -> Watched:
         """Return what was watched in the step that started from `state`."""
         leaves = jax.tree_util.tree_leaves_with_path(state.params)
         paths = tuple(self.objective.root + jax.tree_util.keystr(path) for path, _ in leaves)
-        return Watched(jnp.bool_(True), state.step, tape, norms, paths)
+        return Watched(jnp.bool_(True), state.step, tape, statistics, paths, self.watch)
 
     def required_watch(self) -> Watch:
         """Return the `Watch`.

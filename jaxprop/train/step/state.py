@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from ...core.types import Array, PyTree
-from .watched import Watched
+from ..watch.watched import Watched
 
 #: Columns of the history that do not come from `aux`.
 _RESERVED = ("loss", "step", "epoch", "steps_per_second")

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,12 @@ from ...core.rules import Rules
 from ...core.types import Array, Function, PyTree
 from ..checks import check_arrays_only, check_float_leaves, check_optimizer
 from ..examples.clip import Clip
+from ..watch.watch import Watch
+from ..watch.watched import UNWATCHED
 from .clipped import check_accumulation, check_examples
 from .objective import Objective
 from .pure import PureStep
 from .state import Metrics, State, donatable
-from .watch import Watch
-from .watched import UNWATCHED
 
 
 class StepCounter:
@@ -202,6 +203,20 @@ def make_step(
     if examples is not None:
         check_examples(examples, step.takes, rules)
     return step
+
+
+def as_step(loss: Function | Step, **settings: Any) -> Step:
+    """Return a step as it is, or make one from a loss.
+
+    Raises:
+        TypeError: Settings are given for a step, which has its own.
+    """
+    if not isinstance(loss, Step):
+        return make_step(loss, settings.pop("optimizer"), **settings)
+    given = [name for name, value in settings.items() if value]
+    if given:
+        raise TypeError(f"`{given[0]}` belongs to the step: pass it to make_step, not to `fit`.")
+    return loss
 
 
 def _call_donated(

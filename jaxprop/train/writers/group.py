@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from ..watch.histogram import Histogram
 from .console import Console
 from .writer import Writer, resume_at
 
@@ -41,6 +42,13 @@ class WriterGroup:
         """Pass the row to every writer."""
         for writer in self._writing:
             writer.write(step, row)
+
+    def write_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Pass histograms to every writer that takes them."""
+        for writer in self._writing:
+            write = getattr(writer, "write_histograms", None)
+            if write is not None:
+                write(step, histograms)
 
     def close(self) -> None:
         """Close every writer, also if closing one of them fails."""

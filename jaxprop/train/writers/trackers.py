@@ -8,6 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from ..watch.histogram import Histogram
 from .writer import number_of
 
 _BATCH = 1000  # metrics that MLflow accepts in one call
@@ -53,6 +56,26 @@ class TensorBoard:
             self._writer.add_scalar(name, number_of(name, value), step)
         self._writer.flush()
 
+    def write_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Add one histogram to each chart of distributions."""
+        if self._writer is None:
+            self._writer = self._make()
+        for name, found in histograms.items():
+            counts, edges = np.asarray(found.counts), found.edges
+            middles = (edges[1:] + edges[:-1]) / 2
+            self._writer.add_histogram_raw(
+                name,
+                min=float(found.low),
+                max=float(found.high),
+                num=int(counts.sum()),
+                sum=float(counts @ middles),
+                sum_squares=float(counts @ middles**2),
+                bucket_limits=edges[1:].tolist(),
+                bucket_counts=counts.tolist(),
+                global_step=step,
+            )
+        self._writer.flush()
+
     def close(self) -> None:
         """Flush and close the event file."""
         if self._writer is not None:
@@ -79,6 +102,7 @@ class WandB:
         except ImportError as error:
             raise ImportError(_absent("WandB", "wandb", "wandb")) from error
         self._start = lambda: wandb.init(**options)
+        self._histogram = wandb.Histogram
         self._own = run is None
         self.run = run
 
@@ -87,6 +111,13 @@ class WandB:
         if self.run is None:
             self.run = self._start()
         self.run.log({name: number_of(name, value) for name, value in row.items()}, step=step)
+
+    def write_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Log histograms at `step`."""
+        if self.run is None:
+            self.run = self._start()
+        parts = {name: (np.asarray(found.counts), found.edges) for name, found in histograms.items()}
+        self.run.log({name: self._histogram(np_histogram=part) for name, part in parts.items()}, step=step)
 
     def close(self) -> None:
         """Finish the run, if it was started here."""

@@ -14,9 +14,9 @@ class Writer(Protocol):
     """Anything that takes rows: an object with these two methods. It need not inherit from this class.
 
     A writer that also has a method `resume(step)` is told, before the first row of a resumed run, the step
-    after
-    which the run continues: rows of later steps were written by the run that was killed, and will be written
-        again.
+    after which the run continues: rows of later steps were written by the run that was killed, and will be
+    written again. One that has a method `write_histograms(step, histograms)` gets histograms by name too, as
+    `jaxprop.train.Histogram`, with `Watch(histograms=...)`.
 
     Examples:
         >>> import jax.numpy as jnp, jaxprop as jp
