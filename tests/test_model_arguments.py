@@ -148,7 +148,7 @@ def test_a_model_that_is_not_differentiated(case):
 
     tape = jp.backprop(loss)(2.0, case.make(), X, Y, "a note")
     expected = jax.grad(lambda w: loss(w, case.make(), X, Y, None))(2.0)
-    np.testing.assert_allclose(tape.grads, expected, rtol=1e-5)
+    np.testing.assert_allclose(tape.grads, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["eqx.nn.MLP", "an Equinox module", "tied weights"])

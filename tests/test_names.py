@@ -1216,7 +1216,7 @@ LIBRARIES = {
         {"params['params']['first']['kernel']", "params['params']['Dense_0']['bias']"},
         "MLP/first/dot_general",
     ),
-    "nnx": (nnx, {"params['first']['kernel'].value", "params['second']['bias'].value"}, "MLP/dot_general"),
+    "nnx": (nnx, {"params.first.kernel", "params.second.bias"}, "MLP/dot_general"),
     "equinox": (equinox, {"params.first.weight", "params.second.bias"}, "eqx.nn.Linear/dot_general"),
     "haiku": (haiku, {"params['first']['w']", "params['second']['b']"}, "first/dot_general"),
 }

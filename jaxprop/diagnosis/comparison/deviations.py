@@ -147,7 +147,7 @@ def forward_floors(aligned: Aligned, arrays: Arrays) -> list[float]:
 def backward_floors(aligned: Aligned, arrays: Arrays) -> list[float]:
     """Estimate the rounding errors of the reference's cotangents, likewise.
 
-    A cotangent is a sum where its value has several consumers, and where it is broadcast.
+    A cotangent is a sum where its value has several consumers, where it is broadcast, and where they are complex.
     """
     return _floors(aligned, arrays, Side.BACKWARD)
 
@@ -184,7 +184,10 @@ def _sources(
     else:
         nexts = [new for _, new in successors(graph).get(value.id, ()) if new.active]
         before = [new.id for new in nexts]
-        sums = len(nexts) > 1 or any(np.prod(new.shape) > np.prod(value.shape) for new in nexts)
+        # A complex product is a sum of products too, and its real part may cancel.
+        sums = len(nexts) > 1 or any(
+            np.prod(new.shape) > np.prod(value.shape) or _jaxpr.is_complex(new.dtype) for new in nexts
+        )
     scale = max((norms.get(id_, 0.0) for id_ in before), default=0.0)
     return before, scale if sums else 0.0
 
