@@ -147,7 +147,7 @@ def forward_floors(aligned: Aligned, arrays: Arrays) -> list[float]:
 def backward_floors(aligned: Aligned, arrays: Arrays) -> list[float]:
     """Estimate the rounding errors of the reference's cotangents, likewise.
 
-    A cotangent is a sum where its value has several consumers, where it is broadcast, and where they are complex.
+    A cotangent is a sum where its value has several consumers, is broadcast, or enters a complex product.
     """
     return _floors(aligned, arrays, Side.BACKWARD)
 
