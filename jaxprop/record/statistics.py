@@ -102,28 +102,14 @@ def _measure(x: Array) -> _Measures:
     x = real(x)
     zero = np.zeros((), x.dtype)
     total, squares = (lax.reduce(y, zero, lax.add, tuple(range(x.ndim))) for y in (x, x * x))
-    rest = _extremes_and_counts if _jaxpr.KEEPS_CUSTOM_JVP else _extremes_then_counts
-    return _Measures(total, squares, *rest(x))
-
-
-def _extremes_then_counts(x: Array) -> tuple[Array, Array, Array, Array]:
-    """The same as two reductions, which JAX differentiates itself: they read the array twice."""
-    infinity, none, axes = np.array(np.inf, x.dtype), np.int32(0), tuple(range(x.ndim))
-    least, most = lax.reduce(
-        (x, x), (infinity, -infinity), lambda a, b: (lax.min(a[0], b[0]), lax.max(a[1], b[1])), axes
-    )
-    zeros, nonfinite = lax.reduce(
-        ((x == 0).astype(np.int32), (~jnp.isfinite(x)).astype(np.int32)),
-        (none, none),
-        lambda a, b: (a[0] + b[0], a[1] + b[1]),
-        axes,
-    )
-    return least, most, portable(zeros, x), portable(nonfinite, x)
+    return _Measures(total, squares, *_extremes_and_counts(x))
 
 
 @jax.custom_jvp
 def _extremes_and_counts(x: Array) -> tuple[Array, Array, Array, Array]:
     """The minimum, the maximum, and counts of zeros and of numbers that are not finite, in one reduction."""
+    if not _jaxpr.KEEPS_CUSTOM_JVP:
+        return _extremes_then_counts(x)
     zero, infinity, none = np.zeros((), x.dtype), np.array(np.inf, x.dtype), np.int32(0)
     least, most, zeros, nonfinite = lax.reduce(
         (x, x, (x == zero).astype(np.int32), (~jnp.isfinite(x)).astype(np.int32)),
@@ -147,6 +133,21 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[PyTree, PyTree]:
         jnp.zeros_like(x) if _jaxpr.is_inexact(x.dtype) else np.zeros((), _jaxpr.float0) for x in outputs[2:]
     )
     return outputs, (least, most, *counts)
+
+
+def _extremes_then_counts(x: Array) -> tuple[Array, Array, Array, Array]:
+    """The same in two reductions, which JAX can differentiate where it drops the rule above."""
+    infinity, none, axes = np.array(np.inf, x.dtype), np.int32(0), tuple(range(x.ndim))
+    least, most = lax.reduce(
+        (x, x), (infinity, -infinity), lambda a, b: (lax.min(a[0], b[0]), lax.max(a[1], b[1])), axes
+    )
+    zeros, nonfinite = lax.reduce(
+        ((x == 0).astype(np.int32), (~jnp.isfinite(x)).astype(np.int32)),
+        (none, none),
+        lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        axes,
+    )
+    return least, most, portable(zeros, x), portable(nonfinite, x)
 
 
 def portable(count: Array, x: Array) -> Array:
