@@ -89,7 +89,7 @@ def coupling(traced: Traced, larger: Traced) -> Coupling | None:
         return None
     if any(_loops_over_examples(*pair) for pair in zip(nodes, others, strict=True)):
         return None
-    flow = _Spread.of(traced, graph, zip(_values(graph), _values(other), strict=True))
+    flow = _Coupling.of(traced, graph, zip(_values(graph), _values(other), strict=True))
     return next((found for node in nodes if not node.opened and (found := flow.coupling_at(node))), None)
 
 
@@ -105,7 +105,7 @@ def _loops_over_examples(node: Node, other: Node) -> bool:
 
 
 @dataclass(frozen=True)
-class _Spread:
+class _Coupling:
     """What values depend on.
 
     Attributes:
@@ -121,7 +121,7 @@ class _Spread:
     active: frozenset[ValueId]
 
     @classmethod
-    def of(cls, traced: Traced, graph: Graph, pairs: Iterator[tuple[Value, Value]]) -> "_Spread":
+    def of(cls, traced: Traced, graph: Graph, pairs: Iterator[tuple[Value, Value]]) -> "_Coupling":
         axes = {value.id: _longer_axes(value, other) for value, other in pairs}
         sources = [v.id for v, point in zip(graph.inputs, traced.differentiated, strict=True) if point]
         loss = graph.outputs[0].id
